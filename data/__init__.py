@@ -1,0 +1,1 @@
+"""Data sets, one tiny script each: where from, licence, how to read."""

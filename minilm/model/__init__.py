@@ -1,0 +1,1 @@
+"""The transformer, its toggles, its objectives, and weights in and out."""

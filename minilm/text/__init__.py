@@ -1,0 +1,1 @@
+"""Text in, batches out: tokenizers, downloads, shards, packing, the embedded corpus."""

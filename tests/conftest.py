@@ -1,0 +1,26 @@
+"""Shared fixtures. Tests never touch the network and never write outside their temporary folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real files in upstream form; skips where MINILM_TEST_DATA is not set."""
+    folder = os.environ.get("MINILM_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MINILM_TEST_DATA names no folder of test data")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared shards land in the test's own folder."""
+    monkeypatch.setenv("MINILM_DATA", str(tmp_path / "shards"))
