@@ -166,7 +166,9 @@ def check_fields(config: Any) -> None:
         choices = get_args(hint)
         if str(hint).startswith("typing.Literal"):
             if value not in choices:
-                raise UsageError(f"{field.name} is {value!r}: choose {', '.join(map(str, choices))}{nearest(value, choices)}")
+                raise UsageError(
+                    f"{field.name} is {value!r}: choose {', '.join(map(str, choices))}{nearest(value, choices)}"
+                )
         elif hint is float and type(value) is int:
             object.__setattr__(config, field.name, float(value))
         elif hint in (int, float, bool, str) and type(value) is not hint:

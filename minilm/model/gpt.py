@@ -1,0 +1,208 @@
+"""GPT-2, with every component switchable.
+
+- The untouched config is GPT-2: pre-norm blocks, tanh GELU, learned positions, biases, tied head.
+- A block is two slots of the form post(x + out(branch(pre(x)))); norm_position says which of the three hold a norm.
+- What a token may see is worked out once a pass (`geometry.py`) and read by every block.
+- Rows of the vocabulary that are padding or not in use never reach a softmax.
+
+B batch, T tokens, S tokens seen by attention (cached ones included), D width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minilm.config import GPTConfig
+from minilm.errors import UsageError
+from minilm.model.cache import Cache
+from minilm.model.geometry import Geometry, attend, locate
+from minilm.model.layers import NORMS, POSITIONS, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
+from minilm.model.losses import cross_entropy
+
+if TYPE_CHECKING:
+    from minilm.text.tokenizer import Tokenizer
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani 2017); fewer key heads than query heads is Ainslie 2023."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.widths = [config.n_embd, config.kv_heads * config.head_width, config.kv_heads * config.head_width]
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.attn_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_bias)
+        self.q_norm = HeadNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        B, T, D = x.shape
+        c = self.config
+        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in self.c_attn(x).split(self.widths, dim=-1))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if geometry.rotation is not None:
+            q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
+        scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
+        dropout = c.attn_dropout if self.training else 0.0
+        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not c.attn_upcast):
+            if c.attn_upcast:
+                q, k, v = q.float(), k.float(), v.float()
+            y = attend(q, k, v, geometry, scale, dropout).to(x.dtype)
+        return self.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class Block(nn.Module):
+    """x = post(x + out(branch(pre(x)))), for attention and then for the feed-forward."""
+
+    def __init__(self, config: GPTConfig, index: int) -> None:
+        super().__init__()
+
+        def slot(*where: str) -> nn.Module:
+            return NORMS[config.norm if config.norm_position in where else "none"](config.n_embd, config)
+
+        self.ln_1, self.ln_1_out, self.ln_1_post = slot("pre", "sandwich"), slot("sandwich"), slot("post")
+        self.attn = Nothing() if index in config.skip_attn else Attention(config)
+        self.ln_2, self.ln_2_out, self.ln_2_post = slot("pre", "sandwich"), slot("sandwich"), slot("post")
+        self.mlp = Nothing() if index in config.skip_mlp else feed_forward(config)
+
+    def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        x = self.ln_1_post(x + self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache)))
+        return self.ln_2_post(x + self.ln_2_out(self.mlp(self.ln_2(x))))
+
+
+class ParallelBlock(Block):
+    """Both branches read the block's input (Wang & Komatsuzaki 2021, GPT-J; two norms as in GPT-NeoX)."""
+
+    def __init__(self, config: GPTConfig, index: int) -> None:
+        super().__init__(config, index)
+        self.ln_1_post = nn.Identity()
+
+    def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        attended = self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache))
+        return self.ln_2_post(x + attended + self.ln_2_out(self.mlp(self.ln_2(x))))
+
+
+class GPT(nn.Module):
+    """A language model: `model(ids (B, T)) -> logits (B, T, V)`.
+
+    Raises UsageError on a config without a vocabulary, and on more tokens than a learned position table has rows.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise UsageError("vocab_size is 0: pass the tokenizer's vocab_size before building the model")
+        self.config = config
+        width = config.n_factor or config.n_embd
+        self.wte = nn.Embedding(config.vocab_rows, width)
+        self.wte_proj = nn.Linear(width, config.n_embd, bias=False) if config.n_factor else nn.Identity()
+        self.wpe = POSITIONS[config.position](config)
+        self.ln_e = NORMS[config.norm if config.embd_norm else "none"](config.n_embd, config)
+        self.dropout = nn.Dropout(config.embd_dropout)
+        block = ParallelBlock if config.parallel_residual else Block
+        self.h = nn.ModuleList(block(config, i) for i in range(config.unique_layers))
+        self.ln_f = NORMS[config.norm if config.final_norm else "none"](config.n_embd, config)
+        self.head_proj = nn.Linear(config.n_embd, width, bias=False) if config.n_factor else nn.Identity()
+        self.lm_head = nn.Identity() if config.tie_embeddings else nn.Linear(width, config.vocab_rows, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """GPT-2's initialisation (Radford 2019, section 2.3), or `zero_proj`'s; norms start as the identity."""
+        std = self.config.init_std
+        proj_std = {"normal": std / math.sqrt(2 * self.config.n_layer), "zero_proj": 0.0}[self.config.init_scheme]
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding | LearnedPosition):
+                residual = name.endswith((".attn.c_proj", ".mlp.c_proj"))
+                nn.init.normal_(module.weight, std=proj_std if residual else std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V with padding, D or n_factor): the embedding table itself where embeddings are tied."""
+        return self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else self.wte.weight
+
+    def forward(self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V); rows that are not in use are -inf.
+
+        documents (B, T): tokens attend only within their own (contiguous) document, and positions restart with it.
+        cache: ids are the tokens that come next; the cache is advanced by T.
+        """
+        return self.head(self.hidden(ids, documents, cache))
+
+    def hidden(self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """ids (B, T) -> what the head reads, (B, T, D)."""
+        geometry = locate(self.config, self.wpe, ids, documents, cache)
+        x = self.wte_proj(self.wte(ids)) + self.wpe(geometry.positions)
+        x = self.dropout(self.ln_e(x))
+        repeats = self.config.n_layer // len(self.h)
+        for layer in range(self.config.n_layer):
+            x = self.h[layer // repeats](x, layer, geometry, cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self.ln_f(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (..., D) -> logits (..., V)."""
+        logits = self.used_logits(x)
+        return F.pad(logits, (0, self.config.vocab_size - logits.shape[-1]), value=-math.inf)
+
+    def used_logits(self, x: Tensor) -> Tensor:
+        """x (..., D) -> logits of the rows in use (..., vocab_used)."""
+        c = self.config
+        used = c.vocab_used or c.vocab_size
+        rows = min(c.vocab_rows, -(-used // c.vocab_multiple) * c.vocab_multiple)
+        logits = F.linear(self.head_proj(x), self.head_weight[:rows])[..., :used]
+        return c.logit_softcap * torch.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
+
+    def loss(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"."""
+        return cross_entropy(self.used_logits(self.hidden(ids, documents)), targets, reduction)
+
+    def num_params(self) -> int:
+        """Parameters, a tied head once, padding rows of the vocabulary not at all."""
+        padding = self.config.vocab_rows - self.config.vocab_size
+        n_tables = 1 if self.config.tie_embeddings else 2
+        return sum(p.numel() for p in self.parameters()) - n_tables * padding * self.wte.embedding_dim
+
+    def flops_per_token(self, n_tokens: int) -> float:
+        """Training FLOPs per token at context n_tokens: 6N + 12 L D T (Chowdhery 2022, appendix B).
+
+        N: parameters less wpe, as MFU counts them; rows of the vocabulary not in use do no work and are left out,
+        and a shared block counts as often as it runs.
+        """
+        c = self.config
+        unused = (c.vocab_size - (c.vocab_used or c.vocab_size)) * self.wte.embedding_dim
+        N = self.num_params() - sum(p.numel() for p in self.wpe.parameters())
+        N -= unused * (1 if c.tie_embeddings else 2)
+        N += (c.n_layer // len(self.h) - 1) * sum(p.numel() for p in self.h.parameters())
+        return 6.0 * N + 12.0 * c.n_layer * c.n_embd * n_tokens
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> Self:
+        """A run, a step folder, a Hugging Face folder or file, or a Hub name; changes are config fields."""
+        from minilm.model.weights import load_pretrained
+
+        return load_pretrained(name_or_path, **changes)[0]
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        """Writes model.safetensors and config.json (and tokenizer.json); transformers opens what GPT-2 can express."""
+        from minilm.model.weights import save_pretrained
+
+        save_pretrained(self, folder, tokenizer)
