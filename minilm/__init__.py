@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minilm.config import GPTConfig as GPTConfig
+    from minilm.config import TrainConfig as TrainConfig
     from minilm.decoding.engine import generate as generate
     from minilm.decoding.engine import generate_ids as generate_ids
     from minilm.decoding.engine import stream as stream
     from minilm.model.gpt import GPT as GPT
     from minilm.text.prepare import prepare as prepare
     from minilm.text.tokenizer import get_tokenizer as get_tokenizer
-    from minilm.config import TrainConfig as TrainConfig
     from minilm.training.loop import train as train
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOME = {
     "stream": "minilm.decoding.engine",
     "train": "minilm.training.loop",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from minilm.errors import UsageError
@@ -161,25 +161,117 @@ class GPTConfig:
 def check_fields(config: Any) -> None:
     """Raises UsageError where a dataclass's field has a value outside its annotated type or `Literal`."""
     hints = get_type_hints(type(config))
-    for field in fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+    for f in fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
         choices = get_args(hint)
         if str(hint).startswith("typing.Literal"):
             if value not in choices:
                 raise UsageError(
-                    f"{field.name} is {value!r}: choose {', '.join(map(str, choices))}{nearest(value, choices)}"
+                    f"{f.name} is {value!r}: choose {', '.join(map(str, choices))}{nearest(value, choices)}"
                 )
         elif hint is float and type(value) is int:
-            object.__setattr__(config, field.name, float(value))
+            object.__setattr__(config, f.name, float(value))
         elif hint in (int, float, bool, str) and type(value) is not hint:
-            raise UsageError(f"{field.name} takes {hint.__name__}, not {value!r}")
+            raise UsageError(f"{f.name} takes {hint.__name__}, not {value!r}")
         elif hint == tuple[int, ...]:
             if not isinstance(value, list | tuple) or not all(type(i) is int for i in value):
-                raise UsageError(f"{field.name} takes a list of int, not {value!r}")
-            object.__setattr__(config, field.name, tuple(value))
+                raise UsageError(f"{f.name} takes a list of int, not {value!r}")
+            object.__setattr__(config, f.name, tuple(value))
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """' (did you mean x?)' for the closest of `known`, or nothing."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+Existing = Literal["refuse", "resume", "overwrite"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run: what, on what, for how long, how. A step is an optimizer step, always."""
+
+    model: GPTConfig = field(default_factory=GPTConfig)
+
+    data: str = "tales"
+    """A data script's name, a prepared folder, or your own file or folder of text (`train()` takes a prepared one)."""
+    tokenizer: str = ""
+    """gpt2, bytes, chars, words, bpe:N or a folder. Empty: the data's own."""
+    source: str = ""
+    """A local copy of the data set in upstream form, instead of a download."""
+    init: str = ""
+    """Weights to start from: a run, a step folder, a Hugging Face folder or Hub name. Empty: from scratch."""
+    out_dir: str = ""
+    """Run folder. Empty: runs/ and the names of preset and data."""
+    existing: Existing = "refuse"
+    """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
+
+    max_steps: int = 1000
+    """Length of the run."""
+    batch_size: int = 32
+    """Sequences per step over all micro-batches and ranks."""
+    micro_batch_size: int = 0
+    """Sequences that go through the model at once; gradients add up. 0: chosen for the device."""
+
+    optimizer: Optimizer = "adamw"
+    """adamw, or muon on matrices inside blocks and adamw on the rest."""
+    lr: float = 6e-4
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Shape of the rate after warmup."""
+    warmup_steps: int = 100
+    """Steps over which the rate rises from 0."""
+    final_lr_share: float = 0.1
+    """Share of the peak rate that the last step has."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices and tables; biases and norms are not decayed."""
+    beta1: float = 0.9
+    """Decay of adamw's first moment."""
+    beta2: float = 0.95
+    """Decay of adamw's second moment."""
+    eps: float = 1e-8
+    """Added to the root of adamw's second moment."""
+    grad_clip: float = 1.0
+    """Largest gradient norm. 0: off."""
+
+    precision: Precision = "auto"
+    """Of matrix products; weights and optimizer state stay fp32. auto: bf16 where this device is faster in it."""
+    compile: Compile = "auto"
+    """torch.compile. auto: where the run is long enough to repay it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps. auto: the fastest there is."""
+    seed: int = 1337
+    """Weights, batch order and dropout."""
+
+    eval_every_steps: int = 250
+    """Steps between validations. 0: only at the end."""
+    eval_tokens: int = 100_000
+    """Validation tokens, always the same first ones."""
+    save_every_steps: int = 250
+    """Steps between checkpoints. 0: only at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, beside the best by validation loss."""
+    log_every_steps: int = 10
+    """Steps between lines in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("micro_batch_size", "warmup_steps", "eval_every_steps", "save_every_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "eps", "grad_clip"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "final_lr_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0 - (name != "final_lr_share") * 1e-12:
+                raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

@@ -1,0 +1,157 @@
+"""From presets, files and a command line to one `TrainConfig`: defaults < preset or file < command line.
+
+Names are flat: model fields and training fields stand side by side. `--dropout` and `--bias` set three fields each.
+A preset's tables [cpu] and [cuda] hold what differs by device.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from minilm.config import Existing, GPTConfig, TrainConfig, nearest
+from minilm.errors import UsageError
+
+PRESETS = Path(__file__).parent / "presets"
+ALIASES = {
+    "dropout": ("embd_dropout", "attn_dropout", "resid_dropout"),
+    "bias": ("attn_bias", "mlp_bias", "norm_bias"),
+}
+MODEL_FIELDS = tuple(f.name for f in fields(GPTConfig))
+TRAIN_FIELDS = tuple(f.name for f in fields(TrainConfig) if f.name != "model")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What `train.py` was asked to do."""
+
+    config: TrainConfig
+    preset: str
+    given: frozenset[str]  # names of fields that preset or command line set
+    resume_from: str | None  # run named with --resume; "" for none named
+
+
+def parse(argv: Sequence[str], device_type: str = "cpu", base: GPTConfig | None = None) -> CommandLine:
+    """`train.py`'s command line. base: the model that `--init` names, which preset and options then change.
+
+    Raises UsageError on an unknown preset or key; exits with 2 (tyro) on an unknown or ill-typed option.
+    """
+    import tyro
+
+    words = _expand(argv)
+    preset = _take(words, "config") or "tiny"
+    resume_from = _take_flag_or_value(words, "resume")
+    overwrite = _take_flag_or_value(words, "overwrite") is not None
+    values = read_preset(preset, device_type)
+    if base is not None:
+        values = {k: v for k, v in values.items() if k not in MODEL_FIELDS}
+    existing: Existing | None = "overwrite" if overwrite else "resume" if resume_from is not None else None
+    if overwrite and resume_from is not None:
+        raise UsageError("--resume and --overwrite exclude each other: choose one")
+    config = build(values, base)
+    config = replace(config, existing=existing) if existing else config
+    named = frozenset(w[2:].split("=")[0].replace("-", "_") for w in words if w.startswith("--"))
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    description = (
+        f"Train a model. Presets (--config NAME or FILE.toml): {', '.join(presets())}. Also: --resume [RUN], "
+        "--overwrite, --dropout P (all three), --bias True|False (all three)."
+    )
+    config = tyro.cli(
+        TrainConfig, args=words, default=config, config=settings, use_underscores=True, description=description
+    )
+    return CommandLine(config, preset, frozenset(values) | named, resume_from)
+
+
+def presets() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.toml"))
+
+
+def read_preset(name_or_path: str, device_type: str = "cpu") -> dict[str, Any]:
+    """Flat values of a preset or a TOML file, the device's table applied. Raises UsageError on an unknown key."""
+    path = PRESETS / f"{name_or_path}.toml" if name_or_path in presets() else Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(
+            f"no preset or file named {name_or_path!r}{nearest(name_or_path, presets())}: "
+            f"presets are {', '.join(presets())}"
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML file: {error}") from None
+    devices = {kind: table.pop(kind, {}) for kind in ("cpu", "cuda")}
+    flat: dict[str, Any] = {}
+    for key, value in {**table, **devices.get(device_type, {})}.items():
+        names = ALIASES.get(key, (key,))
+        if names[0] not in MODEL_FIELDS + TRAIN_FIELDS:
+            raise UsageError(f"{path} sets {key!r}, which is no option{nearest(key, MODEL_FIELDS + TRAIN_FIELDS)}")
+        flat.update(dict.fromkeys(names, value))
+    return flat
+
+
+def build(values: dict[str, Any], base: GPTConfig | None = None) -> TrainConfig:
+    """Flat values on top of the defaults (of base, for the model's)."""
+    model = replace(base or GPTConfig(), **{k: v for k, v in values.items() if k in MODEL_FIELDS})
+    return TrainConfig(model=model, **{k: v for k, v in values.items() if k in TRAIN_FIELDS})
+
+
+def to_toml(config: TrainConfig) -> str:
+    """Every value, flat: a file that `--config` reads back to an equal config."""
+    values = {name: getattr(config, name) for name in TRAIN_FIELDS if name != "existing"}
+    values |= {name: getattr(config.model, name) for name in MODEL_FIELDS}
+    # JSON's strings, numbers, booleans and lists of numbers are TOML's.
+    return "".join(
+        f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}\n" for name, value in values.items()
+    )
+
+
+def init_of(argv: Sequence[str]) -> str:
+    """What `--init` names on a command line or in its preset, without parsing the rest."""
+    words = _expand(argv)
+    preset = _take(words, "config") or "tiny"
+    return _take(words, "init") or str(read_preset(preset).get("init", ""))
+
+
+def _expand(argv: Sequence[str]) -> list[str]:
+    """`--name=value` as two words, hyphens as underscores, aliases as what they stand for, true/false capitalised."""
+    words: list[str] = []
+    for word in argv:
+        if not word.startswith("--"):
+            words.append(word.capitalize() if word in ("true", "false") else word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        words.append("--" + name.replace("-", "_"))
+        if equals:
+            words.append(value.capitalize() if value in ("true", "false") else value)
+    for alias, names in ALIASES.items():
+        value_of_all = _take(words, alias)
+        if value_of_all is not None:
+            words += [word for name in names for word in (f"--{name}", value_of_all)]
+    return words
+
+
+def _take(words: list[str], name: str) -> str | None:
+    """Removes `--name value` from words and returns the value; the last one counts."""
+    value = None
+    while f"--{name}" in words:
+        at = words.index(f"--{name}")
+        if at + 1 == len(words) or words[at + 1].startswith("--"):
+            raise UsageError(f"--{name} needs a value")
+        value = words[at + 1]
+        del words[at : at + 2]
+    return value
+
+
+def _take_flag_or_value(words: list[str], name: str) -> str | None:
+    """Removes `--name [value]`; "" where it stands alone, None where it is absent."""
+    if f"--{name}" not in words:
+        return None
+    at = words.index(f"--{name}")
+    alone = at + 1 == len(words) or words[at + 1].startswith("--")
+    if alone:
+        del words[at]
+        return ""
+    return _take(words, name)

@@ -1,0 +1,166 @@
+"""What the machine is and can do: device, precision, threads, seeds, speed of its matrix products."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minilm.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense bf16 peak in FLOP/s (fp16 where the card has no bf16), from the makers' data sheets.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name. Raises UsageError where it is not there."""
+    import torch
+
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in has.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name!r} is no device: use auto, cpu, cuda, cuda:1 or mps") from None
+    if not has.get(device.type, False):
+        raise UsageError(f"--device {name}: this machine has {', '.join(k for k, v in has.items() if v)}")
+    return device
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, rows: int = 512, width: int = 256) -> float:
+    """FLOP/s of (rows, width) x (width, 4 width), the product that a feed-forward runs; best of eight."""
+    import torch
+
+    a = torch.randn(rows, width, device=device).to(dtype)
+    b = torch.randn(width, 4 * width, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * rows * width * 4 * width / best
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What MFU is a share of: a card's data sheet, else the best square product measured here."""
+    import torch
+
+    if device.type == "cuda":
+        card = torch.cuda.get_device_name(device)
+        for key, flops in PEAK_FLOPS.items():
+            if key in card:
+                return flops if dtype != torch.float32 else flops / 2
+    return matmul_flops(device, dtype, rows=512, width=1024)
+
+
+def pick_dtype(precision: str, device: torch.device, width: int) -> torch.dtype:
+    """fp32 or bf16; "auto" measures both on the product that a model of this width runs most."""
+    import torch
+
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "mps":
+        return torch.float32
+    # A tenth more, since casts and norms do not get faster.
+    faster = matmul_flops(device, torch.bfloat16, width=width) > 1.1 * matmul_flops(device, torch.float32, width=width)
+    return torch.bfloat16 if faster else torch.float32
+
+
+def compiler_missing() -> str | None:
+    """Why torch.compile cannot build C++ here, or None where it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "no C++ compiler was found (install g++ or clang)"
+    return None if shutil.which(compiler) else f"the C++ compiler {compiler} was not found"
+
+
+def tune_allocator() -> bool:
+    """Keeps freed memory in the process: page faults otherwise cost a CPU step up to a third of its time.
+
+    Sets glibc's M_MMAP_THRESHOLD (-3) to 1 GiB and M_TRIM_THRESHOLD (-1) to its maximum; elsewhere does nothing.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(-3, 1 << 30) and mallopt(-1, (1 << 31) - 1))
+
+
+def set_step_seed(seed: int, step: int, rank: int = 0) -> None:
+    """Seeds torch as a function of (seed, step, rank): a resumed step draws the dropout that it would have drawn."""
+    import torch
+
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
+    torch.manual_seed(mixed)
+
+
+def versions() -> dict[str, str]:
+    """Python, torch and minilm, the machine's processor or card, for a run's record."""
+    import platform
+
+    import torch
+
+    import minilm
+
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "minilm": minilm.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.system(),
+        "processor": card,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def git_commit() -> str:
+    """Commit of the source tree that minilm runs from, '+' where it has changes; empty outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    git = shutil.which("git")
+    if git is None or not (here / ".git").exists():
+        return ""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def ask(*words: str) -> str:
+        done = subprocess.run([git, "-C", str(here), *words], capture_output=True, text=True, env=environment)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = ask("rev-parse", "HEAD")
+    return commit + ("+" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _synchronize(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

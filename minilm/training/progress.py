@@ -1,0 +1,118 @@
+"""What a run shows while it goes: clock, progress bar, and the ear for Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from minilm.config import TrainConfig
+from minilm.log import duration, say
+
+
+class Clock:
+    """Wall seconds of a run, with validation and saving timed apart from steps."""
+
+    def __init__(self, seconds_before: float = 0.0) -> None:
+        self._start = time.perf_counter() - seconds_before
+        self._apart: dict[str, list[float]] = {"eval": [], "save": []}
+        self._steps: deque[float] = deque(maxlen=51)  # ends of recent steps, in seconds spent on steps alone
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def step_ended(self) -> None:
+        self._steps.append(self.seconds() - sum(map(sum, self._apart.values())))
+
+    def step_seconds(self) -> float | None:
+        """Mean of up to fifty recent steps; None before the second, since the first one compiles."""
+        if len(self._steps) < 2:
+            return None
+        return (self._steps[-1] - self._steps[0]) / (len(self._steps) - 1)
+
+    @contextmanager
+    def apart(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._apart[kind].append(time.perf_counter() - began)
+
+    def eta(self, config: TrainConfig, step: int) -> float | None:
+        """Seconds to the end: steps, validations and saves that are left, at the pace seen; None while unknown."""
+        pace = self.step_seconds()
+        if pace is None:
+            return None
+        left = (config.max_steps - step) * pace
+        for kind, every in (("eval", config.eval_every_steps), ("save", config.save_every_steps)):
+            if self._apart[kind] and every:
+                left += (config.max_steps // every - step // every) * self._apart[kind][-1]
+        return left
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere only the lines that validation prints."""
+
+    def __init__(self, max_steps: int, first: int) -> None:
+        form = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}]"
+        self._bar = tqdm(total=max_steps, initial=first, bar_format=form, disable=not sys.stderr.isatty(), leave=False)
+        self._shown = 0.0
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def due(self) -> bool:
+        """Whether half a second has passed: reading a loss back waits for the device."""
+        return time.perf_counter() - self._shown > 0.5
+
+    def micro(self, done: int, n_micro: int) -> None:
+        """Progress inside a step that takes long."""
+        if done < n_micro and self.due():
+            self._bar.set_description_str(f"micro-batch {done}/{n_micro}")
+            self._shown = time.perf_counter()
+
+    def show(self, step: int, text: str) -> None:
+        self._bar.set_description_str("")
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.n = step
+        self._bar.refresh()
+        self._shown = time.perf_counter()
+
+
+def progress_text(loss: float, val_loss: float | None, tokens_per_second: float, mfu: float, eta: float | None) -> str:
+    """loss 1.234, val 1.301, 31,000 tok/s, MFU 24 %, ETA 2 min 5 s."""
+    val = "" if val_loss is None else f", val {val_loss:.3f}"
+    speed = f", {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}" if tokens_per_second else ""
+    return f"loss {loss:.3f}{val}{speed}, ETA {'…' if eta is None else duration(eta)}"
+
+
+class Interrupt:
+    """Hears the first Ctrl-C or SIGTERM and lets the micro-batch end; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._hear) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+        self.heard = True
+        say("stopping: the last whole step is being saved (once more: stop at once)")

@@ -1,0 +1,196 @@
+"""What a run settles before its first step: folder, model, device, precision, compiling, micro-batch.
+
+Whatever is measured or chosen here is written to run.json and read back on resume: a resumed run computes with the
+kernels that it began with, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minilm import runtime
+from minilm.config import GPTConfig, TrainConfig
+from minilm.errors import UsageError
+from minilm.log import say
+from minilm.model.gpt import GPT
+from minilm.model.weights import load_pretrained
+from minilm.options import to_toml
+from minilm.text.tokenizer import Tokenizer
+from minilm.training.checkpoint import step_folders
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+# Eager steps of small models reach about a tenth of the machine's rate; below two minutes compiling does not pay.
+EAGER_SHARE = 0.1
+COMPILE_FROM_SECONDS = 120.0
+# On a CPU a micro-batch of this much work takes seconds: progress is seen, and a Ctrl-C is heard.
+CPU_MICRO_FLOPS = 2e12
+CPU_MICRO_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a run computes. Stored in run.json."""
+
+    device_type: str
+    precision: str  # fp32 or bf16
+    compile: bool
+    micro_batch_size: int  # sequences
+    peak_flops: float  # what MFU is a share of
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+
+
+def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
+    """Measures and decides what the config leaves to "auto"."""
+    dtype = runtime.pick_dtype(config.precision, device, config.model.n_embd)
+    peak = runtime.peak_flops(device, dtype)
+    flops = model.flops_per_token(config.model.block_size)
+    total = flops * config.batch_size * config.model.block_size * config.max_steps
+    compiled = config.compile == "on" or (
+        config.compile == "auto" and device.type != "mps" and total / (EAGER_SHARE * peak) > COMPILE_FROM_SECONDS
+    )
+    if compiled and device.type == "cpu" and (why := runtime.compiler_missing()):
+        say(f"running eager: {why}")
+        compiled = False
+    return Setup(
+        device_type=device.type,
+        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        compile=compiled,
+        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device),
+        peak_flops=peak,
+    )
+
+
+def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device) -> int:
+    """The largest divisor of batch_size whose activations fit, and on a CPU whose work takes seconds."""
+    T, D, L = config.model.block_size, config.model.n_embd, config.model.n_layer
+    rows = config.model.vocab_used or config.model.vocab_size
+    # Per token: some 40 floats per layer and width (autograd's saved tensors), logits in two precisions and gradient.
+    bytes_per_sequence = T * 4.0 * (40 * L * D + 3 * rows)
+    if device.type == "cuda":
+        limit = 0.5 * torch.cuda.mem_get_info(device)[0] / bytes_per_sequence
+    else:
+        limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (flops_per_token * T))
+    return max(n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0 and (n == 1 or n <= limit))
+
+
+def loss_function(model: GPT, setup: Setup) -> LossFunction:
+    """(ids, targets) -> summed loss, under autocast and compiled as the setup says.
+
+    Where compiling fails on the first call, runs eager and says why in one line.
+    """
+
+    def plain(ids: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(setup.device_type, dtype=torch.bfloat16, enabled=setup.precision == "bf16"):
+            return model.loss(ids, targets, reduction="sum")
+
+    if not setup.compile:
+        return plain
+    compiled = torch.compile(plain, dynamic=False)
+    chosen: list[LossFunction] = []
+
+    def first_compiled(ids: Tensor, targets: Tensor) -> Tensor:
+        if chosen:
+            return chosen[0](ids, targets)
+        try:
+            loss: Tensor = compiled(ids, targets)
+            chosen.append(compiled)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
+            say(f"running eager: compiling failed ({str(error).strip().splitlines()[0]})")
+            chosen.append(plain)
+            loss = plain(ids, targets)
+        return loss
+
+    return first_compiled
+
+
+def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> tuple[GPT, TrainConfig]:
+    """The model to train, from scratch or from `init`, and the config with its vocabulary settled.
+
+    Raises UsageError where the tokenizer has more tokens than the model rows, or is another than init's.
+    """
+    torch.manual_seed(config.seed)
+    if config.init and config.existing != "resume":
+        # A model config that was left alone means the checkpoint's own.
+        changes = {} if config.model == GPTConfig() else asdict(config.model)
+        model, report = load_pretrained(config.init, **changes)
+        say(str(report))
+        _check_tokenizer(config.init, tokenizer)
+    else:
+        model_config = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+        if tokenizer.vocab_size > model_config.vocab_size:
+            raise UsageError(
+                f"the data's tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and the model "
+                f"{model_config.vocab_size} rows: set --vocab_size {tokenizer.vocab_size}"
+            )
+        if tokenizer.vocab_size < model_config.vocab_size:
+            model_config = replace(model_config, vocab_used=tokenizer.vocab_size)
+        model = GPT(model_config)
+    return model.to(device), replace(config, model=model.config)
+
+
+def check_run(run: Path, existing: str) -> None:
+    """Raises UsageError where a run is there and should not be, or should be there and is not."""
+    if existing == "resume":
+        if not step_folders(run):
+            raise UsageError(f"{run} has no checkpoint to resume from: start it without --resume")
+    elif run.exists() and any(run.iterdir()):
+        if existing == "refuse":
+            raise UsageError(f"{run} holds a run: continue it with --resume {run}, or pass --overwrite or --out_dir")
+        if not (run / "config.toml").is_file():
+            raise UsageError(f"{run} holds files but no run, and is not overwritten: choose another --out_dir")
+
+
+def open_run(config: TrainConfig, setup: Setup) -> None:
+    """Creates the run folder, an old run's removed first, with config.toml and run.json.
+
+    run.json holds how the run computes, the command, and the commit and versions that started it.
+    """
+    run = Path(config.out_dir)
+    if run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    record = {
+        "setup": asdict(setup),
+        "command": sys.argv,
+        "commit": runtime.git_commit(),
+        "versions": runtime.versions(),
+    }
+    (run / "run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read_setup(run: Path) -> Setup:
+    """The setup that a run began with. Raises UsageError where run.json is missing or damaged."""
+    try:
+        record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        return Setup(**record["setup"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run} cannot be resumed: run.json is missing or damaged ({error})") from None
+
+
+def _check_tokenizer(init: str, tokenizer: Tokenizer) -> None:
+    from minilm.model.weights import find_checkpoint
+    from minilm.text.tokenizer import get_tokenizer
+
+    folder = find_checkpoint(init)
+    if not (folder / "tokenizer.json").is_file():
+        return
+    theirs = get_tokenizer(folder)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UsageError(
+            f"{init} was trained with tokenizer {theirs.name} ({theirs.fingerprint}), the data was prepared with "
+            f"{tokenizer.name} ({tokenizer.fingerprint}): prepare it again with --tokenizer {folder}"
+        )
