@@ -1,0 +1,133 @@
+"""`python train.py`: reads the command line, prepares the data, trains, shows what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minilm.config import GPTConfig, TrainConfig
+from minilm.errors import UsageError
+from minilm.log import duration, say
+from minilm.options import CommandLine, init_of, parse
+
+if TYPE_CHECKING:
+    from minilm.training.loop import Result
+
+SAMPLES = 3
+SAMPLE_TOKENS = 120
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains as the command line says; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Large pages halve the page faults of a step on Linux; torch reads this before its first allocation.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if {"-h", "--help"} & set(argv):
+        parse(argv)  # prints the options and exits
+    from minilm import runtime
+
+    runtime.tune_allocator()
+    command = _command(argv)
+    config = _prepared(command)
+    from minilm.training.loop import train
+
+    result = train(config)
+    if result.interrupted:
+        say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
+        return 130
+    _show(result)
+    return 0
+
+
+def _command(argv: Sequence[str]) -> CommandLine:
+    """The parsed command line: a resumed run's own config, or a preset on top of `--init`'s model."""
+    from minilm import runtime
+
+    device_words = [w for a, w in zip(argv, argv[1:], strict=False) if a == "--device"]
+    kind = runtime.pick_device(device_words[-1] if device_words else "auto").type
+    init = init_of(argv)
+    command = parse(argv, kind, base=_model_of(init) if init else None)
+    if command.resume_from is None:
+        return command
+    run = _run_to_resume(command)
+    if not (run / "config.toml").is_file():
+        raise UsageError(f"{run} holds no run to resume: start it without --resume")
+    again = parse([*_without_config(argv), "--config", str(run / "config.toml")], kind)
+    return replace(again, config=replace(again.config, out_dir=str(run), existing="resume"))
+
+
+def _run_to_resume(command: CommandLine) -> Path:
+    from minilm.model.weights import newest_run
+
+    if command.resume_from:
+        return Path(command.resume_from)
+    return Path(command.config.out_dir) if command.config.out_dir else newest_run()
+
+
+def _without_config(argv: Sequence[str]) -> list[str]:
+    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if "--config" in words:
+        at = words.index("--config")
+        del words[at : at + 2]
+    return words
+
+
+def _model_of(init: str) -> GPTConfig:
+    from minilm.model.weights import read_config
+
+    return read_config(init)
+
+
+def _prepared(command: CommandLine) -> TrainConfig:
+    """The config with a prepared data folder and a run folder."""
+    from minilm.text.prepare import prepare
+
+    config = command.config
+    if config.existing == "resume":
+        return config
+    tokenizer = config.tokenizer or _tokenizer_of(config.init) or None
+    data = prepare(config.data, tokenizer=tokenizer, source=Path(config.source) if config.source else None)
+    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{Path(config.data).stem or 'data'}"
+    return replace(config, data=os.path.relpath(data), out_dir=out_dir)
+
+
+def _tokenizer_of(init: str) -> str:
+    """The folder of init's tokenizer, if it carries one."""
+    if not init:
+        return ""
+    from minilm.model.weights import find_checkpoint
+
+    folder = find_checkpoint(init)
+    return str(folder) if (folder / "tokenizer.json").is_file() else ""
+
+
+def _show(result: Result) -> None:
+    """Three samples, coherence where the data is tales, where it all is, and what to try next."""
+    from minilm.decoding.engine import generate
+    from minilm.text.shards import open_shards
+
+    print()
+    texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
+    for i, text in enumerate(texts, 1):
+        print(f"--- sample {i}\n{text.strip()}\n")
+    config = _config_of(result.run)
+    shards = open_shards(config.data)
+    if shards.meta.name == "tales":
+        from minilm.evaluation.text_metrics import coherence
+
+        print(coherence(result.model, result.tokenizer, train=shards.splits["train"]))
+    print(
+        f"trained {result.step:,} steps, {result.tokens:,} tokens in {duration(result.seconds)}; "
+        f"validation loss {result.val_loss:.4f}"
+    )
+    print(f"run folder: {result.run}\nnext: python sample.py --checkpoint {result.run} --top_p 0.9")
+
+
+def _config_of(run: Path) -> TrainConfig:
+    from minilm.options import build, read_preset
+
+    return build(read_preset(str(run / "config.toml")))
