@@ -1,0 +1,28 @@
+"""Your own text: any folder or file, read recursively; one file, one line of jsonl or one row of csv is a document.
+
+txt, md, jsonl, csv, each also .gz, in whatever encoding. A tenth is held out for validation, by document. Options:
+`--field` (jsonl key, csv column), `--separator` (between a plain file's documents), `--encoding` (else detected).
+"""
+
+from collections.abc import Iterator
+
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+from minilm.text.userfiles import read_documents
+
+
+def documents(files: Files, split: str, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:
+    return read_documents(files, field=field, separator=separator, encoding=encoding)
+
+
+DATASET = Dataset(
+    name="textfiles",
+    description="A folder or file of your own text.",
+    licence="your own",
+    citation="",
+    documents=documents,
+    splits=("train",),
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)

@@ -1,0 +1,126 @@
+"""Downloads that survive a break.
+
+A file is kept as `<name>.part` until its size and SHA-256 are right, and is resumed by an HTTP range (RFC 9110, section
+14) after a break, in the same run or a later one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from minilm import __version__
+from minilm.errors import MinilmError
+from minilm.text.folders import check_space
+from minilm.text.sources import file_sha256
+
+CHUNK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
+RETRIES = 3  # attempts in a row that bring not one byte
+BACKOFF_SECONDS = 1.0  # doubled after each of them
+TIMEOUT_SECONDS = 30.0
+OFFLINE_WAY = "fetch the file by other means and pass its path as --source"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to download, exactly as it was when the script was written."""
+
+    url: str
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def download(source: Source, folder: Path) -> Path:
+    """The file of `source` in `folder`, from there or from its address. Raises MinilmError where it cannot be had."""
+    target = folder / source.name
+    if target.is_file() and target.stat().st_size == source.bytes:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{source.name}.part"
+    have = part.stat().st_size if part.is_file() else 0
+    check_space(folder, source.bytes - have, f"downloading {source.name}")
+    resumed = have > 0
+    while True:
+        _fetch(source, part)
+        if file_sha256(part) == source.sha256:
+            part.replace(target)
+            return target
+        part.unlink()
+        if not resumed:
+            raise MinilmError(
+                f"{source.url} is not the file it was: its SHA-256 differs from {source.sha256}; "
+                f"the download was deleted, so {OFFLINE_WAY} if you trust another copy"
+            )
+        resumed = False  # the older half may have been another version: once more, from the start
+
+
+def _fetch(source: Source, part: Path) -> None:
+    """Bring `part` to its full size, going on where it stands."""
+    import requests
+    from tqdm import tqdm
+
+    failures = 0
+    with tqdm(total=source.bytes, unit="B", unit_scale=True, desc=source.name, disable=not sys.stderr.isatty()) as bar:
+        while (have := part.stat().st_size if part.is_file() else 0) != source.bytes:
+            bar.update(have - bar.n)
+            try:
+                _request(source, part, have, bar.update)
+            except requests.RequestException as error:
+                reason = f"{type(error).__name__}: {error}" if not isinstance(error, requests.HTTPError) else str(error)
+            else:
+                reason = "the connection closed early"
+            now = part.stat().st_size if part.is_file() else 0
+            failures = 0 if now > have else failures + 1
+            if failures > RETRIES:
+                raise MinilmError(
+                    f"could not download {source.url} ({reason[:200]}): try again later, or {OFFLINE_WAY}"
+                )
+            if now != source.bytes:
+                time.sleep(BACKOFF_SECONDS * 2 ** max(failures - 1, 0))
+
+
+def _request(source: Source, part: Path, have: int, advance: Callable[[int], object]) -> None:
+    """One HTTP request from byte `have` on. What cannot be mended by asking again raises MinilmError."""
+    import requests
+
+    # Without a name of its own a client is refused by some mirrors; compressed transfer would spoil sizes and ranges.
+    headers = {"User-Agent": f"minilm/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+        status = answer.status_code
+        if status == 416 or have > source.bytes:
+            part.unlink(missing_ok=True)
+            return
+        if status in (408, 429) or status >= 500:
+            raise requests.HTTPError(f"HTTP {status}")
+        if status >= 400:
+            raise MinilmError(f"{source.url} answers HTTP {status}: the file has moved or is closed; {OFFLINE_WAY}")
+        if status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            part.unlink(missing_ok=True)
+            return
+        start = have if status == 206 else 0
+        chunks = answer.iter_content(CHUNK_BYTES)
+        first = next(chunks, b"")
+        page = "text/html" in answer.headers.get("Content-Type", "") and not source.name.endswith((".html", ".htm"))
+        if page or (start == 0 and first[:512].lstrip().lower().startswith((b"<!doctype html", b"<html"))):
+            raise MinilmError(
+                f"{source.url} answers with a web page instead of data (a login or consent page?): {OFFLINE_WAY}"
+            )
+        if (length := answer.headers.get("Content-Length")) and start + int(length) != source.bytes:
+            raise MinilmError(
+                f"{source.url} is not the file it was: {start + int(length):,} bytes instead of {source.bytes:,}; "
+                f"{OFFLINE_WAY} if you trust another copy"
+            )
+        with part.open("ab" if start else "wb") as file:
+            advance(start - have)
+            for chunk in chain([first], chunks):
+                advance(file.write(chunk[: source.bytes - file.tell()]))

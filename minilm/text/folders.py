@@ -1,0 +1,147 @@
+"""The life of a prepared folder: named, reused while its recipe holds, replaced whole.
+
+A folder is built under a hidden temporary name beside its place and renamed into it, so a kill at any moment leaves the
+old one usable (`recover` finishes a replacement that was cut between its two renames). `recipe.json` in the folder says
+what it was made of.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minilm.errors import MinilmError
+from minilm.text.sources import Files
+
+RECIPE = "recipe.json"
+
+
+def data_folder() -> Path:
+    """Where prepared folders and downloads go: $MINILM_DATA, else data/shards of the repository around the current
+    folder (or of that folder itself, outside of any)."""
+    if named := os.environ.get("MINILM_DATA"):
+        return Path(named).expanduser()
+    here = Path.cwd()
+    home = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    return home / "data" / "shards"
+
+
+def check_space(folder: Path, need_bytes: int, doing: str) -> None:
+    """Raises MinilmError where the disk that `folder` is or will be on has no room for `need_bytes`."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if need_bytes > free:
+        raise MinilmError(
+            f"{doing} needs about {need_bytes / 1e6:,.0f} MB in {folder}, where {free / 1e6:,.0f} MB are free: "
+            f"make room, or set MINILM_DATA to a folder on another disk"
+        )
+
+
+def slug(value: object) -> str:
+    """The value as part of a file name; different values stay different."""
+    text = str(value)
+    plain = re.sub(r"[^A-Za-z0-9._]+", "", text.replace(" ", "_"))[:40].strip(".")
+    return plain if plain == text.replace(":", "") else f"{plain}{short_hash(text)}"
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any], source: dict[str, Any]) -> None:
+    temporary = folder / f"{RECIPE}.tmp"
+    temporary.write_text(json.dumps({"recipe": recipe, "source": source}, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / RECIPE)
+
+
+def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bool:
+    """Whether the folder was made by this recipe from these files: at once where no file's size or time has changed,
+    else by their content. Without files (the script's own source) whatever it was made from will do."""
+    try:
+        old = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    source = old.get("source", {})
+    if old.get("recipe") != recipe:
+        return False
+    if files is None or source.get("stat_key") == files.stat_key():
+        return True
+    if source.get("content_key") != files.content_key():
+        return False
+    write_recipe(folder, recipe, local_source(files, source["content_key"]))
+    return True
+
+
+def local_source(files: Files, content_key: str = "") -> dict[str, Any]:
+    """What a recipe keeps of a local copy."""
+    return {"stat_key": files.stat_key(), "content_key": content_key or files.content_key()}
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new empty folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
+    Raises MinilmError where the disk is full or closed to us."""
+    owner = re.sub(r"\W", "_", socket.gethostname())
+    temporary = folder.with_name(f".{folder.name}.{owner}-{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, owner)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(_old(folder), ignore_errors=True)
+            folder.rename(_old(folder))
+        temporary.rename(folder)
+        shutil.rmtree(_old(folder), ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MinilmError(
+                f"no space is left for {folder}: make room, or set MINILM_DATA to a folder on another disk; "
+                f"what was there before is unchanged"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise MinilmError(
+                f"{folder} cannot be written ({error.strerror}): set MINILM_DATA to another folder"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Brings the old folder back where a replacement was killed between moving it away and moving the new one in."""
+    if _old(folder).exists() and not folder.exists():
+        _old(folder).rename(folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sweep(folder: Path, owner: str) -> None:
+    """Deletes what builds of this machine left that were killed."""
+    for left in folder.parent.glob(f".{folder.name}.{owner}-*.tmp"):
+        pid = left.name.rpartition("-")[2].partition(".")[0]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # there, signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,90 @@
+"""Which documents validate, where the data does not say.
+
+By the hash of the text: the choice depends on nothing else, not on names, order or machine, and two equal documents
+never end up on both sides. One tenth of the text, and of a large corpus as much less as leaves 5 MB, but never less
+than 0.5 %. A corpus of one document is cut inside, at the paragraph border nearest to nine tenths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from minilm.errors import UsageError
+
+SHARE, ENOUGH_BYTES, LEAST_SHARE = 0.1, 5e6, 0.005
+EXACT_DOCUMENTS = 100_000  # up to here the documents are chosen one by one; beyond, chance is exact enough
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The choice for one corpus. `chosen` None: by threshold. `cut`: all documents are the same text."""
+
+    text_bytes: int
+    n_documents: int
+    chosen: frozenset[int] | None
+    threshold: float
+    cut: bool
+
+    def split(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """(split, document) for each document, or for both parts of one that is cut."""
+        for text in texts:
+            if self.cut:
+                border = paragraph_border(text)
+                yield "train", text[:border]
+                yield "val", text[border:]
+            else:
+                key = _hash(text)
+                held = key in self.chosen if self.chosen is not None else key < self.threshold
+                yield ("val" if held else "train"), text
+
+
+def choose(texts: Iterable[str]) -> Holdout:
+    """Reads the corpus once. Raises UsageError where it is empty."""
+    sizes: dict[int, int] = {}
+    n_documents = text_bytes = 0
+    for text in texts:
+        size = len(text) if text.isascii() else len(text.encode())
+        n_documents += 1
+        text_bytes += size
+        if len(sizes) <= EXACT_DOCUMENTS:
+            key = _hash(text)
+            sizes[key] = sizes.get(key, 0) + size
+    if not n_documents:
+        raise UsageError("no document was found")
+    share = min(SHARE, max(LEAST_SHARE, ENOUGH_BYTES / text_bytes))
+    exact = len(sizes) <= EXACT_DOCUMENTS
+    chosen = _smallest_hashes(sizes, share * text_bytes) if exact else None
+    return Holdout(text_bytes, n_documents, chosen, share * 2**64, cut=len(sizes) == 1)
+
+
+def _smallest_hashes(sizes: dict[int, int], wanted_bytes: float) -> frozenset[int]:
+    """Documents in the order of their hashes until there is enough, passing over those that are much too long."""
+    chosen, have = set(), 0
+    for key in sorted(sizes):
+        if have + sizes[key] <= 1.5 * wanted_bytes:
+            chosen.add(key)
+            have += sizes[key]
+        if have >= wanted_bytes:
+            break
+    return frozenset(chosen or {min(sizes, key=lambda key: (sizes[key], key))})
+
+
+def paragraph_border(text: str) -> int:
+    """Where the last tenth begins: after the blank line nearest to nine tenths, else the line, the sentence, the word.
+    Raises UsageError where the text is too short to have two parts."""
+    aim, slack = len(text) * 9 // 10, len(text) // 10
+    for mark in ("\n\n", "\n", ". ", " "):
+        before, after = text.rfind(mark, aim - slack, aim), text.find(mark, aim, aim + slack)
+        borders = [place + len(mark) for place in (before, after) if place >= 0]
+        borders = [place for place in borders if text[:place].strip() and text[place:].strip()]
+        if borders:
+            return min(borders, key=lambda place: abs(place - aim))
+    if len(text) >= 20:  # a script without spaces
+        return aim
+    raise UsageError(f"the only document ({len(text)} characters) is too short to be split: add text")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

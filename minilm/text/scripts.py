@@ -1,0 +1,153 @@
+"""What a data script declares, how it is found by name, and its command line.
+
+A script in the top-level folder `data/` holds one `DATASET` and ends with `script_main(DATASET)` under its main guard.
+`documents(files, split, *, option=default, ...)` yields the texts of one split; its keyword arguments are the script's
+options, on the command line too. A split that the source lacks yields nothing. Where a script has no "val" among its
+splits, validation documents are held out of "train" (`holdout.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from minilm.config import nearest
+from minilm.errors import MinilmError, UsageError
+from minilm.text.download import Source
+
+
+class Made(NamedTuple):
+    """Of text that is made here instead of read: what tells one generator's text from another's, and its size."""
+
+    fingerprint: str
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set. With neither `sources` nor `made` it always needs a path: the user's own text."""
+
+    name: str
+    description: str
+    licence: str
+    citation: str
+    documents: Callable[..., Iterable[str]]
+    sources: tuple[Source, ...] = ()
+    splits: tuple[str, ...] = ("train", "val", "test")
+    tokenizer: str = "gpt2"
+    made: Callable[..., Made] | None = None
+    """Called with the options."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The script's own options with their defaults, whose types they have."""
+        parameters = inspect.signature(self.documents).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def check_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options whole. Raises UsageError for one that is unknown or of a wrong type."""
+        options = self.options
+        for name, value in given.items():
+            if name not in options:
+                known = f"its options: {', '.join(options)}" if options else "it has no options of its own"
+                raise UsageError(f"{self.name} has no option {name!r}{nearest(name, options)}; {known}")
+            kind = type(options[name])
+            if kind is float and type(value) is int:
+                value = float(value)
+            if type(value) is not kind:
+                raise UsageError(f"{name} takes {kind.__name__}, not {value!r}")
+            options[name] = value
+        return options
+
+
+def known_datasets() -> list[str]:
+    """Names of the scripts."""
+    try:
+        package = import_module("minilm.datasets")
+    except ModuleNotFoundError as error:
+        raise MinilmError("the data scripts are not installed: run pip install -e . in the repository") from error
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load_dataset(name: str) -> Dataset:
+    """The script's declaration. Raises UsageError with the nearest name where there is none of that name."""
+    known = known_datasets()
+    if name not in known:
+        raise UsageError(
+            f"there is no data set or path {name!r}{nearest(name, known)}: name one of {', '.join(known)}, "
+            f"or a file or folder of your own text"
+        )
+    dataset: Dataset = import_module(f"minilm.datasets.{name}").DATASET
+    return dataset
+
+
+def script_main(dataset: Dataset, argv: Sequence[str] | None = None) -> None:
+    """A script's command line: prepares the data set, prints its counts, exits with 0, 1 (failure) or 2 (misuse)."""
+    try:
+        prepare_from_words(dataset, sys.argv[1:] if argv is None else argv)
+    except MinilmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed", file=sys.stderr)
+        sys.exit(130)
+
+
+def prepare_from_words(dataset: Dataset, words: Sequence[str]) -> Path:
+    """`prepare` with the options of a command line, then its counts on stdout."""
+    from minilm.text.prepare import prepare, summary
+
+    values = vars(parser_of(dataset).parse_args(_normal(words)))
+    source = values.pop("source") or values.pop("path", None)
+    values.pop("path", None)
+    if not (dataset.sources or dataset.made or source):
+        raise UsageError(f"{dataset.name} reads your own text: give it a file or a folder")
+    folder = prepare(dataset.name, source=Path(source) if source else None, **values)
+    print(summary(folder))
+    return folder
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            options = [name for action in self._actions for name in action.option_strings]
+            raise UsageError(f"unknown option {word}{nearest(word, options)}: it takes {', '.join(options)}")
+        return values
+
+
+def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
+    parser = _Parser(
+        description=f"{dataset.description} Licence: {dataset.licence}. {dataset.citation}", allow_abbrev=False
+    )
+    if not (dataset.sources or dataset.made):
+        parser.add_argument("path", nargs="?", help="your file or folder")
+    parser.add_argument("--source", help="a local copy in its original form: file, folder, zip or tar")
+    parser.add_argument("--tokenizer", help=f"gpt2, bytes, chars, words, bpe:4096 or a path ({dataset.tokenizer})")
+    parser.add_argument("--out", help="folder to write (a name of its own under $MINILM_DATA, else data/shards)")
+    parser.add_argument("--max_docs", type=int, default=0, help="at most so many documents of each split (all)")
+    parser.add_argument("--force", action="store_true", help="build again even if nothing changed")
+    for name, default in dataset.options.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default!r})")
+    return parser
+
+
+def _normal(words: Sequence[str]) -> list[str]:
+    """Option names with underscores: hyphens mean the same."""
+    return [
+        "--" + "=".join([word[2:].split("=", 1)[0].replace("-", "_"), *word.split("=", 1)[1:]])
+        if word.startswith("--")
+        else word
+        for word in words
+    ]

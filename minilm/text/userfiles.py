@@ -1,0 +1,151 @@
+"""A user's own text: any folder, file or archive of txt, md, jsonl, csv (each also .gz), in whatever encoding.
+
+One plain file is one document, or as many as a separator makes of it; one line of jsonl, one row of csv is a document.
+Line ends become "\n". What is left out (binary, empty, of another kind) is counted in `Files.notes`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from minilm.errors import UsageError
+from minilm.text.encodings import open_text
+from minilm.text.sources import Files, Member
+
+PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
+LINES = {"jsonl", "ndjson"}
+TABLES = {"csv": ",", "tsv": "\t"}
+READ_CHARS = 1 << 20
+LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
+
+
+def read_documents(files: Files, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:
+    """Every document, in the order of the paths. `field` names the jsonl key or csv column that holds the text,
+    `separator` what stands between two documents of a plain file (backslash-n and backslash-t are understood). Raises
+    UsageError for a line or a table that has no such field."""
+    separator = separator.replace("\\n", "\n").replace("\\t", "\t")
+    only = len(files.paths) == 1
+    for member in files.find("*"):
+        folder, _, name = member.name.rpartition("/")
+        if name.startswith(".") or "__MACOSX" in folder:
+            continue
+        ending = name.rpartition(".")[2].lower() if "." in name else ""
+        if ending not in PLAIN | LINES | set(TABLES) and not (only and "/" not in member.name):
+            files.notes[f"files skipped, ending in .{ending}"] += 1
+            continue
+        found = 0
+        for text in _read(member, ending, files, field, separator, encoding):
+            if text and not text.isspace():
+                found += 1
+                yield _sound(text)
+        if not found:
+            files.notes["files skipped, without text"] += 1
+
+
+def _read(member: Member, ending: str, files: Files, field: str, separator: str, encoding: str) -> Iterator[str]:
+    with member.open() as stream:
+        try:
+            text = open_text(stream, encoding, newline="" if ending in TABLES else None)
+        except LookupError as error:
+            raise UsageError(f"there is no encoding {encoding!r}: name one of Python's, such as cp1252") from error
+        if text is None:
+            files.notes["files skipped, binary"] += 1
+            yield from ()
+        elif ending in LINES:
+            yield from _jsonl(text, member.name, field)
+        elif ending in TABLES:
+            yield from _table(text, member.name, field, TABLES[ending])
+        elif separator:
+            yield from _separated(text, separator)
+        else:
+            yield text.read()
+        if text is not None and not encoding and text.encoding not in ("utf-8", "utf-8-sig"):
+            files.notes[f"files read as {text.encoding}"] += 1
+
+
+def _separated(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
+    rest = ""
+    while piece := text.read(max(READ_CHARS, len(rest))):  # doubling: a file without separators costs linear time
+        *whole, rest = (rest + piece).split(separator)
+        yield from (document.strip("\n") for document in whole)
+    yield rest.strip("\n")
+
+
+def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
+    chosen = field
+    for number, line in enumerate(text, 1):
+        if line.isspace():
+            continue
+        where = f"{name} line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{where} is not JSON ({error}): mend or delete it") from error
+        if isinstance(record, str):
+            yield record
+            continue
+        if not isinstance(record, dict):
+            raise UsageError(f'{where} is neither an object nor a string: write {{"text": "..."}}')
+        chosen = chosen or _choose(where, {key: value for key, value in record.items() if isinstance(value, str)})
+        if not isinstance(value := record.get(chosen, 0), str | None):
+            raise UsageError(f"{where} has no text in a field {chosen!r}: it has {_listed(record)}")
+        yield (value or "").replace("\r\n", "\n")
+
+
+def _table(text: io.TextIOWrapper, name: str, field: str, delimiter: str) -> Iterator[str]:
+    csv.field_size_limit(LONGEST_FIELD)
+    first = text.readline()
+    if ";" in first and "," not in first and delimiter == ",":
+        delimiter = ";"
+    rows = csv.reader(chain([first], text), delimiter=delimiter)
+    columns, chosen = next(rows, []), -1
+    if field and field not in columns:
+        raise UsageError(f"{name} has no column {field!r}: it has {_listed(columns)}")
+    try:
+        for row in rows:
+            where = f"{name} line {rows.line_num}"
+            if chosen < 0 and row:
+                texts = {key: value for key, value in zip(columns, row, strict=False) if not _is_number(value)}
+                chosen = columns.index(field or _choose(where, texts))
+            if row and len(row) <= chosen:
+                raise UsageError(f"{where} has {len(row)} columns instead of {len(columns)}: mend or delete it")
+            if row:
+                yield row[chosen].replace("\r\n", "\n")
+    except csv.Error as error:
+        raise UsageError(f"{name} line {rows.line_num} is not csv ({error}): mend or delete it") from error
+
+
+def _choose(where: str, texts: dict[str, str]) -> str:
+    """The field that holds the text: `text`, or the only one."""
+    if "text" in texts:
+        return "text"
+    if len(texts) != 1:
+        known = f"its text fields: {_listed(texts)}" if texts else "no other field holds text"
+        raise UsageError(f"{where} has no field 'text' ({known}): name the right one with --field")
+    return next(iter(texts))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(name[:40] for name in names) or "none"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return not value
+    return True
+
+
+def _sound(text: str) -> str:
+    """Lone halves of UTF-16 pairs (JSON can spell them) become U+FFFD: no tokenizer can encode them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
