@@ -42,30 +42,28 @@ def splitmix(x: int) -> int:
 
 
 def _random_bits(seed: int) -> int:
-    """320 bits; a story uses about 120 of them, a redrawn one as many again."""
+    """192 bits; a story uses about 120 of them."""
     bits = 0
-    for _ in range(5):
+    for _ in range(3):
         seed = splitmix(seed)
         bits = bits << 64 | seed
     return bits
 
 
 def _tell(seed: int, g: Grammar) -> tuple[list[tuple[str, tuple[Event, ...]]], dict[str, object]]:
-    """Draws a plan, a cast and the wordings. Draws again where the story is too short or too long."""
+    """Draws a cast, a plan and the wordings; words it again where the story is too short or too long."""
     shortest, longest = g.limits.words
+    bits = _random_bits(seed)
+    bits, i = divmod(bits, len(g.people))
+    bits, j = divmod(bits, len(g.things))
+    bits, n = divmod(bits, len(g.loose))
+    places = g.places
+    bits, k = divmod(bits, len(places))
+    bits, m = divmod(bits, len(places) - 1)
+    cast = {"X": g.people[i], "T": g.things[j], "P": places[k], "Q": places[m + (m >= k)], "D": g.loose[n]}
+    bits, i = divmod(bits, len(g.plans))
+    plans = g.plans[i]
     while True:
-        bits = _random_bits(seed)
-        seed = bits & MASK
-        bits >>= 64
-        bits, i = divmod(bits, len(g.people))
-        bits, j = divmod(bits, len(g.things))
-        bits, k = divmod(bits, len(g.places))
-        bits, m = divmod(bits, len(g.places) - 1)
-        bits, n = divmod(bits, len(g.loose))
-        places = g.places
-        cast = {"X": g.people[i], "T": g.things[j], "P": places[k], "Q": places[m + (m >= k)], "D": g.loose[n]}
-        bits, i = divmod(bits, len(g.plans))
-        plans = g.plans[i]
         bits, i = divmod(bits, len(plans))
         plan, at, words, mentioned = plans[i], 0, 0, True
         told = []
@@ -81,6 +79,8 @@ def _tell(seed: int, g: Grammar) -> tuple[list[tuple[str, tuple[Event, ...]]], d
             at = option.next
         if shortest <= words <= longest:
             return told, cast
+        seed = splitmix(~seed & MASK)
+        bits = _random_bits(seed)
 
 
 def _check_seed(seed: int, end: int) -> None:
