@@ -115,8 +115,8 @@ class Contexts:
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
+    """Dropout off inside where the model is in training mode; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False
     try:

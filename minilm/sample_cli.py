@@ -1,0 +1,199 @@
+"""`python sample.py`: writes text with a trained model, as it comes.
+
+Text goes to stdout, and nothing else does; what is said about it goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import secrets
+import select
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from minilm.config import nearest
+from minilm.errors import UsageError
+from minilm.log import say
+
+if TYPE_CHECKING:
+    import torch
+
+    from minilm.decoding.engine import Piece
+    from minilm.model.gpt import GPT
+    from minilm.text.tokenizer import Tokenizer
+
+SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Samples as the command line says; returns the exit code."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    prompt = read_prompt(options)
+    from minilm.decoding.engine import stream_batch
+    from minilm.decoding.strategies import Strategy
+
+    strategy = Strategy(options.temperature, options.top_k, options.top_p)
+    for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("seed", 0)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
+    seed = secrets.randbits(31) if options.seed is None else options.seed
+    model, tokenizer, what = load(options)
+    say(f"{what}, seed {seed}")
+    pieces = stream_batch(
+        model,
+        tokenizer,
+        [prompt] * options.num_samples,
+        max_new_tokens=options.max_new_tokens,
+        temperature=strategy.temperature,
+        top_k=strategy.top_k,
+        top_p=strategy.top_p,
+        seed=seed,
+    )
+    show(pieces, options.num_samples, prompt if options.echo_prompt else "")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')} (python sample.py --help lists the options)")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; hyphens and underscores in names are the same. Raises UsageError, naming the nearest option."""
+    parser = _Parser(
+        prog="sample.py",
+        description="Writes text with a trained model. The prompt may also be piped in.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="X", help="run, step folder, Hugging Face folder, file or Hub name (the newest run)")
+    add("--prompt", metavar="TEXT", help="text to continue; empty starts a new document")
+    add("--prompt_file", metavar="FILE", help="file that holds the prompt, UTF-8; its last line end is left out")
+    add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
+    add("--num_samples", type=int, default=1, metavar="N", help="texts, decoded side by side (%(default)s)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token, always (%(default)s)")
+    add("--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)")
+    add("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest with mass P; 1: all (%(default)s)")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
+    add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
+    words = [_plain(word) for word in argv]
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise UsageError(
+            f"sample.py has no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}; --help lists them"
+        )
+    if options.prompt is not None and options.prompt_file is not None:
+        raise UsageError("--prompt and --prompt_file exclude each other: choose one")
+    return options
+
+
+def _plain(word: str) -> str:
+    """`--top-k=5` as `--top_k=5`; values are left alone."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def read_prompt(options: argparse.Namespace) -> str:
+    """The prompt from the option, its file or a pipe; "" where there is none. UsageError: an unreadable file."""
+    if options.prompt is not None:
+        return str(options.prompt)
+    if options.prompt_file is None:
+        return _decoded(sys.stdin.buffer.read(), "the standard input") if _is_piped() else ""
+    try:
+        return _decoded(Path(options.prompt_file).expanduser().read_bytes(), options.prompt_file)
+    except OSError as error:
+        raise UsageError(f"--prompt_file {options.prompt_file}: {error.strerror}") from None
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the prompt in {where} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again"
+        ) from None
+
+
+def _is_piped() -> bool:
+    """Whether the standard input is a pipe or a file; says so where the pipe is silent, since reading it would wait."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by an object without a file
+        return False
+    if stat.S_ISFIFO(mode) and sys.platform != "win32" and not select.select([sys.stdin], [], [], 1.0)[0]:
+        say("reading the prompt from the standard input (end it with Ctrl-D, or give --prompt)")
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
+    """Model, tokenizer, and a line that says what they are."""
+    from minilm import runtime
+    from minilm.model.weights import find_checkpoint, load_pretrained
+
+    device = runtime.pick_device(options.device)
+    path = find_checkpoint(options.checkpoint)
+    model = load_pretrained(path)[0].eval()
+    tokenizer = _tokenizer(options.tokenizer, path if path.is_dir() else path.parent, model)
+    dtype = _dtype(options.precision, device, model)
+    model.to(device, dtype)
+    return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {str(dtype).removeprefix('torch.')}"
+
+
+def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:
+    from minilm import runtime
+
+    small = device.type == "cpu" and model.num_params() < SMALL
+    return runtime.pick_dtype("fp32" if precision == "auto" and small else precision, device, model.config.n_embd)
+
+
+def _tokenizer(name: str | None, folder: Path, model: GPT) -> Tokenizer:
+    from minilm.text.tokenizer import get_tokenizer
+
+    if name is not None:
+        return get_tokenizer(name)
+    if any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return get_tokenizer(folder)
+    if model.config.vocab_size != 50257:
+        raise UsageError(f"{folder} holds no tokenizer.json: name the model's tokenizer with --tokenizer")
+    say(f"{folder} holds no tokenizer, and the model has GPT-2's 50,257 tokens: taking gpt2's")
+    return get_tokenizer("gpt2")
+
+
+def show(pieces: Iterable[Piece], n_samples: int, echo: str) -> None:
+    """Writes the first sample as it grows, and each other one from where it stands when its turn comes."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")  # a console that lacks a character shows "?", not a traceback
+    unsaid = [echo] * n_samples
+    done = [False] * n_samples
+    shown = 0
+
+    def begin() -> None:
+        if n_samples > 1 and shown < n_samples:
+            out.write(f"--- sample {shown + 1} of {n_samples}\n")
+
+    begin()
+    for piece in pieces:
+        unsaid[piece.row] += piece.text
+        done[piece.row] = piece.last
+        while shown < n_samples and (unsaid[shown] or done[shown]):
+            out.write(unsaid[shown])
+            unsaid[shown] = ""
+            if not done[shown]:
+                break
+            out.write("\n")
+            shown += 1
+            begin()
+        out.flush()
