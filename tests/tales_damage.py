@@ -11,6 +11,8 @@ import random
 import string
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from minilm.text import tales
@@ -50,7 +52,7 @@ def tell(lines: list[Line]) -> str:
     return " ".join(line.text() for line in lines)
 
 
-def swap(lines: list[Line], r: random.Random, kind: str) -> list[Line]:
+def swap(kind: str, lines: list[Line], r: random.Random) -> list[Line]:
     """Another word of the kind, at one mention or all through one sentence."""
     g = grammar(1)
     ends = {
@@ -91,10 +93,14 @@ def drop(lines: list[Line], r: random.Random) -> list[Line]:
     return [*lines[:i], *lines[i + 1 :]]
 
 
-DAMAGES = {
-    **{k: (lambda lines, r, k=k: swap(lines, r, k)) for k in ("name", "pronoun", "thing", "colour", "place")},
+DAMAGES: dict[str, Callable[[list[Line], random.Random], list[Line]]] = {
+    "name": partial(swap, "name"),
+    "pronoun": partial(swap, "pronoun"),
+    "thing": partial(swap, "thing"),
+    "colour": partial(swap, "colour"),
+    "place": partial(swap, "place"),
     "exchange": exchange,
-    "ending cut": lambda lines, r: lines[:-1],
+    "ending cut": lambda lines, _: lines[:-1],
     "sentence dropped": drop,
 }
 
@@ -103,11 +109,11 @@ class World:
     """One person and one thing, replayed by plain reading of the events' meaning."""
 
     def __init__(self) -> None:
-        self.who = self.noun = self.adj = self.here = self.spot = None
+        self.who = self.noun = self.adj = self.here = self.spot = ""
         self.known_places: set[str] = set()
         self.visited: set[str] = set()
         self.not_at: set[str] = set()
-        self.wish: tuple[str, str | None] | None = None
+        self.wish, self.goal = "", ""
         self.played_at: set[str] = set()
         self.over = False
 
@@ -117,10 +123,10 @@ class World:
         kinds = [event[0] for event in line.events]
         names = {w for f, w in said if f == "name"}
         if "person" in kinds:
-            if self.who is not None or len(names) != 1:
+            if self.who or len(names) != 1:
                 return False
             self.who = min(names)
-        if self.who is None or names - {self.who}:
+        if not self.who or names - {self.who}:
             return False
         sexes = {PRONOUN_SEX[w.lower()] for f, w in said if f.lower() in PRONOUN_SEX}
         sexes |= {g.girls[w] for f, w in said if f == "girl"}
@@ -128,11 +134,11 @@ class World:
             return False
         nouns, adjs = {w for f, w in said if f == "noun"}, {w for f, w in said if f.lower() in ("adj", "a_adj")}
         if {"lose", "hold", "keep", "left"} & set(kinds):
-            if self.noun is not None or len(nouns) != 1 or len(adjs) != 1:
+            if self.noun or len(nouns) != 1 or len(adjs) != 1:
                 return False
             self.noun, self.adj = min(nouns), min(adjs)
         about_thing = any("T" in event[1:] for event in line.events)
-        if about_thing and (self.noun is None or nouns - {self.noun} or adjs - {self.adj}):
+        if about_thing and (not self.noun or nouns - {self.noun} or adjs - {self.adj}):
             return False
         if any(f in ("use", "used", "done") and w not in g.verbs[self.noun] for f, w in said):
             return False
@@ -143,8 +149,8 @@ class World:
         return all(self.event(kind, [place[a] for a in args if a in place]) for kind, *args in line.events)
 
     def event(self, kind: str, places: list[str]) -> bool:
-        """`spot`: where the thing is, "hands" while held, None while lost or not introduced."""
-        place = places[0] if places else None
+        """`spot`: where the thing is, "hands" while held, empty while lost or not introduced."""
+        place = places[0] if places else ""
         thing_at = self.here if self.spot == "hands" else self.spot
         if self.over:
             return False
@@ -158,12 +164,12 @@ class World:
             self.spot = place
             return kind == "keep" or place != self.here
         elif kind == "recall":
-            ok = place not in self.not_at and thing_at in (None, place)
+            ok = place not in self.not_at and thing_at in ("", place)
             self.spot = self.spot or place
             return ok
         elif kind in ("want_have", "want_bring", "want_use"):
-            ok = self.wish is None
-            self.wish = (kind[5:], place)
+            ok = not self.wish
+            self.wish, self.goal = kind[5:], place
             there = thing_at == place if kind == "want_bring" else place in self.played_at
             return ok and not (self.spot == "hands" if kind == "want_have" else there)
         elif kind in ("at", "leave"):
@@ -177,7 +183,7 @@ class World:
             self.visited.add(place)
             return moved and (kind == "go" or self.spot == "hands") and (kind != "carry_back" or before)
         elif kind == "find":
-            if self.spot is None and self.here not in self.not_at:
+            if not self.spot and self.here not in self.not_at:
                 self.spot = self.here
             return self.spot == self.here
         elif kind == "take":
@@ -195,11 +201,11 @@ class World:
             return thing_at != self.here
         elif kind.startswith("end"):
             self.over = True
-            if self.wish is None or kind not in ("end", f"end_{self.wish[0]}"):
+            if not self.wish or kind not in ("end", f"end_{self.wish}"):
                 return False
-            wish, goal = self.wish
+            goal = self.goal
             fulfilled = {"have": self.spot == "hands", "bring": self.spot == goal, "use": goal in self.played_at}
-            return fulfilled[wish] and (place is None or place == goal)
+            return fulfilled[self.wish] and place in ("", goal)
         else:
             raise KeyError(kind)
         return True

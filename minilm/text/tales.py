@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from minilm.errors import UsageError
+from minilm.text.tales_copy import CopyCheck
 from minilm.text.tales_grade import Verdict, grade
 from minilm.text.tales_grammar import Grammar, grammar
 from minilm.text.tales_world import RULES, Event
 
-__all__ = ["RULES", "SPLITS", "Beat", "Verdict", "grade", "stories", "story", "trace"]
+__all__ = ["RULES", "SPLITS", "Beat", "CopyCheck", "Verdict", "grade", "stories", "story", "trace"]
 
 SPLITS = ("train", "val", "fresh")
 """Disjoint ranges of seeds: for training, for validation, and for measuring (never trained on)."""
