@@ -1,0 +1,129 @@
+"""Quality of generated text. So far: coherence of tales, which an exact grader can judge (`text/tales_grade.py`)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from minilm.decoding.engine import generate
+from minilm.errors import UsageError
+from minilm.model.gpt import GPT
+from minilm.text.shards import Split
+from minilm.text.tales import stories
+from minilm.text.tales_copy import CopyCheck
+from minilm.text.tales_grade import Verdict, grade
+from minilm.text.tokenizer import Tokenizer
+
+COPIED_SHARE = 0.6  # a story with more of its words than this in one span of the training text is a copy
+SAMPLES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """What share of a model's tales make sense. `str()` is the report, samples included."""
+
+    level: int
+    n_stories: int
+    passed: int
+    low: float
+    """Lower end of the share's 95 % Wilson interval."""
+    high: float
+    """Its upper end."""
+    failures: dict[str, int]
+    """First broken rule of each failed story -> stories, most frequent first: the grader's, `duplicate`, `copied`."""
+    mean_before: float
+    """Mean over all stories of the share of sentences before the first that the grader rejects (1 where none is)."""
+    samples: tuple[str, ...]
+    """The first stories, whether they passed or not."""
+    sampler: str
+    """How the stories were drawn."""
+    copies_checked: bool
+    """Whether there was a training text to compare with."""
+
+    @property
+    def share(self) -> float:
+        return self.passed / self.n_stories
+
+    def __str__(self) -> str:
+        failures = ", ".join(f"{rule} {n}" for rule, n in self.failures.items()) or "none"
+        unchecked = "" if self.copies_checked else " (not compared with a training text)"
+        lines = [
+            f"coherence, level {self.level}: {100 * self.share:.1f} % of {self.n_stories} stories pass "
+            f"({100 * self.low:.1f} to {100 * self.high:.1f} %, Wilson 95 %; {self.sampler}){unchecked}",
+            f"  first broken rule: {failures}; {100 * self.mean_before:.0f} % of sentences come before it",
+        ]
+        return "\n".join(lines + [f"  {i}. {text}" for i, text in enumerate(self.samples, 1)])
+
+
+def coherence(
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    train: CopyCheck | Split | Iterable[str] | None,
+    level: int = 1,
+    n_stories: int = 200,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Coherence:
+    """Samples stories and has them graded; the defaults are how coherence is always measured.
+
+    train: what copies are looked for in, as tokens, texts or a `CopyCheck` made once for several calls; None leaves
+    copies unchecked, and the report says so. A story is cut at twice the tokens of the longest of 100 real ones. Two
+    stories that are alike both fail. Raises UsageError on an unknown level or a number out of range.
+    """
+    if n_stories < 1:
+        raise UsageError(f"n_stories must be 1 or more, not {n_stories}")
+    longest = max(len(ids) for ids in tokenizer.encode_batch(stories(n=100, level=level, split="fresh")))
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    texts = generate(model, tokenizer, [""] * n_stories, max_new_tokens=2 * longest, seed=seed, **options)
+    texts = [text.strip() for text in texts]
+    verdicts = [grade(text, level) for text in texts]
+    rules = first_broken_rules(texts, verdicts, _copy_check(train, tokenizer))
+    passed = rules.count(None)
+    low, high = wilson(passed, n_stories)
+    return Coherence(
+        level=level,
+        n_stories=n_stories,
+        passed=passed,
+        low=low,
+        high=high,
+        failures=dict(Counter(rule for rule in rules if rule is not None).most_common()),
+        mean_before=sum(1.0 if v.passed else v.before / max(v.sentences, 1) for v in verdicts) / n_stories,
+        samples=tuple(texts[:SAMPLES_SHOWN]),
+        sampler=", ".join(f"{name} {value:g}" for name, value in options.items()) + f", seed {seed}",
+        copies_checked=train is not None,
+    )
+
+
+def first_broken_rules(texts: list[str], verdicts: list[Verdict], copies: CopyCheck | None) -> list[str | None]:
+    """For each story the grader's rule, else `duplicate` where another text is the same, else `copied`, else None."""
+    times = Counter(texts)
+
+    def rule(text: str, verdict: Verdict) -> str | None:
+        if not verdict.passed:
+            return verdict.rule
+        if times[text] > 1:
+            return "duplicate"
+        return "copied" if copies is not None and copies.copied_share(text) > COPIED_SHARE else None
+
+    return [rule(text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Score interval of a share, hits of n (Wilson 1927); z = 1.96 covers 95 %."""
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _copy_check(train: CopyCheck | Split | Iterable[str] | None, tokenizer: Tokenizer) -> CopyCheck | None:
+    if train is None or isinstance(train, CopyCheck):
+        return train
+    if isinstance(train, Split):
+        return CopyCheck(tokenizer.decode(train.document(i)) for i in range(train.n_documents))
+    return CopyCheck(train)
