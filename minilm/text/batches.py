@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from minilm.errors import UsageError
 from minilm.text.shards import Split
 
 IGNORE = -100  # a target that is not scored
+ORDER_BLOCK = 4096  # places whose windows are worked out at once: numpy's overhead is per call
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     half_bits = max((max(n - 1, 1).bit_length() + 1) // 2, 1)
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
-    keys = _splitmix(np.arange(4, dtype=np.uint64) + np.uint64(key % (1 << 64)) * np.uint64(0x9E3779B97F4A7C15 | 1))
+    keys = _splitmix(np.arange(4, dtype=np.uint64) ^ _splitmix(np.array([key % (1 << 64)], np.uint64)))
     x = positions.astype(np.uint64)
     outside = np.ones(len(x), dtype=bool)
     while outside.any():
@@ -116,13 +118,20 @@ class Batches:
 
     def order(self, first: int, n: int) -> np.ndarray:
         """Windows that stand at places first to first + n of the endless sequence of epochs."""
-        places = np.arange(first, first + n)
-        epochs, within = places // self.windows_per_epoch, places % self.windows_per_epoch
-        out = np.empty(n, np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            out[here] = permute(within[here], self.windows_per_epoch, (self.seed << 32) ^ int(epoch))
-        return out
+        blocks = range(first // ORDER_BLOCK, (first + n - 1) // ORDER_BLOCK + 1)
+        begin = first - blocks.start * ORDER_BLOCK
+        return np.concatenate([_order_block(self.windows_per_epoch, self.seed, i) for i in blocks])[begin : begin + n]
+
+
+@lru_cache(maxsize=4)
+def _order_block(n_windows: int, seed: int, block: int) -> np.ndarray:
+    places = np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)
+    epochs, within = places // n_windows, places % n_windows
+    out = np.empty(ORDER_BLOCK, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        out[here] = permute(within[here], n_windows, (seed << 32) ^ int(epoch))
+    return out
 
 
 def documents_of(ids: np.ndarray, eot: int) -> np.ndarray:

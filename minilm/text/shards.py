@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -142,7 +143,7 @@ class ShardWriter:
         return SplitMeta(tokens, documents, n_bytes, n_words, tuple(self._shards))
 
     def _check(self, ids: np.ndarray) -> None:
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.vocab_size):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
             bad = int(ids.max()) if ids.max() >= self.vocab_size else int(ids.min())
             raise UsageError(f"token id {bad} lies outside the tokenizer's {self.vocab_size} tokens")
 
@@ -286,17 +287,17 @@ class Split:
 
     def __init__(self, shards: Sequence[Shard], vocab_size: int) -> None:
         self.shards, self.vocab_size = list(shards), vocab_size
-        self._ends = np.cumsum([s.n_tokens for s in shards])
-        self.n_tokens = int(self._ends[-1]) if len(self._ends) else 0
+        self._ends = list(accumulate(s.n_tokens for s in shards))
+        self.n_tokens = self._ends[-1] if self._ends else 0
 
     def read(self, start: int, n: int) -> np.ndarray:
         """Tokens start to start + n as int64, across shards; fewer at the stream's end."""
         out = np.empty(max(0, min(n, self.n_tokens - start)), np.int64)
         done = 0
         while done < len(out):
-            i = int(np.searchsorted(self._ends, start + done, side="right"))
+            i = bisect_right(self._ends, start + done)
             shard = self.shards[i]
-            local = start + done - (int(self._ends[i]) - shard.n_tokens)
+            local = start + done - (self._ends[i] - shard.n_tokens)
             piece = shard.read(local, min(len(out) - done, shard.n_tokens - local))
             out[done : done + len(piece)] = piece
             done += len(piece)
