@@ -30,18 +30,21 @@ class Batch:
     documents: np.ndarray | None = None
 
 
-def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a permutation of range(n), drawn by key, takes each position: int64 in, int64 out, O(1) each."""
+def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where permutations of range(n) take positions: int64 in, int64 out, O(1) each.
+
+    keys, uint64, one for each position: equal keys draw the same permutation.
+    """
     half_bits = max((max(n - 1, 1).bit_length() + 1) // 2, 1)
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
-    keys = _splitmix(np.arange(4, dtype=np.uint64) ^ _splitmix(np.array([key % (1 << 64)], np.uint64)))
+    rounds = _splitmix(_splitmix(keys) ^ np.arange(4, dtype=np.uint64)[:, None])
     x = positions.astype(np.uint64)
     outside = np.ones(len(x), dtype=bool)
     while outside.any():
-        # A value that lands beyond n walks on: at most four tries in the mean, since 4^half_bits < 16 n.
+        # A value that lands beyond n walks on: under four tries in the mean, since the domain is under 4 n.
         left, right = x[outside] >> shift, x[outside] & mask
-        for k in keys:
+        for k in rounds[:, outside]:
             left, right = right, left ^ (_splitmix(right ^ k) & mask)
         x[outside] = (left << shift) | right
         outside = x >= np.uint64(n)
@@ -126,12 +129,9 @@ class Batches:
 @lru_cache(maxsize=4)
 def _order_block(n_windows: int, seed: int, block: int) -> np.ndarray:
     places = np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK)
-    epochs, within = places // n_windows, places % n_windows
-    out = np.empty(ORDER_BLOCK, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        out[here] = permute(within[here], n_windows, (seed << 32) ^ int(epoch))
-    return out
+    epochs = (places // n_windows).astype(np.uint64)
+    seeds = _splitmix(np.array([seed % (1 << 64)], np.uint64))
+    return permute(places % n_windows, n_windows, seeds ^ epochs)
 
 
 def documents_of(ids: np.ndarray, eot: int) -> np.ndarray:
