@@ -122,6 +122,8 @@ class GPTConfig:
         for name in ("norm_eps", "logit_softcap", "init_std"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0.0 < self.rope_base < float("inf"):
+            raise UsageError(f"rope_base must be above 0, not {self.rope_base}")
         if self.n_embd % self.n_head:
             raise UsageError(f"n_head ({self.n_head}) must divide n_embd ({self.n_embd})")
         if self.n_head % self.kv_heads:

@@ -12,7 +12,8 @@ class Cache:
     """Preallocated keys and values of every layer: (B, kv heads, max_tokens, head width) each.
 
     `length` slots are filled. Rows of a batch that began with padding on the left say in `starts` (B,) in which slot
-    their first token stands: slots before it are never attended to, and positions count from it.
+    their first token stands: slots before it are never attended to, and positions count from it. Slots are written in
+    place, so no gradient flows through a cache: use it under `torch.no_grad`.
     """
 
     def __init__(

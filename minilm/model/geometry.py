@@ -33,12 +33,15 @@ def locate(
 ) -> Geometry:
     """The geometry of ids (B, T) behind what the cache holds.
 
-    Raises UsageError where a learned position table has too few rows, or documents and a cache are both given.
+    Raises UsageError where a learned position table has too few rows or the cache too few slots, or documents and a
+    cache are both given.
     """
     T, device = ids.shape[1], ids.device
     past = 0 if cache is None else cache.length
     if past + T > position.max_tokens:
         raise UsageError(f"{past + T} tokens do not fit in block_size {config.block_size}: shorten or crop the input")
+    if cache is not None and past + T > cache.max_tokens:
+        raise UsageError(f"{past + T} tokens do not fit in a cache of {cache.max_tokens}: make it longer")
     keys = torch.arange(past + T, device=device)
     queries = keys[past:]
     positions = queries

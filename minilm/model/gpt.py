@@ -10,6 +10,7 @@ B batch, T tokens, S tokens seen by attention (cached ones included), D width, H
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
         scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
         dropout = c.attn_dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not c.attn_upcast):
+        with torch.autocast(x.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
             y = attend(q, k, v, geometry, scale, dropout).to(x.dtype)
@@ -63,18 +64,25 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x = post(x + out(branch(pre(x)))), for attention and then for the feed-forward."""
+    """x = post(x + out(branch(pre(x)))), for attention and then for the feed-forward.
+
+    A skipped branch takes pre and out along, so that it adds exactly nothing and leaves no idle parameter.
+    """
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
 
-        def slot(*where: str) -> nn.Module:
-            return NORMS[config.norm if config.norm_position in where else "none"](config.n_embd, config)
+        def norm(wanted: bool, *where: str) -> nn.Module:
+            on = wanted and config.norm_position in where
+            return NORMS[config.norm if on else "none"](config.n_embd, config)
 
-        self.ln_1, self.ln_1_out, self.ln_1_post = slot("pre", "sandwich"), slot("sandwich"), slot("post")
-        self.attn = Nothing() if index in config.skip_attn else Attention(config)
-        self.ln_2, self.ln_2_out, self.ln_2_post = slot("pre", "sandwich"), slot("sandwich"), slot("post")
-        self.mlp = Nothing() if index in config.skip_mlp else feed_forward(config)
+        has_attn, has_mlp = index not in config.skip_attn, index not in config.skip_mlp
+        self.ln_1, self.ln_1_out = norm(has_attn, "pre", "sandwich"), norm(has_attn, "sandwich")
+        self.attn = Attention(config) if has_attn else Nothing()
+        self.ln_1_post = norm(True, "post")
+        self.ln_2, self.ln_2_out = norm(has_mlp, "pre", "sandwich"), norm(has_mlp, "sandwich")
+        self.mlp = feed_forward(config) if has_mlp else Nothing()
+        self.ln_2_post = norm(True, "post")
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
         x = self.ln_1_post(x + self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache)))
@@ -150,7 +158,8 @@ class GPT(nn.Module):
         """ids (B, T) -> what the head reads, (B, T, D)."""
         geometry = locate(self.config, self.wpe, ids, documents, cache)
         x = self.wte_proj(self.wte(ids)) + self.wpe(geometry.positions)
-        x = self.dropout(self.ln_e(x))
+        # The residual stream has the weights' precision, also where autocast or a position table would change it.
+        x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
         repeats = self.config.n_layer // len(self.h)
         for layer in range(self.config.n_layer):
             x = self.h[layer // repeats](x, layer, geometry, cache)

@@ -36,19 +36,24 @@ class _Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if config.norm_scale else None
         self.bias = nn.Parameter(torch.zeros(width)) if config.norm_bias else None
 
+    def widen(self, x: Tensor) -> Tensor:
+        """x in the parameters' precision: kernels refuse the bf16 that a branch hands over under autocast beside fp32."""
+        own = self.bias if self.weight is None else self.weight
+        return x if own is None else x.to(own.dtype)
+
 
 class LayerNorm(_Norm):
     """w * (x - mean) / sqrt(var + eps) + b (Ba 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return F.layer_norm(self.widen(x), x.shape[-1:], self.weight, self.bias, self.eps)
 
 
 class RMSNorm(_Norm):
     """w * x / sqrt(mean(x^2) + eps) + b (Zhang & Sennrich 2019; without b: `norm_bias=False`)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        y = F.rms_norm(self.widen(x), x.shape[-1:], self.weight, self.eps)
         return y if self.bias is None else y + self.bias
 
 
@@ -86,7 +91,7 @@ class HeadNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
 
 
 # --- positions
