@@ -190,7 +190,11 @@ def test_what_is_no_story_fails(text: str) -> None:
     assert not tales.grade(text).passed
 
 
-@given(st.text() | st.lists(st.sampled_from([*sorted(grammar(1).symbol), "the", ".", ". ", ",", "it"])).map(" ".join))
+WORDS = st.lists(st.sampled_from([*sorted(grammar(1).symbol), "the", ".", ". ", ",", "it"]))
+SENTENCES = st.lists(st.sampled_from([beat.text for seed in range(200) for beat in tales.trace(seed)]))
+
+
+@given(st.text() | WORDS.map(" ".join) | SENTENCES.map(" ".join))
 @settings(max_examples=300, deadline=None)
 def test_any_string_is_judged(text: str) -> None:
     verdict = tales.grade(text)
@@ -212,6 +216,8 @@ def test_misuse_is_named() -> None:
         lambda: tales.grade("Mia.", level=0),
         lambda: tales.stories(),
         lambda: tales.stories(n=1, megabytes=1),
+        lambda: tales.stories(n=-1),
+        lambda: tales.stories(megabytes=-0.5),
         lambda: tales.stories(n=1, split="test"),
         lambda: tales.stories(n=1, seed=-1),
         lambda: tales.story(2**64),

@@ -113,6 +113,8 @@ def stories(
     """
     if (n is None) == (megabytes is None):
         raise UsageError("give stories() either n or megabytes")
+    if (n or 0) < 0 or (megabytes or 0) < 0:
+        raise UsageError(f"stories() makes 0 or more of them, not {n or megabytes}")
     if split not in SPLITS:
         raise UsageError(f"tales have the splits {', '.join(SPLITS)}, not {split!r}")
     _check_seed(seed, 2**20)

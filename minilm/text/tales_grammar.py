@@ -42,6 +42,7 @@ MENTIONS = {
 """A bare {X} or {T}: the ways to mention who is known already."""
 
 FIELD = re.compile(r"\{(\w)\.?(\w*)\}")
+CAPITAL = re.compile(r"^(\{\w\.)(he\}|his\}|a_)")
 INNERMOST = re.compile(rf"\[([^][]*)\]|\{{([{PEOPLE}{THINGS}])\}}")
 """A choice without choices in it, or a bare mention."""
 
@@ -124,7 +125,7 @@ def expand(template: str) -> Iterator[str]:
         for way in ways:
             yield from expand(template[: choice.start()] + way + template[choice.end() :])
     elif template[0] == "{":
-        yield re.sub(r"\.(\w)", lambda m: "." + m[1].upper() if m[1] in "ah" else m[0], template, count=1)
+        yield CAPITAL.sub(lambda m: m[1] + m[2].capitalize(), template)
     else:
         yield template[0].upper() + template[1:]
 
