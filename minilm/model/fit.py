@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
@@ -34,7 +36,8 @@ class LoadReport:
         title = f"{self.source} with {told}" if told else self.source
         groups = {"changed": self.changed, "dropped": self.dropped, "new": self.new}
         counts = ", ".join(f"{len(group)} {name}" for name, group in groups.items() if group)
-        lines = [f"{title}: {len(self.kept)} tensors kept" + (f", {counts}" if counts else "")]
+        kept = f"{len(self.kept)} tensors kept"
+        lines = [f"{title}: {kept}, {counts}" if counts else f"{title}: all {kept}"]
         rows = [(name, *row) for name, group in groups.items() for row in _grouped(group)]
         width = max((len(row[1]) for row in rows), default=0)
         lines += [f"  {name:8} {tensors:{width}}  {what}" for name, tensors, what in rows]
@@ -49,9 +52,7 @@ def fit(checkpoint: Checkpoint, config: GPTConfig, source: str, dtype: torch.dty
     """
     old, tensors = checkpoint.config, checkpoint.tensors
     if config.n_embd != old.n_embd:
-        raise UsageError(
-            f"n_embd is {old.n_embd} in every tensor of {source}: another width needs training from scratch"
-        )
+        raise UsageError(f"every tensor of {source} has n_embd {old.n_embd}: another width is trained from scratch")
     _check(tensors, _shapes(old), source)
     changes = {k: v for k, v in vars(config).items() if v != getattr(old, k)}
     report = LoadReport(source, changes=changes, notes=checkpoint.notes)
@@ -84,16 +85,30 @@ def _build(config: GPTConfig, tensors: dict[str, Tensor]) -> GPT:
         if name in tensors and config.vocab_rows > config.vocab_size:
             padding = tensors[name].new_zeros(config.vocab_rows - config.vocab_size, tensors[name].shape[1])
             tensors[name] = torch.cat((tensors[name], padding))
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _skeleton(config)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
 def _shapes(config: GPTConfig) -> Shapes:
     """Name and shape of every tensor that a file of this config holds."""
-    with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in GPT(replace(config, vocab_multiple=1)).state_dict().items()}
+    return {name: tuple(t.shape) for name, t in _skeleton(replace(config, vocab_multiple=1)).state_dict().items()}
+
+
+class _NoInit(TorchFunctionMode):
+    """torch.nn.init does nothing: on the meta device it would cost the import of torch's compiler, over a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _skeleton(config: GPTConfig) -> GPT:
+    """A model without memory or values, in milliseconds."""
+    with torch.device("meta"), _NoInit():
+        return GPT(config)
 
 
 def _check(tensors: dict[str, Tensor], expected: Shapes, source: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,17 +74,17 @@ class _Raw(NamedTuple):
     activation: str  # of models in this kind of file
 
 
-def read_checkpoint(path: Path, hints: Mapping[str, Any], dtype: torch.dtype) -> Checkpoint:
-    """Reads a folder or file. hints: n_head and activation, used where the checkpoint does not say.
+def read_checkpoint(path: Path, dtype: torch.dtype, n_head: int = 0) -> Checkpoint:
+    """Reads a folder or file. n_head: used where the checkpoint does not say it.
 
     Raises UsageError where it is damaged, holds code, or is of another architecture.
     """
-    config = config_beside(path, str(hints.get("activation", "")))
+    config = config_beside(path)
     raw = _read(_weights_file(path))
     tensors, notes = _canonical(raw.tensors, path)
     if config is None or raw.stated is not None:
         stated = raw.stated or _mingpt_settings(path)
-        config = _infer(tensors, {**hints, **stated}, raw.activation, path)
+        config = _infer(tensors, {"n_head": n_head, **stated}, raw.activation, path)
         notes.append(f"{config.activation} and norm_eps {config.norm_eps:g} are this format's, the file names none")
     if config.tie_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
@@ -100,11 +99,11 @@ def read_checkpoint(path: Path, hints: Mapping[str, Any], dtype: torch.dtype) ->
     return Checkpoint(config, tensors, notes)
 
 
-def config_beside(path: Path, activation: str = "") -> GPTConfig | None:
+def config_beside(path: Path) -> GPTConfig | None:
     """The config in a checkpoint's config.json; None where there is none, or only minGPT's settings."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     raw = read_json(file) if file.is_file() else {}
-    return from_json(raw, file, activation) if raw and not isinstance(raw.get("model"), dict) else None
+    return from_json(raw, file) if raw and not isinstance(raw.get("model"), dict) else None
 
 
 def _mingpt_settings(path: Path) -> dict[str, Any]:
@@ -149,6 +148,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> _Raw:
     """pytorch_model.bin, nanoGPT's ckpt.pt and its kin, minGPT's bare state dict."""
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")) and path.stat().st_size > 1:
+            raise UsageError(f"{path} is no checkpoint: a web page or a Git LFS pointer may stand in its place")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -157,7 +159,7 @@ def _read_pickle(path: Path) -> _Raw:
         raise UsageError(
             f"{path} holds code or objects beside tensors, which minilm never executes: ask its author for safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # torch's reader lets through whatever the damage provokes
         raise UsageError(f"{path} is damaged or truncated ({_first_line(error)}): fetch or save it again") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no model: it is one {type(content).__name__}")
@@ -210,7 +212,7 @@ def _canonical(raw: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], l
     return tensors, notes
 
 
-def _infer(tensors: dict[str, Tensor], stated: Mapping[str, Any], activation: str, path: Path) -> GPTConfig:
+def _infer(tensors: dict[str, Tensor], stated: dict[str, Any], activation: str, path: Path) -> GPTConfig:
     """The config of tensors that come without a config.json: shapes tell all but heads, dropout and activation."""
     said = {_STATED.get(key, key): value for key, value in stated.items() if value is not None}
     layers = {int(m[1]) for name in tensors if (m := re.match(r"h\.(\d+)\.", name))}

@@ -107,8 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def from_json(raw: dict[str, Any], path: Path, activation: str = "") -> GPTConfig:
-    """The config that a config.json describes; activation stands in for one that minilm does not have.
+def from_json(raw: dict[str, Any], path: Path) -> GPTConfig:
+    """The config that a config.json describes.
 
     Raises UsageError, naming path, where it is another architecture's, or asks for what minilm cannot do.
     """
@@ -124,7 +124,7 @@ def from_json(raw: dict[str, Any], path: Path, activation: str = "") -> GPTConfi
             return ours
         if ours is not None and is_gpt2(ours) and _gpt2_keys(ours).items() <= raw.items():
             return ours
-        return _from_gpt2(raw, activation)
+        return _from_gpt2(raw)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -135,7 +135,7 @@ def _our_fields(section: dict[str, Any]) -> GPTConfig:
     return GPTConfig(**section)
 
 
-def _from_gpt2(raw: dict[str, Any], stand_in: str) -> GPTConfig:
+def _from_gpt2(raw: dict[str, Any]) -> GPTConfig:
     values = {**_DROPOUT, **raw}
     for name, others in _ALIASES.items():
         for other in others:
@@ -148,12 +148,8 @@ def _from_gpt2(raw: dict[str, Any], stand_in: str) -> GPTConfig:
     for key in ("quantization_config", "pruned_heads"):
         if raw.get(key):
             raise UsageError(f"minilm cannot honour {key}: load a checkpoint without it")
-    theirs = values.get("activation_function", "gelu_new")
-    activation = _OURS.get(theirs, stand_in)
-    if not activation:
-        raise UsageError(
-            f"minilm does not have activation_function {theirs!r}, it has {', '.join(sorted(_OURS))}: put one in its "
-            "place by name, as in activation='gelu'"
-        )
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in _OURS:
+        raise UsageError(f"minilm has no activation_function {activation!r}, only {', '.join(sorted(_OURS))}")
     found = {ours: values[theirs] for ours, theirs in _KEYS.items() if theirs in values}
-    return GPTConfig(**found, n_inner=values.get("n_inner") or 0, activation=activation)  # type: ignore[arg-type]
+    return GPTConfig(**found, n_inner=values.get("n_inner") or 0, activation=_OURS[activation])

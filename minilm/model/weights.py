@@ -48,7 +48,7 @@ def load_pretrained(
     """
     changes = _known(changes)
     path = find_checkpoint(name_or_path)
-    checkpoint = read_checkpoint(path, changes, dtype)
+    checkpoint = read_checkpoint(path, dtype, changes.get("n_head", 0))
     source = str(path if name_or_path is None else name_or_path)
     return fit(checkpoint, replace(checkpoint.config, **changes), source, dtype)
 
@@ -56,7 +56,7 @@ def load_pretrained(
 def read_config(name_or_path: str | Path | None) -> GPTConfig:
     """The config of a checkpoint, without its weights where a config.json tells it."""
     path = find_checkpoint(name_or_path)
-    return (config_beside(path) if path.is_dir() else None) or read_checkpoint(path, {}, torch.float32).config
+    return (config_beside(path) if path.is_dir() else None) or read_checkpoint(path, torch.float32).config
 
 
 def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
