@@ -37,7 +37,7 @@ class _Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if config.norm_bias else None
 
     def widen(self, x: Tensor) -> Tensor:
-        """x in the parameters' precision: kernels refuse the bf16 that a branch hands over under autocast beside fp32."""
+        """x in the parameters' precision: no kernel takes the bf16 that autocast's branches hand over beside fp32."""
         own = self.bias if self.weight is None else self.weight
         return x if own is None else x.to(own.dtype)
 
