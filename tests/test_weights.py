@@ -25,10 +25,12 @@ from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
 from minilm.model.fit import _skeleton
 from minilm.model.gpt import GPT
-from minilm.model.weights import load_pretrained, read_config, save_pretrained
+from minilm.model.weights import LoadReport, read_config, save_pretrained
+from minilm.model.weights import load_pretrained as load_typed
 
+load_pretrained: Callable[..., tuple[Any, LoadReport]] = load_typed  # Any: torch types a submodule as Tensor | Module
 TINY: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 24, "vocab_size": 61}
-TINY_OURS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 61}
+TINY_OURS: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 61}
 # Every key that GPT-2's code reads, each with several values.
 MATRIX: list[dict[str, Any]] = [
     {},
@@ -62,13 +64,20 @@ def hf_model(seed: int = 0, **keys: Any) -> GPT2LMHeadModel:
     return model.eval()
 
 
-def our_model(seed: int = 0, **fields: Any) -> GPT:
+def our_model(seed: int = 0, **fields: Any) -> Any:
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**{**TINY_OURS, **fields}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+def open_in_transformers(folder: Path) -> Any:
+    """What AutoModelForCausalLM makes of a folder, every tensor of which it must have found and used."""
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(opened[1].values()), opened[1]
+    return opened[0]
 
 
 def ids_for(vocab_size: int, T: int = 12) -> Tensor:
@@ -129,8 +138,7 @@ def test_loads_what_transformers_saved_and_back(keys: dict[str, Any], tmp_path: 
     assert not gradients
 
     ours.save_pretrained(tmp_path / "ours")
-    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(info.values()), info
+    again = open_in_transformers(tmp_path / "ours")
     state = again.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in theirs.state_dict().items())
     assert_close(ours(ids), again(ids).logits)
@@ -232,8 +240,7 @@ def test_every_setting_survives_saving(fields: dict[str, Any], tmp_path: Path) -
     assert torch.equal(again(ids), model(ids))
     assert str(report).endswith("all " + f"{len(model.state_dict())} tensors kept")
     if fields in GPT2_CAN:
-        theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-        assert not any(info.values()), info
+        theirs = open_in_transformers(tmp_path)
         assert_close(model(ids), theirs(ids).logits)
     else:
         with pytest.raises(ValueError, match="minilm"):
@@ -258,7 +265,7 @@ def test_an_edited_config_is_believed(tmp_path: Path) -> None:
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    hf_model().to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    hf_model().bfloat16().save_pretrained(tmp_path / "theirs")
     assert load_pretrained(tmp_path / "theirs")[0].wte.weight.dtype == torch.float32
     ours, _ = load_pretrained(tmp_path / "theirs", dtype=torch.bfloat16, norm="dyt", vocab_size=64)
     assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}

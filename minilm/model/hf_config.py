@@ -151,5 +151,5 @@ def _from_gpt2(raw: dict[str, Any]) -> GPTConfig:
     activation = values.get("activation_function", "gelu_new")
     if activation not in _OURS:
         raise UsageError(f"minilm has no activation_function {activation!r}, only {', '.join(sorted(_OURS))}")
-    found = {ours: values[theirs] for ours, theirs in _KEYS.items() if theirs in values}
-    return GPTConfig(**found, n_inner=values.get("n_inner") or 0, activation=_OURS[activation])
+    found: dict[str, Any] = {ours: values[theirs] for ours, theirs in _KEYS.items() if theirs in values}
+    return GPTConfig(**found | {"n_inner": values.get("n_inner") or 0, "activation": _OURS[activation]})

@@ -35,7 +35,7 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
     if path.is_file():
         return path
     if path.is_dir():
-        if any(path.glob("step_*")):
+        if any(path.glob("step_*")) or (path / "config.toml").is_file():
             return step_folder(path, which)
         if (path / "config.json").is_file():
             return path
@@ -64,7 +64,7 @@ def step_folder(run: Path, which: Which = "newest") -> Path:
     """A run's newest step folder, or the one with the lowest validation loss."""
     steps = _steps(run)
     if not steps:
-        raise UsageError(f"{run} holds no whole checkpoint: a run writes the first at its first save, or on Ctrl-C")
+        raise UsageError(f"{run} holds no whole checkpoint yet: a run writes one when it saves, ends or is interrupted")
     if which == "newest":
         return steps[-1]
     losses = [(loss, step) for step in steps if (loss := _val_loss(step)) is not None]
