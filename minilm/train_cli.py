@@ -61,7 +61,7 @@ def _command(argv: Sequence[str]) -> CommandLine:
 
 
 def _run_to_resume(command: CommandLine) -> Path:
-    from minilm.model.weights import newest_run
+    from minilm.model.hub import newest_run
 
     if command.resume_from:
         return Path(command.resume_from)
@@ -99,7 +99,7 @@ def _tokenizer_of(init: str) -> str:
     """The folder of init's tokenizer, if it carries one."""
     if not init:
         return ""
-    from minilm.model.weights import find_checkpoint
+    from minilm.model.hub import find_checkpoint
 
     folder = find_checkpoint(init)
     return str(folder) if (folder / "tokenizer.json").is_file() else ""

@@ -182,7 +182,7 @@ def read_setup(run: Path) -> Setup:
 
 
 def _check_tokenizer(init: str, tokenizer: Tokenizer) -> None:
-    from minilm.model.weights import find_checkpoint
+    from minilm.model.hub import find_checkpoint
     from minilm.text.tokenizer import get_tokenizer
 
     folder = find_checkpoint(init)
