@@ -19,8 +19,10 @@ from minilm.decoding.engine import _decode, generate, generate_ids, row_seeds, s
 from minilm.decoding.strategies import STEPS, Strategy, choose, draw, filtered
 from minilm.errors import MinilmError, UsageError
 from minilm.model.gpt import GPT
+from minilm.text.tokenizer import get_tokenizer
 
 INF = math.inf
+BYTES = get_tokenizer("bytes")  # 257 tokens, end-of-text last
 
 
 @pytest.fixture(autouse=True)
@@ -42,32 +44,6 @@ def tiny(**changes: Any) -> GPT:
             if name.endswith("bias"):
                 p.normal_(std=0.3)
     return model.eval()
-
-
-class Letters:
-    """A tokenizer of one byte a token whose end-of-text is 256; pieces wait for whole UTF-8 characters."""
-
-    name, vocab_size, eot = "letters", 257, 256
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
-
-    def stream_decoder(self) -> Any:
-        import codecs
-
-        class Stream:
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-            def push(self, token: int) -> str:
-                return self.decoder.decode(bytes([token])) if token < 256 else "<|endoftext|>"
-
-            def flush(self) -> str:
-                return self.decoder.decode(b"", final=True)
-
-        return Stream()
 
 
 class Scripted(GPT):
@@ -421,7 +397,7 @@ def test_end_of_text_ends_a_row() -> None:
 def test_no_new_tokens_give_the_prompt() -> None:
     ids = torch.tensor([[1, 2]])
     assert torch.equal(generate_ids(tiny(), ids, 0), ids)
-    assert generate(tiny(vocab_size=257), Letters(), ["ab", "c"], max_new_tokens=0) == ["", ""]
+    assert generate(tiny(vocab_size=257), BYTES, ["ab", "c"], max_new_tokens=0) == ["", ""]
 
 
 @pytest.mark.parametrize(
@@ -444,7 +420,7 @@ def test_bad_counts(n: Any) -> None:
     with pytest.raises(UsageError, match="max_new_tokens"):
         generate_ids(tiny(), torch.tensor([[1]]), n)
     with pytest.raises(UsageError, match="max_new_tokens"):
-        stream(tiny(vocab_size=257), Letters(), max_new_tokens=n)
+        stream(tiny(vocab_size=257), BYTES, max_new_tokens=n)
 
 
 # --- text in, text out
@@ -452,52 +428,51 @@ def test_bad_counts(n: Any) -> None:
 
 def test_text_is_the_new_text_alone_and_stops_before_end_of_text() -> None:
     said = [*"é Ω!".encode(), 256, *b"never"]
-    letters: Any = Letters()
-    assert generate(Scripted(said), letters, "Say ") == "é Ω!"
-    assert list(stream(Scripted(said), letters, "Say ")) == ["é", " ", "Ω", "!"]
-    assert generate(Scripted(said), letters, "Say ", max_new_tokens=4, temperature=0.0) == "é �"
-    unstopped = generate(Scripted(said), letters, "", max_new_tokens=len(said), stop_at_eot=False)
+    assert generate(Scripted(said), BYTES, "Say ") == "é Ω!"
+    assert list(stream(Scripted(said), BYTES, "Say ")) == ["é", " ", "Ω", "!"]
+    assert generate(Scripted(said), BYTES, "Say ", max_new_tokens=4, temperature=0.0) == "é �"
+    unstopped = generate(Scripted(said), BYTES, "", max_new_tokens=len(said), stop_at_eot=False)
     assert unstopped == "é Ω!<|endoftext|>never"
-    assert generate(Scripted(said), letters, ["a", "bcd"]) == ["é Ω!", "é Ω!"]
-    assert generate(Scripted(said), letters, []) == []
+    assert generate(Scripted(said), BYTES, ["a", "bcd"]) == ["é Ω!", "é Ω!"]
+    assert generate(Scripted(said), BYTES, []) == []
 
 
 def test_rows_of_a_batch_end_once() -> None:
-    model, letters = tiny(vocab_size=257, block_size=32), Letters()
+    model = tiny(vocab_size=257, block_size=32)
     prompts = ["", "a", "bcd"]
-    pieces = list(stream_batch(model, letters, prompts, max_new_tokens=9, seed=3))
+    pieces = list(stream_batch(model, BYTES, prompts, max_new_tokens=9, seed=3))
     assert sorted(p.row for p in pieces if p.last) == [0, 1, 2]
     texts = ["".join(p.text for p in pieces if p.row == row) for row in range(3)]
-    assert texts == generate(model, letters, prompts, max_new_tokens=9, seed=3)
+    assert texts == generate(model, BYTES, prompts, max_new_tokens=9, seed=3)
     for i, seed in enumerate(row_seeds(3, 3)):
-        alone = generate(model, letters, prompts[i], max_new_tokens=9, seed=seed)
+        alone = generate(model, BYTES, prompts[i], max_new_tokens=9, seed=seed)
         assert alone == texts[i]
 
 
 def test_empty_prompt_starts_from_end_of_text() -> None:
-    model, letters = tiny(vocab_size=257), Letters()
+    model = tiny(vocab_size=257)
     ids = generate_ids(model, torch.tensor([[256]]), 8, seed=2, eot=256)[0, 1:].tolist()
-    assert generate(model, letters, max_new_tokens=8, seed=2) == letters.decode(ids)
+    assert generate(model, BYTES, max_new_tokens=8, seed=2) == BYTES.decode([i for i in ids if i < 256])
 
 
 def test_tokens_that_the_tokenizer_lacks_are_never_drawn() -> None:
     model: Any = tiny(vocab_size=400)
-    text = generate(model, Letters(), [""] * 20, max_new_tokens=20, temperature=9.0, seed=1)
+    text = generate(model, BYTES, [""] * 20, max_new_tokens=20, temperature=9.0, seed=1)
     assert len(text) == 20  # a larger id would have been an error in `push`
 
 
 def test_tokenizer_larger_than_the_model() -> None:
     with pytest.raises(UsageError, match="257 tokens and the model only 50"):
-        generate(tiny(), Letters(), "a")
+        generate(tiny(), BYTES, "a")
     with pytest.raises(UsageError, match="257 tokens and the model only 40"):
-        generate(tiny(vocab_size=300, vocab_used=40), Letters(), "a")
+        generate(tiny(vocab_size=300, vocab_used=40), BYTES, "a")
 
 
 def test_prompt_longer_than_the_context_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    model, letters = tiny(vocab_size=257), Letters()
+    model = tiny(vocab_size=257)
     with caplog.at_level(logging.WARNING, "minilm"):
-        long = generate(model, letters, "x" * 40 + "the last sixteen", max_new_tokens=40, seed=1)
+        long = generate(model, BYTES, "x" * 40 + "the last sixteen", max_new_tokens=40, seed=1)
     assert "the prompt has 56 tokens and the model's context 16: only the last 16 are read" in caplog.text
     caplog.clear()
-    assert long == generate(model, letters, "the last sixteen", max_new_tokens=40, seed=1)
+    assert long == generate(model, BYTES, "the last sixteen", max_new_tokens=40, seed=1)
     assert not caplog.text

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -42,35 +42,47 @@ class Piece(NamedTuple):
     last: bool  # the row is done
 
 
+class Options(TypedDict, total=False):
+    """Keywords of `generate`, `stream` and `stream_batch`; that one's signature has their defaults."""
+
+    max_new_tokens: int
+    """At most so many tokens per text, 0 or more."""
+    temperature: float
+    """0 is greedy; this and the next two: see `Strategy`."""
+    top_k: int
+    top_p: float
+    seed: int | Sequence[int] | None
+    """One for the batch, or one for each prompt: see `row_seeds`. None: fresh randomness."""
+    stop_at_eot: bool
+    """A text ends before end-of-text."""
+    use_cache: bool
+    """False reads the whole context for every token, to the same result."""
+
+
 @overload
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> str: ...
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Unpack[Options]) -> str: ...
 @overload
-def generate(model: GPT, tokenizer: Tokenizer, prompt: Sequence[str], **options: Any) -> list[str]: ...
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str | Sequence[str] = "", **options: Any) -> str | list[str]:
+def generate(model: GPT, tokenizer: Tokenizer, prompt: list[str], **options: Unpack[Options]) -> list[str]: ...
+def generate(
+    model: GPT, tokenizer: Tokenizer, prompt: str | list[str] = "", **options: Unpack[Options]
+) -> str | list[str]:
     """Continues one prompt (-> str) or several (-> list of str, in their order).
 
     The text returned is what is new: it never repeats the prompt, so `prompt + text` is the whole. An empty prompt
-    starts a new document (from end-of-text). Nothing is put before a prompt that is not empty. Options, by keyword:
+    starts a new document (from end-of-text). Nothing is put before a prompt that is not empty. A prompt longer than
+    the context is read from its last tokens, which is logged as a warning.
 
-    - max_new_tokens=256: at most so many, 0 or more.
-    - temperature=1.0, top_k=0, top_p=1.0: see `Strategy`; temperature 0 is greedy.
-    - seed=None: an int, or one for each prompt. The first row of a batch has `seed` itself, row i `row_seeds(seed)[i]`,
-      so every row can be had again alone. None: fresh randomness.
-    - stop_at_eot=True: a text ends before end-of-text.
-    - use_cache=True: False reads the whole context for every token, to the same result.
-
-    A prompt longer than the context is read from its last tokens, which is logged as a warning. Raises UsageError on
-    an option out of range or a tokenizer larger than the model's vocabulary.
+    options: max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, seed=None, stop_at_eot=True, use_cache=True; see
+    `Options`. Raises UsageError on one out of range, and on a tokenizer larger than the model's vocabulary.
     """
-    single = isinstance(prompt, str)
-    texts: list[list[str]] = [[] for _ in ([prompt] if single else prompt)]
-    for piece in stream_batch(model, tokenizer, [prompt] if isinstance(prompt, str) else prompt, **options):
-        texts[piece.row].append(piece.text)
-    whole = ["".join(pieces) for pieces in texts]
-    return whole[0] if single else whole
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    texts = [""] * len(prompts)
+    for piece in stream_batch(model, tokenizer, prompts, **options):
+        texts[piece.row] += piece.text
+    return texts[0] if isinstance(prompt, str) else texts
 
 
-def stream(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -> Iterator[str]:
+def stream(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Unpack[Options]) -> Iterator[str]:
     """Yields `generate`'s text piece by piece, each as soon as its characters are certain. Same options and errors."""
     return (piece.text for piece in stream_batch(model, tokenizer, [prompt], **options) if piece.text)
 
@@ -78,7 +90,7 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Any) -
 def stream_batch(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: list[str],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 1.0,
@@ -88,7 +100,7 @@ def stream_batch(
     stop_at_eot: bool = True,
     use_cache: bool = True,
 ) -> Iterator[Piece]:
-    """Yields the texts of several prompts as they grow, one piece per row and token; options are `generate`'s."""
+    """Yields the texts of several prompts as they grow, one piece per row and token; see `Options`."""
     strategy = Strategy(temperature, top_k, top_p)
     seeds = row_seeds(seed, len(prompts))
     _check_count(max_new_tokens)
@@ -151,13 +163,16 @@ def generate_ids(
 
 
 def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
-    """One seed per row: an int for the first row and 64 bits mixed from (seed, row) for others; a list is itself."""
-    if not isinstance(seed, int | None):
+    """One seed per row, so that every row can be had again alone.
+
+    An int is the first row's seed, and each other row has 64 bits mixed from it and the row; a list is taken as it is.
+    """
+    if not isinstance(seed, int | np.integer | None):
         seeds = [int(s) for s in seed]
         if len(seeds) != n_rows:
             raise UsageError(f"{len(seeds)} seeds for {n_rows} prompts: pass one seed, or one for each")
     else:
-        first = secrets.randbits(63) if seed is None else seed
+        first = secrets.randbits(63) if seed is None else int(seed)
         mixed = (np.random.SeedSequence((first, row)) for row in range(1, n_rows)) if first >= 0 else ()
         seeds = [first, *(int(s.generate_state(1, np.uint64)[0]) for s in mixed)][:n_rows]
     if any(s < 0 for s in seeds):

@@ -78,8 +78,16 @@ def coherence(
     if n_stories < 1:
         raise UsageError(f"n_stories must be 1 or more, not {n_stories}")
     longest = max(len(ids) for ids in tokenizer.encode_batch(stories(n=100, level=level, split="fresh")))
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    texts = generate(model, tokenizer, [""] * n_stories, max_new_tokens=2 * longest, seed=seed, **options)
+    texts = generate(
+        model,
+        tokenizer,
+        [""] * n_stories,
+        max_new_tokens=2 * longest,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
     texts = [text.strip() for text in texts]
     verdicts = [grade(text, level) for text in texts]
     rules = first_broken_rules(texts, verdicts, _copy_check(train, tokenizer))
@@ -94,7 +102,7 @@ def coherence(
         failures=dict(Counter(rule for rule in rules if rule is not None).most_common()),
         mean_before=sum(1.0 if v.passed else v.before / max(v.sentences, 1) for v in verdicts) / n_stories,
         samples=tuple(texts[:SAMPLES_SHOWN]),
-        sampler=", ".join(f"{name} {value:g}" for name, value in options.items()) + f", seed {seed}",
+        sampler=f"temperature {temperature:g}, top_k {top_k}, top_p {top_p:g}, seed {seed}",
         copies_checked=train is not None,
     )
 
