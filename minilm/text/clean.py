@@ -10,8 +10,8 @@ HEADING = re.compile(r"\s*= (?!=)\S.*(?<!=) =\s*")
 
 def wikitext_articles(lines: Iterable[str]) -> Iterator[str]:
     """Articles of a WikiText file (Merity 2016), each from its heading ` = Title = ` to the next one. Together they are
-    the file, its blank first line included. A heading is a line of its own between blank lines; sections, ` = = Name = = `,
-    do not begin one."""
+    the file, its blank first line included. A heading stands alone between blank lines; ` = = Name = = ` is not one.
+    """
     article: list[str] = []
     started = False  # a heading was seen
     before, heading = "", ""  # the line above; a line that will be a heading if a blank one follows

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from minilm import __version__
 from minilm.errors import MinilmError
-from minilm.text.folders import check_space
-from minilm.text.sources import file_sha256
+from minilm.text.folders import check_space, disk_errors
+from minilm.text.sources import Found, file_sha256
 
 CHUNK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
 RETRIES = 3  # attempts in a row that bring not one byte
@@ -38,22 +38,23 @@ class Source:
         return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
-def download(source: Source, folder: Path) -> Path:
+def download(source: Source, folder: Path) -> Found:
     """The file of `source` in `folder`, from there or from its address. Raises MinilmError where it cannot be had."""
     target = folder / source.name
     if target.is_file() and target.stat().st_size == source.bytes:
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
+        return Found(target, source.bytes, target.stat().st_mtime_ns)
     part = folder / f"{source.name}.part"
     have = part.stat().st_size if part.is_file() else 0
     check_space(folder, source.bytes - have, f"downloading {source.name}")
     resumed = have > 0
     while True:
-        _fetch(source, part)
-        if file_sha256(part) == source.sha256:
-            part.replace(target)
-            return target
-        part.unlink()
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(source, part)
+            if file_sha256(part) == source.sha256:
+                part.replace(target)
+                return Found(target, source.bytes, target.stat().st_mtime_ns)
+            part.unlink()
         if not resumed:
             raise MinilmError(
                 f"{source.url} is not the file it was: its SHA-256 differs from {source.sha256}; "

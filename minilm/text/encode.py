@@ -7,21 +7,21 @@ tokenizer that is ours: none of them joins characters across such a place, so th
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from minilm.config import nearest
 from minilm.errors import UsageError
-from minilm.text.sources import file_sha256
 
 if TYPE_CHECKING:
+    from minilm.text.shards import ShardWriter
     from minilm.text.tokenizer import Tokenizer
 
-BATCH_CHARS = 1 << 22  # encoded at once: enough to keep every core busy
+BATCH_CHARS = 1 << 22  # encoded at once: enough to keep the cores busy, some 40 MB of ids
 BATCH_DOCUMENTS = 1 << 15
 PIECE_CHARS = 1 << 17
 BORDER = re.compile(r"(?<=\S)\s")
@@ -34,58 +34,77 @@ SAMPLE_CHARS = 5_000_000  # of generated text: its few hundred words are all amo
 T = TypeVar("T")
 
 
-class Encoded(NamedTuple):
-    split: str
-    n_bytes: int  # of UTF-8
-    n_words: int  # between blanks
-    ids: np.ndarray
+@dataclass
+class Counts:
+    """Of one split's text: bytes of UTF-8, words between blanks, tokens outside the vocabulary."""
+
+    bytes: int = 0
+    words: int = 0
+    unknown: int = 0
 
 
-def pieces(text: str) -> list[str]:
+def pieces(text: str) -> Iterator[str]:
     """The text cut in parts of PIECE_CHARS characters and a little more."""
-    parts, start = [], 0
+    start = 0
     while (border := BORDER.search(text, start + PIECE_CHARS)) is not None:
-        parts.append(text[start : border.start()])
+        yield text[start : border.start()]
         start = border.start()
-    parts.append(text[start:])
-    return parts
+    yield text[start:]
 
 
-def encode_documents(documents: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    """Each (split, text) encoded, in order."""
+def encode_documents(
+    documents: Iterable[tuple[str, str]],
+    tokenizer: Tokenizer,
+    writer_of: Callable[[str], ShardWriter],
+    advance: Callable[[int], object] = lambda n_bytes: None,
+) -> dict[str, Counts]:
+    """Adds each (split, text) to the split's writer, in order; returns the counts. `advance` hears of progress."""
+    counts: defaultdict[str, Counts] = defaultdict(Counts)
+
+    def encoded(split: str, texts: list[str]) -> list[list[int]]:
+        n_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        all_ids = tokenizer.encode_batch(texts)
+        counts[split].bytes += n_bytes
+        counts[split].words += sum(len(text.split()) for text in texts)
+        if tokenizer.unknown is not None:
+            counts[split].unknown += sum(ids.count(tokenizer.unknown) for ids in all_ids)
+        advance(n_bytes)
+        return all_ids
+
     for batch in _batches(documents, lambda document: len(document[1])):
-        cut = [pieces(text) if tokenizer.name in OURS else [text] for _, text in batch]
-        encoded = (
-            np.asarray(ids, np.uint32)
-            for group in _batches(chain.from_iterable(cut), len)
-            for ids in tokenizer.encode_batch(group)
-        )
-        for (split, text), parts in zip(batch, cut, strict=True):
-            ids = [next(encoded) for _ in parts]
-            n_bytes = len(text) if text.isascii() else sum(len(part.encode()) for part in parts)
-            n_words = sum(len(part.split()) for part in parts)
-            yield Encoded(split, n_bytes, n_words, ids[0] if len(ids) == 1 else np.concatenate(ids))
+        if len(batch) == 1:
+            (split, text), *_ = batch
+            parts = pieces(text) if tokenizer.name in OURS else [text]
+            groups = (encoded(split, group) for group in _batches(parts, len))
+            writer_of(split).add_pieces(chain.from_iterable(groups))
+            continue
+        by_split: defaultdict[str, list[str]] = defaultdict(list)
+        for split, text in batch:
+            by_split[split].append(text)
+        for split, texts in by_split.items():
+            writer_of(split).add_many(encoded(split, texts))
+    return dict(counts)
 
 
 def tokenizer_key(named: str) -> str:
-    """What tells the tokenizer `named` from others before it exists: its name, or its file's hash. Raises UsageError
+    """What tells the tokenizer `named` from others before it exists: its name, or its fingerprint. Raises UsageError
     where there is none of that name."""
+    from minilm.text.tokenizer import get_tokenizer
+
     kind, _, size = named.partition(":")
     if kind in TRAINED and (size.isdecimal() or not size):
         if (kind == "bpe") != bool(size):
-            raise UsageError("bpe needs a vocabulary size, chars and words find their own: bpe:4096, chars or words")
+            raise UsageError("a bpe needs a vocabulary size, chars and words have their own: bpe:4096, chars or words")
         return named
     if named in FIXED:
         return named
-    path = Path(named).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
+    if not Path(named).expanduser().exists():
         known = [*FIXED, "chars", "words", "bpe:4096"]
         raise UsageError(
             f"there is no tokenizer {named!r}{nearest(named, known)}: "
             f"name {', '.join(known)} (any size), or the path of a tokenizer.json"
         )
-    return f"sha256:{file_sha256(path)}"
+    return get_tokenizer(named).fingerprint
 
 
 def make_tokenizer(named: str, documents: Callable[[], Iterable[tuple[str, str]]], sample: bool = False) -> Tokenizer:
@@ -111,13 +130,14 @@ def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in order, together no larger than BATCH_CHARS; a larger one alone."""
     batch: list[T] = []
     chars = 0
     for item in items:
-        batch.append(item)
-        chars += size(item)
-        if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+        if batch and (chars + size(item) > BATCH_CHARS or len(batch) == BATCH_DOCUMENTS):
             yield batch
             batch, chars = [], 0
+        batch.append(item)
+        chars += size(item)
     if batch:
         yield batch

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minilm.errors import MinilmError
-from minilm.text.sources import Files
+from minilm.text.sources import Files, digest
 
 RECIPE = "recipe.json"
 
@@ -49,7 +49,7 @@ def check_space(folder: Path, need_bytes: int, doing: str) -> None:
 def slug(value: object) -> str:
     """The value as part of a file name; different values stay different."""
     text = str(value)
-    plain = re.sub(r"[^A-Za-z0-9._]+", "", text.replace(" ", "_"))[:40].strip(".")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "", text.replace(" ", "_"))[:40].strip(".")
     return plain if plain == text.replace(":", "") else f"{plain}{short_hash(text)}"
 
 
@@ -57,7 +57,8 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def write_recipe(folder: Path, recipe: dict[str, Any], source: dict[str, Any]) -> None:
+def write_recipe(folder: Path, recipe: dict[str, Any], source: dict[str, str]) -> None:
+    """`recipe`: all that decides the tokens, except where the text came from, which `source` says."""
     temporary = folder / f"{RECIPE}.tmp"
     temporary.write_text(json.dumps({"recipe": recipe, "source": source}, indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / RECIPE)
@@ -75,33 +76,38 @@ def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bo
         return False
     if files is None or source.get("stat_key") == files.stat_key():
         return True
-    if source.get("content_key") != files.content_key():
+    if source.get("content_key") != digest(files.sha256s()):
         return False
-    write_recipe(folder, recipe, local_source(files, source["content_key"]))
+    write_recipe(folder, recipe, source | {"stat_key": files.stat_key()})
     return True
-
-
-def local_source(files: Files, content_key: str = "") -> dict[str, Any]:
-    """What a recipe keeps of a local copy."""
-    return {"stat_key": files.stat_key(), "content_key": content_key or files.content_key()}
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new empty folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
-    Raises MinilmError where the disk is full or closed to us."""
+    Raises MinilmError as `disk_errors`."""
     owner = re.sub(r"\W", "_", socket.gethostname())
     temporary = folder.with_name(f".{folder.name}.{owner}-{os.getpid()}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder, owner)
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, owner)
+            temporary.mkdir()
+            yield temporary
+            if folder.exists():
+                shutil.rmtree(_old(folder), ignore_errors=True)
+                folder.rename(_old(folder))
+            temporary.rename(folder)
             shutil.rmtree(_old(folder), ignore_errors=True)
-            folder.rename(_old(folder))
-        temporary.rename(folder)
-        shutil.rmtree(_old(folder), ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raises MinilmError where the disk turns out to be full or closed to us."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MinilmError(
@@ -113,8 +119,6 @@ def replacing(folder: Path) -> Iterator[Path]:
                 f"{folder} cannot be written ({error.strerror}): set MINILM_DATA to another folder"
             ) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:

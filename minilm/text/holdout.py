@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from minilm.errors import UsageError
 
 SHARE, ENOUGH_BYTES, LEAST_SHARE = 0.1, 5e6, 0.005
+HASHED_CHARS = 1 << 20
 EXACT_DOCUMENTS = 100_000  # up to here the documents are chosen one by one; beyond, chance is exact enough
 
 
@@ -41,7 +42,7 @@ class Holdout:
 
 
 def choose(texts: Iterable[str]) -> Holdout:
-    """Reads the corpus once. Raises UsageError where it is empty."""
+    """Reads the corpus once."""
     sizes: dict[int, int] = {}
     n_documents = text_bytes = 0
     for text in texts:
@@ -51,9 +52,7 @@ def choose(texts: Iterable[str]) -> Holdout:
         if len(sizes) <= EXACT_DOCUMENTS:
             key = _hash(text)
             sizes[key] = sizes.get(key, 0) + size
-    if not n_documents:
-        raise UsageError("no document was found")
-    share = min(SHARE, max(LEAST_SHARE, ENOUGH_BYTES / text_bytes))
+    share = min(SHARE, max(LEAST_SHARE, ENOUGH_BYTES / max(text_bytes, 1)))
     exact = len(sizes) <= EXACT_DOCUMENTS
     chosen = _smallest_hashes(sizes, share * text_bytes) if exact else None
     return Holdout(text_bytes, n_documents, chosen, share * 2**64, cut=len(sizes) == 1)
@@ -68,7 +67,7 @@ def _smallest_hashes(sizes: dict[int, int], wanted_bytes: float) -> frozenset[in
             have += sizes[key]
         if have >= wanted_bytes:
             break
-    return frozenset(chosen or {min(sizes, key=lambda key: (sizes[key], key))})
+    return frozenset(chosen or sorted(sizes, key=lambda key: (sizes[key], key))[:1])
 
 
 def paragraph_border(text: str) -> int:
@@ -87,4 +86,7 @@ def paragraph_border(text: str) -> int:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(text), HASHED_CHARS):  # no second copy of a long text
+        digest.update(text[start : start + HASHED_CHARS].encode())
+    return int.from_bytes(digest.digest(), "big")

@@ -22,6 +22,8 @@ from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text.download import Source
 
+TEXT_FILES = "textfiles"  # the script that reads a user's own text
+
 
 class Made(NamedTuple):
     """Of text that is made here instead of read: what tells one generator's text from another's, and its size."""
@@ -89,9 +91,9 @@ def load_dataset(name: str) -> Dataset:
 
 
 def script_main(dataset: Dataset, argv: Sequence[str] | None = None) -> None:
-    """A script's command line: prepares the data set, prints its counts, exits with 0, 1 (failure) or 2 (misuse)."""
+    """A script's command line: prepares the data set, prints the folder; exits with 1 on failure, 2 on misuse."""
     try:
-        prepare_from_words(dataset, sys.argv[1:] if argv is None else argv)
+        print(prepare_words([dataset.name, *(sys.argv[1:] if argv is None else argv)]))
     except MinilmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -100,18 +102,17 @@ def script_main(dataset: Dataset, argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def prepare_from_words(dataset: Dataset, words: Sequence[str]) -> Path:
-    """`prepare` with the options of a command line, then its counts on stdout."""
-    from minilm.text.prepare import prepare, summary
+def prepare_words(words: Sequence[str]) -> Path:
+    """`prepare` from a command line: a script's name or a path to your own text, then options."""
+    from minilm.text.prepare import prepare
 
-    values = vars(parser_of(dataset).parse_args(_normal(words)))
-    source = values.pop("source") or values.pop("path", None)
-    values.pop("path", None)
-    if not (dataset.sources or dataset.made or source):
-        raise UsageError(f"{dataset.name} reads your own text: give it a file or a folder")
-    folder = prepare(dataset.name, source=Path(source) if source else None, **values)
-    print(summary(folder))
-    return folder
+    name, *rest = words
+    if name not in known_datasets() and Path(name).expanduser().exists():
+        name, rest = TEXT_FILES, [name, *rest]
+    values = vars(parser_of(load_dataset(name)).parse_args(_normal(rest)))
+    path = values.pop("path", None)
+    values["source"] = values["source"] or path
+    return prepare(name, **values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,7 +140,10 @@ def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
     parser.add_argument("--max_docs", type=int, default=0, help="at most so many documents of each split (all)")
     parser.add_argument("--force", action="store_true", help="build again even if nothing changed")
     for name, default in dataset.options.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default!r})")
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default!r})")
     return parser
 
 

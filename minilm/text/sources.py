@@ -12,16 +12,18 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from stat import S_ISDIR, S_ISREG
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from minilm.errors import MinilmError, UsageError
 
@@ -54,66 +56,70 @@ class Member:
                 raise UsageError(f"{self.name} is not text in {encoding}: {error.reason}") from error
 
 
+class Found(NamedTuple):
+    """A file on disk as it was when it was listed."""
+
+    path: Path
+    size: int  # bytes
+    mtime_ns: int
+
+
 @dataclass(frozen=True)
 class Files:
     """The files a data set is read from: downloads, or the user's copy (a file, a folder, an archive)."""
 
     given: Path
     """The file or folder that was named."""
-    paths: tuple[Path, ...]
+    found: dict[str, Found] = field(default_factory=dict)
+    """Every file by its path inside what was given, with slashes."""
     notes: Counter[str] = field(default_factory=Counter)
     """What a reader left out or had to guess, with how often: reported when all is read."""
 
     @classmethod
     def at(cls, path: Path) -> Files:
-        """Everything at `path`. Raises UsageError where nothing is there."""
+        """Everything at `path`. Raises UsageError where nothing is there or something cannot be read."""
         if not path.exists():
             raise UsageError(f"{path} does not exist")
-        return cls(path, tuple(walk(path)))
+        return cls(path, dict(walk(path)))
 
     def find(self, *patterns: str) -> Iterator[Member]:
         """Members whose path or a tail of it matches one of the patterns (`*.csv`, `train/pos/*.txt`), in order."""
-        for name, path in self.names().items():
-            with naming_damage(path):
-                for member in _members(path, name):
+        for name, file in self.found.items():
+            with naming_damage(file.path):
+                for member in _members(file.path, name):
                     if any(fnmatch.fnmatchcase(f"/{member.name}", f"*/{pattern}") for pattern in patterns):
                         yield member
 
-    def names(self) -> dict[str, Path]:
-        """Each file by its path inside what was given, with slashes."""
-        root = self.given if self.given.is_dir() else self.given.parent
-        return {path.relative_to(root).as_posix(): path for path in self.paths}
-
     def stat_key(self) -> str:
         """Changes with any file's name, size or time; costs no reading."""
-        stats = ((name, path.stat()) for name, path in self.names().items())
-        return _digest(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}" for name, stat in stats)
+        return digest({name: f"{file.size} {file.mtime_ns}" for name, file in self.found.items()})
 
-    def content_key(self) -> str:
-        """Changes with any file's name or content, and with nothing else."""
-        return _digest(f"{name}\0{file_sha256(path)}" for name, path in self.names().items())
+    def sha256s(self) -> dict[str, str]:
+        """Of each file, by its name: their digest changes with any name or content, and with nothing else."""
+        return {name: file_sha256(file.path) for name, file in self.found.items()}
 
     def text_bytes(self) -> int:
         """About how many bytes of text they hold: exact for plain files and zips, else compressed size times four."""
         total = 0
-        for path in self.paths:
-            if path.suffix == ".zip" and zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
+        for path, size, _ in self.found.values():
+            if path.suffix == ".zip":
+                with naming_damage(path), zipfile.ZipFile(path) as archive:
                     total += sum(info.file_size for info in archive.infolist())
             else:
-                total += path.stat().st_size * (4 if path.suffix in {*OPENERS, ".tgz"} else 1)
+                total += size * (4 if path.suffix in {*OPENERS, ".tgz"} else 1)
         return total
 
 
-def walk(path: Path) -> Iterator[Path]:
+def walk(path: Path) -> Iterator[tuple[str, Found]]:
     """The file itself, or every file below a folder in the order of its path; hidden ones left out, each only once
-    whatever symbolic links lead to it. Raises UsageError where one cannot be listed."""
+    whatever links lead to it. Raises UsageError where a folder cannot be listed."""
     seen: set[tuple[int, int]] = set()
 
-    def visit(here: Path) -> Iterator[Path]:
+    def visit(name: str, here: str) -> Iterator[tuple[str, Found]]:
         try:
-            stat = here.stat()
-            children = sorted(here.iterdir(), key=lambda child: child.name) if here.is_dir() else []
+            stat = os.stat(here)
+            folder = S_ISDIR(stat.st_mode)
+            children = sorted(os.listdir(here)) if folder else []
         except FileNotFoundError:
             return  # a link to nowhere
         except OSError as error:
@@ -121,13 +127,13 @@ def walk(path: Path) -> Iterator[Path]:
         if stat.st_ino and (stat.st_dev, stat.st_ino) in seen:  # file systems without inodes give 0
             return
         seen.add((stat.st_dev, stat.st_ino))
-        if here.is_file():
-            yield here
+        if S_ISREG(stat.st_mode):
+            yield name, Found(Path(here), stat.st_size, stat.st_mtime_ns)
         for child in children:
-            if not child.name.startswith("."):
-                yield from visit(child)
+            if not child.startswith("."):
+                yield from visit(f"{name}/{child}" if name else child, os.path.join(here, child))
 
-    yield from visit(path)
+    yield from visit("" if path.is_dir() else path.name, str(path))
 
 
 def _members(path: Path, name: str) -> Iterator[Member]:
@@ -135,28 +141,32 @@ def _members(path: Path, name: str) -> Iterator[Member]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
-                    yield _member(path, info.filename, partial(archive.open, info))
+                    yield _packed(path, info.filename, partial(archive.open, info))
     elif name.lower().endswith(TAR_ENDINGS):
         with tarfile.open(path, "r|*") as tar:  # a stream: seeking back in a compressed tar would start it over
             for entry in tar:
                 if entry.isfile():
-                    yield _member(path, entry.name, partial(tar.extractfile, entry))
+                    yield _packed(path, entry.name, partial(tar.extractfile, entry))
+    elif name.lower().endswith(tuple(OPENERS)):
+        yield _packed(path, name, partial(_open, path))
     else:
-        yield _member(path, name, partial(path.open, "rb"))
+        yield Member(name, partial(_open, path))
 
 
-def _member(path: Path, name: str, open_: Callable[[], Any]) -> Member:
+def _packed(path: Path, name: str, open_: Callable[[], Any]) -> Member:
     stem, dot, ending = name.rpartition(".")
     if opener := OPENERS.get(f"{dot}{ending}".lower()):
-        return Member(stem, lambda: io.BufferedReader(_Packed(path, opener(open_()))))
-    return Member(name, open_ if path.name == name else lambda: io.BufferedReader(_Packed(path, open_())))
+        return Member(stem, lambda: io.BufferedReader(_Packed(path, lambda: opener(open_()))))
+    return Member(name, lambda: io.BufferedReader(_Packed(path, open_)))
 
 
 class _Packed(io.RawIOBase):
-    """A stream that names its file when it turns out to be damaged."""
+    """A stream that names its archive when it turns out to be damaged."""
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
-        self._path, self._stream = path, stream
+    def __init__(self, path: Path, open_: Callable[[], BinaryIO]) -> None:
+        self._path = path
+        with naming_damage(path):
+            self._stream = open_()
 
     def readable(self) -> bool:
         return True
@@ -168,7 +178,8 @@ class _Packed(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        self._stream.close()
+        if not self.closed:
+            self._stream.close()
         super().close()
 
 
@@ -178,15 +189,25 @@ def naming_damage(path: Path) -> Iterator[None]:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise MinilmError(f"{path} is damaged or cut short ({error}): fetch or pack it again") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's way to say so
+        raise UsageError(f"{path} cannot be unpacked here ({error}): unpack it yourself and name the folder") from error
+
+
+def _open(path: Path) -> io.BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): change its rights or move it away") from error
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with _open(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(lines: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+def digest(named: dict[str, str]) -> str:
+    """SHA-256 over names and what they stand for."""
+    total = hashlib.sha256()
+    for name, value in named.items():
+        total.update(f"{name}\0{value}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()

@@ -6,20 +6,23 @@ Line ends become "\n". What is left out (binary, empty, of another kind) is coun
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from minilm.errors import UsageError
 from minilm.text.encodings import open_text
-from minilm.text.sources import Files, Member
+from minilm.text.sources import Files
 
 PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
 TABLES = {"csv": ",", "tsv": "\t"}
+SURROGATE = re.compile("[\ud800-\udfff]")
 READ_CHARS = 1 << 20
 LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
 
@@ -29,7 +32,11 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
     `separator` what stands between two documents of a plain file (backslash-n and backslash-t are understood). Raises
     UsageError for a line or a table that has no such field."""
     separator = separator.replace("\\n", "\n").replace("\\t", "\t")
-    only = len(files.paths) == 1
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise UsageError(f"there is no encoding {encoding!r}: name one of Python's, such as cp1252") from error
+    only = len(files.found) == 1
     for member in files.find("*"):
         folder, _, name = member.name.rpartition("/")
         if name.startswith(".") or "__MACOSX" in folder:
@@ -38,34 +45,31 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         if ending not in PLAIN | LINES | set(TABLES) and not (only and "/" not in member.name):
             files.notes[f"files skipped, ending in .{ending}"] += 1
             continue
-        found = 0
-        for text in _read(member, ending, files, field, separator, encoding):
-            if text and not text.isspace():
-                found += 1
-                yield _sound(text)
-        if not found:
-            files.notes["files skipped, without text"] += 1
-
-
-def _read(member: Member, ending: str, files: Files, field: str, separator: str, encoding: str) -> Iterator[str]:
-    with member.open() as stream:
-        try:
+        with member.open() as stream:
             text = open_text(stream, encoding, newline="" if ending in TABLES else None)
-        except LookupError as error:
-            raise UsageError(f"there is no encoding {encoding!r}: name one of Python's, such as cp1252") from error
-        if text is None:
-            files.notes["files skipped, binary"] += 1
-            yield from ()
-        elif ending in LINES:
-            yield from _jsonl(text, member.name, field)
-        elif ending in TABLES:
-            yield from _table(text, member.name, field, TABLES[ending])
-        elif separator:
-            yield from _separated(text, separator)
-        else:
-            yield text.read()
-        if text is not None and not encoding and text.encoding not in ("utf-8", "utf-8-sig"):
-            files.notes[f"files read as {text.encoding}"] += 1
+            if text is None:
+                files.notes["files skipped, binary"] += 1
+                continue
+            found = 0
+            for document in _documents(text, member.name, ending, field, separator):
+                if document and not document.isspace():
+                    found += 1
+                    document = _sound(document)
+                    if broken := document.count("\ufffd"):
+                        files.notes["characters that did not decode, read as U+FFFD"] += broken
+                    yield document
+            if not found:
+                files.notes["files skipped, without text"] += 1
+            elif not encoding and text.encoding not in ("utf-8", "utf-8-sig"):
+                files.notes[f"files read as {text.encoding}"] += 1
+
+
+def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separator: str) -> Iterator[str]:
+    if ending in LINES:
+        return _jsonl(text, name, field)
+    if ending in TABLES:
+        return _table(text, name, field, TABLES[ending])
+    return _separated(text, separator) if separator else iter([text.read()])
 
 
 def _separated(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
@@ -144,8 +148,6 @@ def _is_number(value: Any) -> bool:
 
 def _sound(text: str) -> str:
     """Lone halves of UTF-16 pairs (JSON can spell them) become U+FFFD: no tokenizer can encode them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if SURROGATE.search(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

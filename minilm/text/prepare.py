@@ -1,0 +1,272 @@
+"""From a data script's documents, or a user's own text, to a folder of shards.
+
+Documents are streamed: read, cut into pieces, encoded and written in batches of a few megabytes, so memory does not
+grow with the corpus. A folder whose recipe still holds is reused (`folders.py`).
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minilm import __version__
+from minilm.errors import MinilmError, UsageError
+from minilm.log import say
+from minilm.text.download import download
+from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
+from minilm.text.folders import (
+    check_space,
+    data_folder,
+    recover,
+    replacing,
+    short_hash,
+    slug,
+    still_holds,
+    write_recipe,
+)
+from minilm.text.holdout import Holdout, choose
+from minilm.text.scripts import TEXT_FILES, Dataset, Made, known_datasets, load_dataset
+from minilm.text.shards import Meta, ShardWriter, SplitMeta, open_shards, write_meta
+from minilm.text.sources import Files, digest, file_sha256
+from minilm.text.tokenizer import Tokenizer
+
+FORMAT = 1  # raised when the same source gives other tokens than before
+SPARE_BYTES = 50_000_000
+LISTED_FILES = 100  # with a SHA-256 each in meta.json; more have one together
+
+
+def prepare(
+    name_or_path: str | Path,
+    *,
+    tokenizer: str | None = None,
+    source: str | Path | None = None,
+    max_docs: int = 0,
+    force: bool = False,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Path:
+    """The folder of shards for a data script's name, a path to your own text, or a prepared folder (returned as it is);
+    built where it is missing or what it was made of has changed.
+
+    tokenizer: gpt2, bytes, chars, words, bpe:4096 (any size) or a path; "" or None for the script's own choice.
+    source: a local copy instead of a download. max_docs: at most so many of each split, 0 for all. force: build anyway.
+    out: the folder to write, instead of one under $MINILM_DATA or data/shards. options: the script's.
+    Raises UsageError for a name, path, option or text that cannot be used, MinilmError where download or disk fail.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if (path / "meta.json").is_file():
+        return _prepared(path, tokenizer, bool(source or max_docs or force or out or options))
+    if name not in known_datasets() and path.exists():
+        name, source = TEXT_FILES, path
+    dataset = load_dataset(name)
+    if not (dataset.sources or dataset.made or source):
+        raise UsageError(f"{name} reads your own text: give it a file or a folder")
+    if dataset.made and source:
+        raise UsageError(f"{name} is made here and reads no source: leave out --source")
+    if max_docs < 0:
+        raise UsageError(f"max_docs must be 0 (all) or more, not {max_docs}")
+    given = dataset.check_options(options)
+    files = Files.at(Path(source).expanduser().absolute()) if source else None
+    made = dataset.made(**given) if dataset.made else None
+    job = _Job(dataset, tokenizer or dataset.tokenizer, files, made, max_docs, given)
+    folder = Path(out).expanduser() if out else data_folder() / job.folder_name()
+    recover(folder)
+    if folder.exists() and not (folder / "meta.json").is_file():
+        raise UsageError(f"{folder} exists and is no prepared folder: choose another --out or move it away")
+    recipe = job.recipe()
+    if force or not (still_holds(folder, recipe, files) and _is_whole(folder)):
+        _build(job, recipe, folder)
+    return folder
+
+
+@dataclass
+class _Job:
+    """One thing to prepare."""
+
+    dataset: Dataset
+    tokenizer: str
+    files: Files | None  # the user's copy
+    made: Made | None
+    max_docs: int
+    options: dict[str, Any]
+    holdout: Holdout | None = None
+
+    def folder_name(self) -> str:
+        """The script's name, or the text's with a hash of where it lies; options unlike the defaults; the tokenizer."""
+        parts = [self.dataset.name]
+        if self.dataset.name == TEXT_FILES and self.files:
+            parts = [slug(self.files.given.stem), short_hash(str(self.files.given.resolve()))]
+        defaults = self.dataset.options
+        parts += [f"{name}{slug(value)}" for name, value in self.options.items() if value != defaults[name]]
+        parts += [f"docs{self.max_docs}"] if self.max_docs else []
+        path = Path(self.tokenizer).expanduser()
+        named = f"{slug(path.stem)}{short_hash(str(path.resolve()))}" if path.exists() else slug(self.tokenizer)
+        return "-".join([*parts, named])
+
+    def recipe(self) -> dict[str, Any]:
+        script = Path(self.dataset.documents.__code__.co_filename)
+        return {
+            "format": FORMAT,
+            "data": self.dataset.name,
+            "script": file_sha256(script) if script.is_file() else "",
+            "made": self.made.fingerprint if self.made else "",
+            "options": self.options,
+            "max_docs": self.max_docs,
+            "tokenizer": tokenizer_key(self.tokenizer),
+        }
+
+    def command(self) -> str:
+        """What prepares it again."""
+        words = ["minilm", "data", "prepare", self.dataset.name, "--tokenizer", self.tokenizer]
+        words += ["--source", str(self.files.given)] if self.files else []
+        words += ["--max_docs", str(self.max_docs)] if self.max_docs else []
+        defaults = self.dataset.options
+        return shlex.join(
+            words + [f"--{name}={value}" for name, value in self.options.items() if value != defaults[name]]
+        )
+
+    def documents(self, files: Files) -> Iterator[tuple[str, str]]:
+        """(split, text) of each document."""
+        for split in self.dataset.splits:
+            texts = self.texts(files, split)
+            if self.holdout and split == "train":
+                yield from self.holdout.split(texts)
+            else:
+                yield from ((split, text) for text in texts)
+
+    def texts(self, files: Files, split: str) -> Iterator[str]:
+        return islice(self.dataset.documents(files, split, **self.options), self.max_docs or None)
+
+
+def _build(job: _Job, recipe: dict[str, Any], folder: Path) -> None:
+    files = job.files or _downloaded(job.dataset)
+    hashes = files.sha256s() if job.files else {source.name: source.sha256 for source in job.dataset.sources}
+    local = {"stat_key": files.stat_key(), "content_key": digest(hashes)} if job.files else {}
+    text_bytes = job.made.text_bytes if job.made else files.text_bytes()
+    if "val" not in job.dataset.splits:
+        with _progress("reading", text_bytes) as advance:
+            job.holdout = choose(_heard(job.texts(files, "train"), advance))
+        text_bytes = job.holdout.text_bytes
+        if not job.holdout.n_documents:
+            raise UsageError(f"{files.given} holds no text{_notes(files, ', ', ' (', ')')}: name other files")
+    tokenizer = make_tokenizer(job.tokenizer, lambda: job.documents(files), sample=job.made is not None)
+    check_space(folder.parent, _shard_bytes(text_bytes, tokenizer), f"preparing {folder.name}")
+    files.notes.clear()  # the passes before only looked
+    with replacing(folder) as temporary:
+        splits = _write(job, files, tokenizer, temporary, text_bytes)
+        if job.files and local["stat_key"] != Files.at(files.given).stat_key():
+            raise MinilmError(f"{files.given} changed while it was read: run again when it is at rest")
+        tokenizer.save(temporary)
+        write_recipe(temporary, recipe, local)
+        listed = hashes if len(hashes) <= LISTED_FILES else {f"{len(hashes)} files": digest(hashes)}
+        meta = Meta(
+            name=job.dataset.name,
+            tokenizer=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eot=tokenizer.eot,
+            splits=splits,
+            sources=listed,
+            licence=job.dataset.licence,
+            command=job.command(),
+            minilm=__version__,
+        )
+        write_meta(temporary, meta)
+    say(summary(folder) + _notes(files, "\n  ", "\n  "))
+
+
+def _write(job: _Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int) -> dict[str, SplitMeta]:
+    """Encodes every document into shards. Raises UsageError where there is none."""
+    writers: dict[str, ShardWriter] = {}
+
+    def writer_of(split: str) -> ShardWriter:
+        if split not in writers:
+            writers[split] = ShardWriter(folder, split, tokenizer=tokenizer)
+        return writers[split]
+
+    with _progress(job.folder_name(), text_bytes) as advance:
+        counts = encode_documents(job.documents(files), tokenizer, writer_of, advance)
+    if not counts:
+        patterns = f"the files of {job.dataset.name}" if job.dataset.sources else "a document"
+        raise UsageError(f"{files.given} does not hold {patterns}: give the data set in its original form as --source")
+    for split in job.dataset.splits:
+        if split not in counts:
+            files.notes[f"split missing from the source: {split}"] += 1
+        elif counts[split].unknown:
+            files.notes[f"tokens of {split} outside the vocabulary"] = counts[split].unknown
+    if job.holdout and job.holdout.cut:
+        files.notes["document in all: its last tenth, from a paragraph border on, validates"] = 1
+    return {
+        split: writer.close(n_bytes=counts[split].bytes, n_words=counts[split].words)
+        for split, writer in writers.items()
+    }
+
+
+def summary(folder: Path) -> str:
+    """The counts of a prepared folder as a small table."""
+    meta = open_shards(folder).meta
+    lines = [f"{folder}: tokenizer {meta.tokenizer} of {meta.vocab_size:,}, licence {meta.licence}"]
+    lines += [f"  {'':5}{'documents':>13}{'bytes':>16}{'words':>15}{'tokens':>15}{'bytes/token':>13}"]
+    for name, split in meta.splits.items():
+        per_token = split.bytes / split.tokens
+        lines += [
+            f"  {name:5}{split.documents:13,}{split.bytes:16,}{split.words:15,}{split.tokens:15,}{per_token:13.2f}"
+        ]
+    return "\n".join(lines)
+
+
+def _prepared(folder: Path, tokenizer: str | None, asked_for_more: bool) -> Path:
+    meta = open_shards(folder).meta
+    known = (meta.tokenizer, meta.fingerprint)
+    if asked_for_more or (tokenizer and tokenizer_key(tokenizer).partition(":")[0] not in known):
+        raise UsageError(
+            f"{folder} is prepared already, with tokenizer {meta.tokenizer} ({meta.fingerprint}): "
+            f"give the original text to prepare it in another way"
+        )
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        open_shards(folder)
+    except MinilmError as error:
+        say(f"{error}; building it again")
+        return False
+    return True
+
+
+def _downloaded(dataset: Dataset) -> Files:
+    folder = data_folder() / "downloads" / dataset.name
+    return Files(folder, {source.name: download(source, folder) for source in dataset.sources})
+
+
+def _shard_bytes(text_bytes: int, tokenizer: Tokenizer) -> int:
+    """An upper estimate, rarely reached: English has four bytes in a token of GPT-2's, other scripts two and less."""
+    tokens = text_bytes if tokenizer.name in ("bytes", "chars") else text_bytes / 2
+    return int(tokens * (2 if tokenizer.vocab_size <= 65_536 else 4)) + SPARE_BYTES
+
+
+def _notes(files: Files, between: str, before: str, after: str = "") -> str:
+    notes = [f"{count:,} {note}" for note, count in sorted(files.notes.items())]
+    return f"{before}{between.join(notes)}{after}" if notes else ""
+
+
+def _heard(texts: Iterator[str], advance: Callable[[int], object]) -> Iterator[str]:
+    for text in texts:
+        advance(len(text))
+        yield text
+
+
+@contextmanager
+def _progress(what: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
+    """A bar with MB/s on stderr; none where stderr is no terminal."""
+    with tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
