@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -465,6 +466,19 @@ def test_a_script_runs_by_itself(tmp_path: Path) -> None:
     done = subprocess.run([*words[:2], "--tokenzier=chars"], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean --tokenizer?" in done.stderr
+
+
+def test_the_script_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (ROOT / "docs" / "data.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "fables.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = import_module("fables").DATASET
+    monkeypatch.setattr(preparing, "load_dataset", lambda name: dataset)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "fables.txt").write_text("\n\n\n".join(f"Fable {i}: an ass." for i in range(10, 40)) + "\n\n\nx")
+    folder = prepare("fables", source=tmp_path / "in", tokenizer="bytes", min_chars=5)
+    assert len(texts(folder, "train")) + len(texts(folder, "val")) == 30
+    assert folder.name == "fables-min_chars5-bytes"
 
 
 def test_slug_keeps_different_values_apart() -> None:

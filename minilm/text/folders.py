@@ -97,7 +97,11 @@ def replacing(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 shutil.rmtree(_old(folder), ignore_errors=True)
                 folder.rename(_old(folder))
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not (folder / "meta.json").is_file():  # another process was faster with the same
+                    raise
             shutil.rmtree(_old(folder), ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
