@@ -6,6 +6,7 @@
 import hashlib
 from collections.abc import Iterator
 
+from minilm.errors import UsageError
 from minilm.text.scripts import Dataset, Made, script_main
 from minilm.text.sources import Files
 from minilm.text.tales import stories
@@ -18,6 +19,8 @@ def documents(files: Files, split: str, *, level: int = 1, seed: int = 0, megaby
 
 
 def made(*, level: int, seed: int, megabytes: float) -> Made:
+    if not megabytes > 0:
+        raise UsageError(f"megabytes of tales must be more than 0, not {megabytes}")
     sample = "\n".join(stories(n=1000, seed=seed, level=level))
     return Made(hashlib.sha256(sample.encode()).hexdigest(), text_bytes=int((megabytes + VAL_MEGABYTES) * 1e6))
 

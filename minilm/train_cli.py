@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def _command(argv: Sequence[str]) -> CommandLine:
     """The parsed command line: a resumed run's own config, or a preset on top of `--init`'s model."""
     from minilm import runtime
 
-    device_words = [w for a, w in zip(argv, argv[1:], strict=False) if a == "--device"]
+    device_words = [w for a, w in pairwise(argv) if a == "--device"]
     kind = runtime.pick_device(device_words[-1] if device_words else "auto").type
     init = init_of(argv)
     command = parse(argv, kind, base=_model_of(init) if init else None)

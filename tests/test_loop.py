@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_helpers import prepared, tiny_config
 
+from minilm import runtime
+from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
+from minilm.options import build, read_preset
 from minilm.text.batches import IGNORE, Batch
 from minilm.text.shards import open_shards
 from minilm.training import checkpoint, loop
 from minilm.training.loop import evaluate, train
 from minilm.training.setup import Setup
-from tests.training_helpers import prepared, tiny_config
 
 # Ten losses of tiny_config (fp32, eager, CPU, torch 2.13). A change in numerics shows here; tolerance 2e-3 covers other
 # processors' summation orders.
@@ -124,7 +127,7 @@ def test_gradient_of_unequal_micro_batches_is_that_of_one_batch(data: Path, tmp_
     class Kept(torch.optim.SGD):
         seen: dict[str, torch.Tensor]
 
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             self.seen = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     optimizer = Kept(model.parameters(), lr=0.0)
@@ -264,8 +267,6 @@ def test_small_tokenizer_in_a_large_vocabulary(data: Path, tmp_path: Path) -> No
 
 def test_init_takes_weights_and_config_of_a_run(data: Path, tmp_path: Path) -> None:
     first = train(tiny_config(data, tmp_path / "first", max_steps=5))
-    from minilm.config import GPTConfig
-
     config = replace(
         tiny_config(data, tmp_path / "second", max_steps=1, lr=0.0), model=GPTConfig(), init=str(first.run)
     )
@@ -283,8 +284,6 @@ def test_a_run_says_what_made_it(data: Path, tmp_path: Path) -> None:
     assert record["setup"]["precision"] == "fp32"
     assert record["versions"]["torch"] == torch.__version__
     assert record["command"]
-    from minilm.options import build, read_preset
-
     again = build(read_preset(str(result.run / "config.toml")))
     assert again == replace(config, model=result.model.config)
     state = json.loads((result.checkpoint / "state.json").read_text())
@@ -296,8 +295,6 @@ def test_a_run_says_what_made_it(data: Path, tmp_path: Path) -> None:
 def test_eager_where_no_compiler_is_found(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from minilm import runtime
-
     monkeypatch.setattr(runtime, "compiler_missing", lambda: "no C++ compiler was found (install g++ or clang)")
     result = train(tiny_config(data, tmp_path / "run", max_steps=2, compile="on"))
     assert result.step == 2

@@ -382,6 +382,8 @@ def test_unknown_names_and_paths(tmp_path: Path) -> None:
         prepare("wikitext2", source=tmp_path / "nowhere")
     with pytest.raises(UsageError, match="reads your own text"):
         prepare("textfiles")
+    with pytest.raises(UsageError, match="must be more than 0"):
+        prepare("tales", megabytes=0)
     with pytest.raises(UsageError, match="made here and reads no source"):
         prepare("tales", source=tmp_path)
 

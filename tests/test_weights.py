@@ -707,6 +707,9 @@ def test_weights_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
             load_pretrained(tmp_path / "odd.pt")
     with pytest.raises(UsageError, match="holds no weights"):
         load_pretrained(folder / "config.json")
+    (tmp_path / "odd.pt").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UsageError, match=r"odd.pt is no checkpoint: .* Git LFS pointer"):
+        load_pretrained(tmp_path / "odd.pt")
 
 
 # --- saving

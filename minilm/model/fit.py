@@ -113,13 +113,9 @@ def _skeleton(config: GPTConfig) -> GPT:
 
 def _check(tensors: dict[str, Tensor], expected: Shapes, source: str) -> None:
     if missing := expected.keys() - tensors.keys():
-        raise UsageError(
-            f"{source} lacks {_few(missing)}: it is incomplete, or not the model that its config describes"
-        )
+        raise UsageError(f"{source} lacks {_few(missing)}: it is incomplete, or another model than its config says")
     if foreign := tensors.keys() - expected.keys():
-        raise UsageError(
-            f"{source} holds {_few(foreign)}, for which its config has no place: it is another architecture"
-        )
+        raise UsageError(f"{source} holds {_few(foreign)}, for which its config has no place: another architecture")
     wrong = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
     if wrong:
         name = wrong[0]
@@ -158,10 +154,7 @@ def _adapt(
             return torch.cat((tensor, rows)), f"{n_new - n_old} rows more, initialised"
         rows = tensor.mean(dim=0, keepdim=True).expand(n_new - n_old, -1)
         return torch.cat((tensor, rows)), f"{n_new - n_old} rows more, each the mean of the others"
-    if ".attn.c_attn." in name and (old.n_head, old.kv_heads) != (new.n_head, new.kv_heads) == (
-        old.n_head,
-        new.kv_heads,
-    ):
+    if ".attn.c_attn." in name and old.n_head == new.n_head:
         return _pool_heads(tensor, old, new), f"{old.kv_heads} key and value heads averaged into {new.kv_heads}"
     return None, f"{_text(shape)}, was {_text(before)}"
 

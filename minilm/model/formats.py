@@ -85,7 +85,9 @@ def read_checkpoint(path: Path, dtype: torch.dtype, n_head: int = 0) -> Checkpoi
     if config is None or raw.stated is not None:
         stated = raw.stated or _mingpt_settings(path)
         config = _infer(tensors, {"n_head": n_head, **stated}, raw.activation, path)
-        notes.append(f"{config.activation} and norm_eps {config.norm_eps:g} are this format's, the file names none")
+        notes.append(
+            f"activation {config.activation} and norm_eps 1e-05 are what such files have, this one does not say"
+        )
     if config.tie_embeddings and "lm_head.weight" in tensors:
         head = tensors.pop("lm_head.weight")
         if not torch.equal(head, tensors.setdefault("wte.weight", head)):
@@ -148,11 +150,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> _Raw:
     """pytorch_model.bin, nanoGPT's ckpt.pt and its kin, minGPT's bare state dict."""
-    with path.open("rb") as file:
-        if not file.read(2).startswith((b"PK", b"\x80")) and path.stat().st_size > 1:
-            raise UsageError(f"{path} is no checkpoint: a web page or a Git LFS pointer may stand in its place")
     try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start and not start.startswith((b"PK", b"\x80")):
+            raise UsageError(f"{path} is no checkpoint: a web page or a Git LFS pointer may stand in its place")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         if "truncated" in str(error):
             raise UsageError(f"{path} is truncated: fetch or save it again") from None
@@ -219,9 +224,7 @@ def _infer(tensors: dict[str, Tensor], stated: dict[str, Any], activation: str, 
     wte, wpe = tensors.get("wte.weight", tensors.get("lm_head.weight")), tensors.get("wpe.weight")
     fc = tensors.get("h.0.mlp.c_fc.weight")
     if wte is None or wpe is None or fc is None:
-        raise UsageError(
-            f"{path} holds no GPT-2: it has no wte, wpe or h.0.mlp.c_fc, but {', '.join(list(tensors)[:3])}"
-        )
+        raise UsageError(f"{path} holds no GPT-2: no wte, wpe and h.0.mlp.c_fc, but {', '.join(list(tensors)[:3])}")
     n_embd = wte.shape[1]
     n_inner = fc.numel() // n_embd
     found = {"n_layer": max(layers) + 1, "n_embd": n_embd, "block_size": wpe.shape[0], "vocab_size": wte.shape[0]}

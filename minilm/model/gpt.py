@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -194,17 +194,18 @@ class GPT(nn.Module):
         """Training FLOPs per token at context n_tokens: 6N + 12 L D T (Chowdhery 2022, appendix B).
 
         N: parameters less wpe, as MFU counts them; rows of the vocabulary not in use do no work and are left out,
-        and a shared block counts as often as it runs.
+        and a shared block counts as often as it runs. L: layers with attention.
         """
-        c = self.config
+        c, repeats = self.config, self.config.n_layer // len(self.h)
         unused = (c.vocab_size - (c.vocab_used or c.vocab_size)) * self.wte.embedding_dim
         N = self.num_params() - sum(p.numel() for p in self.wpe.parameters())
         N -= unused * (1 if c.tie_embeddings else 2)
-        N += (c.n_layer // len(self.h) - 1) * sum(p.numel() for p in self.h.parameters())
-        return 6.0 * N + 12.0 * c.n_layer * c.n_embd * n_tokens
+        N += (repeats - 1) * sum(p.numel() for p in self.h.parameters())
+        L = repeats * sum(isinstance(block.attn, Attention) for block in self.h)
+        return 6.0 * N + 12.0 * L * c.n_embd * n_tokens
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, **changes: Any) -> GPT:
         """A run, a step folder, a Hugging Face folder or file, or a Hub name; changes are config fields."""
         from minilm.model.weights import load_pretrained
 

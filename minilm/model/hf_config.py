@@ -117,7 +117,7 @@ def from_json(raw: dict[str, Any], path: Path) -> GPTConfig:
         what = "names no model_type" if kind is None else f"is of a {kind} model"
         raise UsageError(f"{path} {what}: minilm loads GPT-2 models (model_type gpt2) and its own (minilm)")
     try:
-        ours = _our_fields(raw["minilm"]) if "minilm" in raw else None
+        ours = _our_fields(raw["minilm"]) if isinstance(raw.get("minilm"), dict) else None
         if kind == "minilm":
             if ours is None:
                 raise UsageError('its "minilm" section is missing')

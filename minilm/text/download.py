@@ -74,16 +74,18 @@ def _fetch(source: Source, part: Path) -> None:
             bar.update(have - bar.n)
             try:
                 _request(source, part, have, bar.update)
+            except requests.Timeout:
+                reason = f"no answer within {TIMEOUT_SECONDS:.0f} s"
+            except requests.ConnectionError:
+                reason = "no connection to the host, or it broke"
             except requests.RequestException as error:
-                reason = f"{type(error).__name__}: {error}" if not isinstance(error, requests.HTTPError) else str(error)
+                reason = f"{error}"
             else:
                 reason = "the connection closed early"
             now = part.stat().st_size if part.is_file() else 0
             failures = 0 if now > have else failures + 1
             if failures > RETRIES:
-                raise MinilmError(
-                    f"could not download {source.url} ({reason[:200]}): try again later, or {OFFLINE_WAY}"
-                )
+                raise MinilmError(f"could not download {source.url} ({reason}): try again later, or {OFFLINE_WAY}")
             if now != source.bytes:
                 time.sleep(BACKOFF_SECONDS * 2 ** max(failures - 1, 0))
 

@@ -156,9 +156,7 @@ class ByteStream:
         return self._decoder.decode(self._table[id])
 
     def flush(self) -> str:
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        return self._decoder.decode(b"", final=True)
 
 
 class WindowStream:
@@ -184,4 +182,6 @@ class WindowStream:
         return text
 
     def _rest(self) -> str:
-        return self._decode(self._told + self._new)[len(self._decode(self._told)) :]
+        told, whole = self._decode(self._told), self._decode(self._told + self._new)
+        # Bytes that are no character can spoil those before them, which have been told: then the new ones stand alone.
+        return whole[len(told) :] if whole.startswith(told) else self._decode(self._new)

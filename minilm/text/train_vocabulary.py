@@ -63,16 +63,19 @@ def _words(texts: Iterator[str], vocab_size: int) -> Spec:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    chunks: Counter[str] = Counter()  # a space only opens a token: the text may be cut before each
+    # A space only opens a token: the text may be cut before each, and each distinct piece is split once.
+    first: Counter[str] = Counter()
+    later: Counter[str] = Counter()
     for text in texts:
-        first, *rest = text.split(" ")
-        chunks.update(rest)
-        chunks[f"\0{first}"] += 1  # no space before it
+        head, *rest = text.split(" ")
+        first[head] += 1
+        later.update(rest)
     split = Split(Regex(WORDS_SPLIT), "isolated").pre_tokenize_str
     counts: Counter[str] = Counter()
-    for chunk, n in chunks.items():
-        for word, _ in split(chunk[1:] if chunk.startswith("\0") else " " + chunk):
-            counts[word] += n
+    for space, chunks in (("", first), (" ", later)):
+        for chunk, n in chunks.items():
+            for word, _ in split(space + chunk):
+                counts[word] += n
     return listed_spec(_most_common(counts, vocab_size), WORDS_SPLIT)
 
 

@@ -125,10 +125,11 @@ def merge_list(spec: Spec) -> list[str]:
 
 
 def end_token(spec: Spec, stated: str | None = None) -> str:
-    """The token that ends a text: `<|endoftext|>`, else the one `stated`, else another usual one; or UsageError."""
-    known = token_ids(spec)
+    """The token that ends a text: `<|endoftext|>` where it is special, else the one `stated`, else another usual one.
+    Raises UsageError where there is none."""
+    special = {t["content"] for t in _added(spec) if t.get("special")}
     for token in (EOT, stated, *END_TOKENS[1:]):
-        if token in known:
+        if token in (token_ids(spec) if token == stated else special):
             return str(token)
     raise UsageError(
         'the tokenizer has no end-of-text token that is known or stated: put {"eos_token": "..."} with one of its '

@@ -51,7 +51,7 @@ def _read_pair(folder: Path) -> Spec:
         raise UsageError(f"{folder} holds no tokenizer: it needs a tokenizer.json, or {pairs}")
     vocab = _read_json(vocab_path)
     lines = merges_path.read_text(encoding="utf-8", errors="replace").split("\n")
-    merges = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
+    merges = [line for line in lines[lines[0].startswith("#version") :] if line.strip()]
     tokens = (part for merge in merges for part in (*merge.split(" "), merge.replace(" ", "")))
     if not merges or any(merge.count(" ") != 1 for merge in merges) or any(t not in vocab for t in tokens):
         raise UsageError(
