@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,15 +155,22 @@ class GPT(nn.Module):
         """
         return self.head(self.hidden(ids, documents, cache))
 
-    def hidden(self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """ids (B, T) -> what the head reads, (B, T, D)."""
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        blocks: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        """ids (B, T) -> what the head reads, (B, T, D). blocks: what runs in place of `h`, such as `h` compiled."""
+        blocks = list(self.h) if blocks is None else blocks
         geometry = locate(self.config, self.wpe, ids, documents, cache)
         x = self.wte_proj(self.wte(ids)) + self.wpe(geometry.positions)
         # The residual stream has the weights' precision, also where autocast or a position table would change it.
         x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
         repeats = self.config.n_layer // len(self.h)
         for layer in range(self.config.n_layer):
-            x = self.h[layer // repeats](x, layer, geometry, cache)
+            x = blocks[layer // repeats](x, layer, geometry, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.ln_f(x)
@@ -180,9 +188,16 @@ class GPT(nn.Module):
         logits = F.linear(self.head_proj(x), self.head_weight[:rows])[..., :used]
         return c.logit_softcap * torch.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
-    def loss(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        reduction: str = "mean",
+        blocks: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
         """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"."""
-        return cross_entropy(self.used_logits(self.hidden(ids, documents)), targets, reduction)
+        return cross_entropy(self.used_logits(self.hidden(ids, documents, blocks=blocks)), targets, reduction)
 
     def num_params(self) -> int:
         """Parameters, a tied head once, padding rows of the vocabulary not at all."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,23 +90,27 @@ def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch
 def loss_function(model: GPT, setup: Setup) -> LossFunction:
     """(ids, targets) -> summed loss, under autocast and compiled as the setup says.
 
+    On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
     """
 
-    def plain(ids: Tensor, targets: Tensor) -> Tensor:
+    def plain(ids: Tensor, targets: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         with torch.autocast(setup.device_type, dtype=torch.bfloat16, enabled=setup.precision == "bf16"):
-            return model.loss(ids, targets, reduction="sum")
+            return model.loss(ids, targets, reduction="sum", blocks=blocks)
 
     if not setup.compile:
         return plain
-    compiled = torch.compile(plain, dynamic=False)
+    if setup.device_type == "cpu":
+        compiled: LossFunction = partial(plain, blocks=[torch.compile(block, dynamic=False) for block in model.h])
+    else:
+        compiled = torch.compile(plain, dynamic=False)
     chosen: list[LossFunction] = []
 
     def first_compiled(ids: Tensor, targets: Tensor) -> Tensor:
         if chosen:
             return chosen[0](ids, targets)
         try:
-            loss: Tensor = compiled(ids, targets)
+            loss = compiled(ids, targets)
             chosen.append(compiled)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
             say(f"running eager: compiling failed ({str(error).strip().splitlines()[0]})")
