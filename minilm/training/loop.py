@@ -132,7 +132,8 @@ def _steps(run: _Run) -> Result:
             logging = last or done % config.log_every_steps == 0
             validating = last or (config.eval_every_steps > 0 and done % config.eval_every_steps == 0)
             saving = last or (config.save_every_steps > 0 and done % config.save_every_steps == 0)
-            if logging or validating or saving or done == first + 1 or bar.due():
+            showing = validating or bar.due()
+            if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped[1].item()
                 if not math.isfinite(loss + norm):
                     raise MinilmError(_diverged(run, loss, norm, done))
@@ -148,12 +149,10 @@ def _steps(run: _Run) -> Result:
             if saving:
                 with clock.apart("save"):
                     saved = run.save()
-            if logging or validating or bar.due():
+            if showing:
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
-                bar.show(done, text)
-                if validating:
-                    say(f"step {done}/{config.max_steps}: {text}")
+                bar.show(done, text, as_line=validating)
             if interrupt.heard:
                 break
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):

@@ -57,12 +57,15 @@ class Clock:
 
 
 class Bar:
-    """A progress bar on a terminal; elsewhere only the lines that validation prints."""
+    """A progress bar on a terminal; elsewhere a line now and then. Reading a loss back waits for the device."""
 
     def __init__(self, max_steps: int, first: int) -> None:
         form = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix} [{elapsed}]"
-        self._bar = tqdm(total=max_steps, initial=first, bar_format=form, disable=not sys.stderr.isatty(), leave=False)
-        self._shown = 0.0
+        self._on_terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=max_steps, initial=first, bar_format=form, disable=not self._on_terminal, leave=False)
+        self._began = self._shown = time.perf_counter()
+        self._seconds_between = 0.5 if self._on_terminal else 30.0
+        self._said_first = False
 
     def __enter__(self) -> Bar:
         return self
@@ -71,16 +74,24 @@ class Bar:
         self._bar.close()
 
     def due(self) -> bool:
-        """Whether half a second has passed: reading a loss back waits for the device."""
-        return time.perf_counter() - self._shown > 0.5
+        """Whether it is time to show something."""
+        return time.perf_counter() - self._shown > self._seconds_between
 
     def micro(self, done: int, n_micro: int) -> None:
         """Progress inside a step that takes long."""
-        if done < n_micro and self.due():
+        if n_micro == 1:
+            return
+        if not self._said_first:
+            self._said_first = True
+            say(f"first of {n_micro} micro-batches of a step done after {duration(time.perf_counter() - self._began)}")
+        if done < n_micro and self._on_terminal and self.due():
             self._bar.set_description_str(f"micro-batch {done}/{n_micro}")
             self._shown = time.perf_counter()
 
-    def show(self, step: int, text: str) -> None:
+    def show(self, step: int, text: str, as_line: bool) -> None:
+        """The newest figures; as_line: as a line that stays, also on a terminal."""
+        if as_line or not self._on_terminal:
+            say(f"step {step}/{self._bar.total}: {text}")
         self._bar.set_description_str("")
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.n = step
