@@ -107,20 +107,19 @@ def _tokenizer_of(init: str) -> str:
 
 
 def _show(result: Result) -> None:
-    """Three samples, coherence where the data is tales, where it all is, and what to try next."""
+    """Three samples (and coherence, where the data is tales), where it all is, and what to try next."""
     from minilm.decoding.engine import generate
+    from minilm.evaluation.text_metrics import coherence
     from minilm.text.shards import open_shards
 
+    shards = open_shards(_config_of(result.run).data)
     print()
-    texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
-    for i, text in enumerate(texts, 1):
-        print(f"--- sample {i}\n{text.strip()}\n")
-    config = _config_of(result.run)
-    shards = open_shards(config.data)
     if shards.meta.name == "tales":
-        from minilm.evaluation.text_metrics import coherence
-
         print(coherence(result.model, result.tokenizer, train=shards.splits["train"]))
+    else:
+        texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
+        for i, text in enumerate(texts, 1):
+            print(f"--- sample {i}\n{text.strip()}\n")
     print(
         f"trained {result.step:,} steps, {result.tokens:,} tokens in {duration(result.seconds)}; "
         f"validation loss {result.val_loss:.4f}"
