@@ -344,7 +344,7 @@ def test_merges_and_options_are_in_the_fingerprint() -> None:
     specs.append(flagged)
     unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["</s>", 0.0], ["a", -1.0]], "byte_fallback": False}
     end = {**specs[0]["added_tokens"][0], "id": 0, "content": "</s>"}
-    for change in ({}, {"unk_id": None}, {"vocab": [["</s>", 0.0], ["a", -2.0]]}):
-        specs.append({**specs[0], "added_tokens": [end], "model": unigram | change})
+    changes: list[dict[str, object]] = [{}, {"unk_id": None}, {"vocab": [["</s>", 0.0], ["a", -2.0]]}]
+    specs += [{**specs[0], "added_tokens": [end], "model": unigram | changed} for changed in changes]
     assert len({vocabulary.fingerprint(spec, 0) for spec in specs}) == len(specs)
     assert Tokenizer({**specs[0], "version": "2", "padding": None}) == Tokenizer(specs[0])

@@ -34,7 +34,8 @@ from minilm.text.folders import (
 )
 from minilm.text.holdout import Holdout, choose
 from minilm.text.scripts import TEXT_FILES, Dataset, Made, known_datasets, load_dataset
-from minilm.text.shards import Meta, ShardWriter, SplitMeta, open_shards, write_meta
+from minilm.text.shard_format import Meta, SplitMeta, write_meta
+from minilm.text.shards import ShardWriter, open_shards
 from minilm.text.sources import Files, digest, file_sha256
 from minilm.text.tokenizer import Tokenizer
 

@@ -109,13 +109,15 @@ def prepare_words(words: Sequence[str]) -> Path:
     name, *rest = words
     if name not in known_datasets() and Path(name).expanduser().exists():
         name, rest = TEXT_FILES, [name, *rest]
-    values = vars(parser_of(load_dataset(name)).parse_args(_normal(rest)))
+    values = vars(parser_of(load_dataset(name)).parse_args(normal_words(rest)))
     path = values.pop("path", None)
     values["source"] = values["source"] or path
     return prepare(name, **values)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of printing and leaving; knows the nearest option."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
@@ -129,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         description=f"{dataset.description} Licence: {dataset.licence}. {dataset.citation}", allow_abbrev=False
     )
     if not (dataset.sources or dataset.made):
@@ -147,7 +149,7 @@ def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
     return parser
 
 
-def _normal(words: Sequence[str]) -> list[str]:
+def normal_words(words: Sequence[str]) -> list[str]:
     """Option names with underscores: hyphens mean the same."""
     return [
         "--" + "=".join([word[2:].split("=", 1)[0].replace("-", "_"), *word.split("=", 1)[1:]])

@@ -9,29 +9,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
 from minilm.errors import UsageError
+from minilm.text.shard_format import (
+    HEADER_BYTES,
+    INDEX_TYPE,
+    KINDS,
+    MAX_TOKENS,
+    UINT16_VOCAB_SIZE,
+    Header,
+    Meta,
+    ShardMeta,
+    SplitMeta,
+    file_sha256,
+    read_meta,
+)
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
 
-HEADER_INTS = 256
-HEADER_BYTES = 4 * HEADER_INTS
-KINDS = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}  # (magic, version) -> token type
-MAX_TOKENS = 2**31 - 1  # the count is an int32
 SHARD_TOKENS = 100_000_000
 BUFFER_TOKENS = 1 << 20
-META_FORMAT = 1
 
 
 class Vocabulary(Protocol):
@@ -41,44 +47,6 @@ class Vocabulary(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eot(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class ShardMeta:
-    """One shard of a split."""
-
-    file: str
-    tokens: int
-    documents: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SplitMeta:
-    """Exact counts of a split. bytes and words are the source text's: bits per byte and word perplexity need them."""
-
-    tokens: int
-    documents: int
-    bytes: int
-    words: int
-    shards: tuple[ShardMeta, ...]
-
-
-@dataclass(frozen=True)
-class Meta:
-    """meta.json."""
-
-    name: str
-    tokenizer: str
-    fingerprint: str
-    vocab_size: int
-    eot: int
-    splits: dict[str, SplitMeta]
-    sources: dict[str, str] = field(default_factory=dict)  # file -> SHA-256
-    licence: str = ""
-    command: str = ""
-    minilm: str = ""
-    format: int = META_FORMAT
 
 
 class ShardWriter:
@@ -94,9 +62,9 @@ class ShardWriter:
             raise UsageError(f"shard_tokens must lie between 3 and {MAX_TOKENS}, not {shard_tokens}")
         self.folder, self.split, self.shard_tokens = Path(folder), split, shard_tokens
         self.vocab_size, self.eot = tokenizer.vocab_size, tokenizer.eot
-        self.kind = list(KINDS)[self.vocab_size > 65_536]
+        self.kind = list(KINDS)[self.vocab_size > UINT16_VOCAB_SIZE]
         self._shards: list[ShardMeta] = []
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
         self._buffer: list[np.ndarray] = []
         self._n_buffered = self._n_tokens = 0  # of the open shard
         self._starts: list[np.ndarray] = []
@@ -167,7 +135,7 @@ class ShardWriter:
         """Whole documents, end-of-text before each."""
         ends = np.cumsum(lengths)
         starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-        self._starts.append((self._n_tokens + starts + np.arange(len(lengths))).astype("<u4"))
+        self._starts.append((self._n_tokens + starts + np.arange(len(lengths))).astype(INDEX_TYPE))
         self._n_documents += len(lengths)
         self._push(np.insert(flat, starts, self.eot))
 
@@ -178,32 +146,27 @@ class ShardWriter:
         if self._n_buffered >= BUFFER_TOKENS:
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self) -> IO[bytes]:
         if self._file is None:
             self._file = self._path(".partial").open("wb")
             self._file.write(bytes(HEADER_BYTES))
         self._file.write(np.concatenate(self._buffer).tobytes() if self._buffer else b"")
         self._buffer, self._n_buffered = [], 0
+        return self._file
 
     def _close_shard(self) -> None:
         if not self._n_tokens:
             return
         self._push(np.array([self.eot]))
-        self._flush()
-        header = np.zeros(HEADER_INTS, "<i4")
-        header[:6] = [*self.kind, self._n_tokens, self._n_documents, self.vocab_size, self.eot]
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        index = self._path(".idx.partial")
-        with index.open("wb") as file:
-            file.write(np.concatenate(self._starts).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        file = self._flush()
+        file.seek(0)
+        file.write(Header(self.kind, self._n_tokens, self._n_documents, self.vocab_size, self.eot).to_bytes())
+        _close_synced(file)
+        index = self._path(".idx.partial").open("wb")
+        index.write(np.concatenate(self._starts).tobytes())
+        _close_synced(index)
         final = self._path("")
-        index.replace(self._path(".idx"))
+        self._path(".idx.partial").replace(self._path(".idx"))
         self._path(".partial").replace(final)
         self._shards.append(ShardMeta(final.name, self._n_tokens, self._n_documents, file_sha256(final)))
         self._file, self._n_tokens, self._n_documents, self._starts = None, 0, 0, []
@@ -212,33 +175,29 @@ class ShardWriter:
         return self.folder / f"{self.split}_{len(self._shards):06d}.bin{suffix}"
 
 
-def write_meta(folder: Path, meta: Meta) -> None:
-    """Writes meta.json, whole or not at all: the last file of a prepared folder."""
-    partial = folder / "meta.json.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(meta), indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "meta.json")
-
-
 class Shard:
-    """One token file, read at any place. Raises UsageError where it is truncated or foreign."""
+    """One token file, read at any place. Raises UsageError where it is missing, truncated or foreign."""
+
+    _offset = HEADER_BYTES
 
     def __init__(self, path: Path, rebuild: str = "") -> None:
-        self.path = path
-        again = f": rebuild it with `{rebuild}`" if rebuild else ": download or build it again"
+        again = f"rebuild it with `{rebuild}`" if rebuild else "download or build it again"
         try:
-            header = np.fromfile(path, "<i4", HEADER_INTS)
+            header = Header.read(path)
             n_bytes = path.stat().st_size
         except OSError as error:
-            raise UsageError(f"{path} cannot be read ({error.strerror}){again}") from None
-        self.dtype = KINDS.get((int(header[0]), int(header[1]))) if len(header) == HEADER_INTS else None
-        if self.dtype is None:
-            raise UsageError(f"{path} is no token shard (its header is foreign){again}")
-        self.n_tokens, self.n_documents, self.vocab_size, self.eot = (int(n) for n in header[2:6])
+            raise UsageError(f"{path} cannot be read ({error.strerror}): {again}") from None
+        if header is None:
+            raise UsageError(f"{path} is no token shard (its header is foreign): {again}")
+        self._open(path, header.dtype)
+        self.n_tokens, self.n_documents = header.n_tokens, header.n_documents
+        self.vocab_size, self.eot = header.vocab_size, header.eot
         if n_bytes != HEADER_BYTES + self.n_tokens * self.dtype.itemsize:
-            raise UsageError(f"{path} is truncated: its header promises {self.n_tokens} tokens{again}")
+            what = "is truncated" if n_bytes < HEADER_BYTES + self.n_tokens * self.dtype.itemsize else "is too long"
+            raise UsageError(f"{path} {what}: its header promises {self.n_tokens} tokens; {again}")
+
+    def _open(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
     def __del__(self) -> None:
@@ -247,17 +206,15 @@ class Shard:
 
     def read(self, start: int, n: int) -> np.ndarray:
         """Tokens start to start + n, in the file's type."""
-        size = self.dtype.itemsize if self.dtype else 0
+        size = self.dtype.itemsize
         return np.frombuffer(_pread(self._descriptor, n * size, self._offset + start * size), self.dtype)
-
-    _offset = HEADER_BYTES
 
     @cached_property
     def starts(self) -> np.ndarray:
         """Where each document's end-of-text stands: from the .idx, else by reading the tokens once."""
         index = self.path.with_name(self.path.name + ".idx")
         if index.is_file():
-            starts = np.fromfile(index, "<u4")
+            starts = np.fromfile(index, INDEX_TYPE)
             if len(starts) != self.n_documents or (len(starts) and int(starts[-1]) >= self.n_tokens):
                 raise UsageError(f"{index} does not belong to {self.path.name}: prepare the data again")
             return starts
@@ -274,12 +231,11 @@ class RawShard(Shard):
     _offset = 0
 
     def __init__(self, path: Path, vocab_size: int, eot: int) -> None:
-        self.path, self.dtype = path, np.dtype("<u2")
         n_bytes = path.stat().st_size
         if n_bytes % 2:
             raise UsageError(f"{path} has an odd number of bytes and is no file of uint16 tokens: name another file")
         self.n_tokens, self.n_documents, self.vocab_size, self.eot = n_bytes // 2, 0, vocab_size, eot
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._open(path, np.dtype("<u2"))
 
 
 class Split:
@@ -359,25 +315,10 @@ class ShardFolder:
 def open_shards(folder: str | Path) -> ShardFolder:
     """Opens a prepared folder. Raises UsageError where it is none, or its files are missing, truncated or foreign."""
     folder = Path(folder)
-    path = folder / "meta.json"
-    if not path.is_file():
-        raise UsageError(
-            f"{folder} is no prepared folder (no meta.json): make one with `minilm data prepare {folder.name}`"
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        splits = {
-            name: SplitMeta(**{**split, "shards": tuple(ShardMeta(**s) for s in split["shards"])})
-            for name, split in raw.pop("splits").items()
-        }
-        meta = Meta(**raw, splits=splits)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged ({error}): remove {folder} and prepare it again") from None
-    if meta.format != META_FORMAT:
-        raise UsageError(f"{folder} has format {meta.format}, this minilm reads {META_FORMAT}: run `{meta.command}`")
+    meta = read_meta(folder)
     opened = {}
     for name, split in meta.splits.items():
-        shards = [Shard(folder / s.file, meta.command) for s in split.shards]
+        shards = [Shard(folder / shard.file, meta.command) for shard in split.shards]
         for shard, known in zip(shards, split.shards, strict=True):
             mine = (shard.n_tokens, shard.n_documents, shard.vocab_size, shard.eot)
             if mine != (known.tokens, known.documents, meta.vocab_size, meta.eot):
@@ -398,8 +339,7 @@ def open_tokens(path: str | Path, tokenizer: Vocabulary) -> Split:
         raise UsageError(f"{path} holds no .bin file of tokens: name a file or a folder of them")
     shards: list[Shard] = []
     for file in files:
-        head = np.fromfile(file, "<i4", 2)
-        known = len(head) == 2 and (int(head[0]), int(head[1])) in KINDS
+        known = Header.read(file) is not None
         shard = Shard(file) if known else RawShard(file, tokenizer.vocab_size, tokenizer.eot)
         shard.vocab_size, shard.eot = tokenizer.vocab_size, tokenizer.eot
         highest = max(
@@ -413,16 +353,16 @@ def open_tokens(path: str | Path, tokenizer: Vocabulary) -> Split:
     return Split(shards, tokenizer.vocab_size)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _flat(documents: Sequence[Sequence[int] | np.ndarray], n_tokens: int) -> np.ndarray:
     if documents and all(isinstance(d, np.ndarray) for d in documents):
         return np.concatenate([np.asarray(d, np.int64) for d in documents])
     return np.fromiter(chain.from_iterable(documents), np.int64, n_tokens)
+
+
+def _close_synced(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
 
 
 if hasattr(os, "pread"):

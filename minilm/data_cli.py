@@ -1,0 +1,89 @@
+"""`minilm data`: prepare data sets and own text, train a tokenizer, look at what is there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minilm.config import nearest
+from minilm.errors import UsageError
+from minilm.text.scripts import Parser, known_datasets, load_dataset, normal_words, prepare_words
+
+USAGE = """minilm data list                       the data sets, their licences, and what is prepared
+minilm data prepare NAME_OR_PATH ...   tokens of a data set or of your own text (NAME --help: its options)
+minilm data show NAME_OR_FOLDER        counts of a prepared folder, and its first document
+minilm data train-tokenizer PATH ...   a vocabulary from your text (--help: options)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the first word says; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    jobs = {"list": _list, "prepare": _prepare, "show": _show, "train-tokenizer": _train_tokenizer}
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    job = jobs.get(words[0].replace("_", "-"))
+    if job is None:
+        raise UsageError(f"minilm data has no {words[0]!r}{nearest(words[0], jobs)}: use {', '.join(jobs)}")
+    job(words[1:])
+    return 0
+
+
+def _list(words: list[str]) -> None:
+    from minilm.text.folders import data_folder
+
+    for name in known_datasets():
+        dataset = load_dataset(name)
+        print(f"{name:16} {dataset.description} Licence: {dataset.licence}.")
+    prepared = sorted(path.parent for path in data_folder().glob("*/meta.json"))
+    print(f"prepared in {data_folder()}: {', '.join(folder.name for folder in prepared) or 'nothing yet'}")
+
+
+def _prepare(words: list[str]) -> None:
+    if not words:
+        raise UsageError(f"name what to prepare: {', '.join(known_datasets())}, or a path to your own text")
+    print(prepare_words(words))
+
+
+def _show(words: list[str]) -> None:
+    from minilm.text.folders import data_folder
+    from minilm.text.prepare import summary
+    from minilm.text.shards import open_shards
+
+    if len(words) != 1:
+        raise UsageError("name one prepared folder, or a data set: minilm data show tales")
+    folder = Path(words[0])
+    if not (folder / "meta.json").is_file():
+        found = sorted(path.parent for path in data_folder().glob(f"{words[0]}*/meta.json"))
+        if not found:
+            raise UsageError(f"{words[0]} is not prepared: make it with `minilm data prepare {words[0]}`")
+        folder = found[0]
+    shards = open_shards(folder)
+    tokenizer = shards.tokenizer()
+    print(summary(folder))
+    for name, split in shards.splits.items():
+        print(f"  first document of {name}: {tokenizer.decode(split.document(0)[:200])!r}")
+    print(f"  made by: {shards.rebuild_command}")
+
+
+def _train_tokenizer(words: list[str]) -> None:
+    from minilm.text.sources import Files
+    from minilm.text.tokenizer import train_tokenizer
+    from minilm.text.userfiles import read_documents
+
+    parser = Parser(prog="minilm data train-tokenizer", allow_abbrev=False)
+    parser.add_argument("path", help="file or folder of text: txt, md, jsonl, csv, also packed")
+    parser.add_argument("--kind", default="bpe", choices=("bpe", "words", "chars"), help="(bpe)")
+    parser.add_argument("--vocab_size", type=int, default=0, help="tokens; bpe needs it, 0 is all words or characters")
+    parser.add_argument("--out", default="tokenizer", help="folder for tokenizer.json (tokenizer)")
+    options: argparse.Namespace = parser.parse_args(normal_words(words))
+    path = Path(options.path).expanduser()
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: name a file or folder of text")
+    if options.kind == "bpe" and not options.vocab_size:
+        raise UsageError("a bpe needs its size: add --vocab_size 4096, for example")
+    tokenizer = train_tokenizer(options.kind, read_documents(Files.at(path)), options.vocab_size)
+    tokenizer.save(options.out)
+    print(f"{options.out}: {tokenizer.name} of {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint}")
