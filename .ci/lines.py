@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("text", "model", "decoding", "evaluation", "training", "lab")
-GROUND = ("config", "errors", "log", "options", "picture", "runtime")
+GROUND = ("command_line", "config", "errors", "log", "options", "picture", "runtime")
 READING_PATH = ("config", "model/layers", "model/gpt", "model/losses", "model/weights", "text/shards", "text/batches")
 READING_PATH += ("decoding/engine", "training/loop")
 LONGEST, LONGEST_OF = 400, {"model/gpt.py": 260, "training/loop.py": 300}

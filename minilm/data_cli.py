@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import UsageError
-from minilm.text.scripts import Parser, known_datasets, load_dataset, normal_words, prepare_words
+from minilm.text.scripts import known_datasets, load_dataset, prepare_words
 
 USAGE = """minilm data list                       the data sets, their licences, and what is prepared
 minilm data prepare NAME_OR_PATH ...   tokens of a data set or of your own text (NAME --help: its options)
@@ -73,12 +73,12 @@ def _train_tokenizer(words: list[str]) -> None:
     from minilm.text.tokenizer import train_tokenizer
     from minilm.text.userfiles import read_documents
 
-    parser = Parser(prog="minilm data train-tokenizer", allow_abbrev=False)
+    parser = Parser(prog="minilm data train-tokenizer")
     parser.add_argument("path", help="file or folder of text: txt, md, jsonl, csv, also packed")
     parser.add_argument("--kind", default="bpe", choices=("bpe", "words", "chars"), help="(bpe)")
     parser.add_argument("--vocab_size", type=int, default=0, help="tokens; bpe needs it, 0 is all words or characters")
     parser.add_argument("--out", default="tokenizer", help="folder for tokenizer.json (tokenizer)")
-    options: argparse.Namespace = parser.parse_args(normal_words(words))
+    options = parser.parse_words(words)
     path = Path(options.path).expanduser()
     if not path.exists():
         raise UsageError(f"{path} does not exist: name a file or folder of text")

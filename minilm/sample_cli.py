@@ -14,9 +14,9 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from minilm.config import nearest
+from minilm.command_line import Parser
 from minilm.errors import UsageError
 from minilm.log import say
 
@@ -59,18 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.removeprefix('argument ')} (python sample.py --help lists the options)")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; hyphens and underscores in names are the same. Raises UsageError, naming the nearest option."""
-    parser = _Parser(
-        prog="sample.py",
-        description="Writes text with a trained model. The prompt may also be piped in.",
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="sample.py", description="Writes text with a trained model. The prompt may also be piped in.")
     add = parser.add_argument
     add("--checkpoint", metavar="X", help="run, step folder, Hugging Face folder, file or Hub name (the newest run)")
     add("--prompt", metavar="TEXT", help="text to continue; empty starts a new document")
@@ -85,24 +76,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
-    words = [_plain(word) for word in argv]
-    options, unknown = parser.parse_known_args(words)
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        raise UsageError(
-            f"sample.py has no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}; --help lists them"
-        )
+    options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
     return options
-
-
-def _plain(word: str) -> str:
-    """`--top-k=5` as `--top_k=5`; values are left alone."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    return "--" + name.replace("-", "_") + equals + value
 
 
 def read_prompt(options: argparse.Namespace) -> str:

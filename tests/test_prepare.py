@@ -441,7 +441,7 @@ def test_script_main(novels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script_main(dataset, ["--source", str(novels), "--tokenizer", "bytes", "--max_docs=5"])
     assert Path(capsys.readouterr().out.strip()) == folder
     for words, message in (
-        (["--sorce", "x"], "unknown option --sorce (did you mean --source?)"),
+        (["--sorce", "x"], "textfiles has no option '--sorce' (did you mean --source?)"),
         ([str(novels), "--max_docs", "many"], "argument --max_docs: invalid int value: 'many'"),
         ([], "textfiles reads your own text: give it a file or a folder"),
     ):

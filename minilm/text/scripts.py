@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text.download import Source
@@ -109,30 +110,15 @@ def prepare_words(words: Sequence[str]) -> Path:
     name, *rest = words
     if name not in known_datasets() and Path(name).expanduser().exists():
         name, rest = TEXT_FILES, [name, *rest]
-    values = vars(parser_of(load_dataset(name)).parse_args(normal_words(rest)))
+    values = vars(parser_of(load_dataset(name)).parse_words(rest))
     path = values.pop("path", None)
     values["source"] = values["source"] or path
     return prepare(name, **values)
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of printing and leaving; knows the nearest option."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        values, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            word = unknown[0].split("=")[0]
-            options = [name for action in self._actions for name in action.option_strings]
-            raise UsageError(f"unknown option {word}{nearest(word, options)}: it takes {', '.join(options)}")
-        return values
-
-
-def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
+def parser_of(dataset: Dataset) -> Parser:
     parser = Parser(
-        description=f"{dataset.description} Licence: {dataset.licence}. {dataset.citation}", allow_abbrev=False
+        prog=dataset.name, description=f"{dataset.description} Licence: {dataset.licence}. {dataset.citation}"
     )
     if not (dataset.sources or dataset.made):
         parser.add_argument("path", nargs="?", help="your file or folder")
@@ -147,13 +133,3 @@ def parser_of(dataset: Dataset) -> argparse.ArgumentParser:
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default, help=f"({default!r})")
     return parser
-
-
-def normal_words(words: Sequence[str]) -> list[str]:
-    """Option names with underscores: hyphens mean the same."""
-    return [
-        "--" + "=".join([word[2:].split("=", 1)[0].replace("-", "_"), *word.split("=", 1)[1:]])
-        if word.startswith("--")
-        else word
-        for word in words
-    ]
