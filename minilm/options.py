@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from minilm.config import Existing, GPTConfig, TrainConfig, nearest
+from minilm.command_line import plain
+from minilm.config import GPTConfig, TrainConfig, nearest
 from minilm.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -38,32 +39,77 @@ class CommandLine:
 def parse(argv: Sequence[str], device_type: str = "cpu", base: GPTConfig | None = None) -> CommandLine:
     """`train.py`'s command line. base: the model that `--init` names, which preset and options then change.
 
-    Raises UsageError on an unknown preset or key; exits with 2 (tyro) on an unknown or ill-typed option.
+    Raises UsageError on an unknown preset, option or value; prints the options and exits with 0 on `--help`.
     """
-    import tyro
-
     words = _expand(argv)
     preset = _take(words, "config") or "tiny"
     resume_from = _take_flag_or_value(words, "resume")
     overwrite = _take_flag_or_value(words, "overwrite") is not None
+    if overwrite and resume_from is not None:
+        raise UsageError("--resume and --overwrite exclude each other: choose one")
     values = read_preset(preset, device_type)
     if base is not None:
         values = {k: v for k, v in values.items() if k not in MODEL_FIELDS}
-    existing: Existing | None = "overwrite" if overwrite else "resume" if resume_from is not None else None
-    if overwrite and resume_from is not None:
-        raise UsageError("--resume and --overwrite exclude each other: choose one")
-    config = build(values, base)
-    config = replace(config, existing=existing) if existing else config
-    named = frozenset(w[2:].split("=")[0].replace("-", "_") for w in words if w.startswith("--"))
+    if {"-h", "--help"} & set(words):
+        _show_help(build(values, base))
+    given = _options(words)
+    if overwrite or resume_from is not None:
+        given["existing"] = "overwrite" if overwrite else "resume"
+    values |= given
+    return CommandLine(build(values, base), preset, frozenset(values), resume_from)
+
+
+def _show_help(defaults: TrainConfig) -> None:
+    import tyro
+
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     description = (
         f"Train a model. Presets (--config NAME or FILE.toml): {', '.join(presets())}. Also: --resume [RUN], "
         "--overwrite, --dropout P (all three), --bias True|False (all three)."
     )
-    config = tyro.cli(
-        TrainConfig, args=words, default=config, config=settings, use_underscores=True, description=description
+    tyro.cli(
+        TrainConfig,
+        args=["--help"],
+        default=defaults,
+        config=settings,
+        use_underscores=True,
+        prog="train.py",
+        description=description,
     )
-    return CommandLine(config, preset, frozenset(values) | named, resume_from)
+
+
+def _options(words: list[str]) -> dict[str, Any]:
+    """`--name value ...` to values of the fields' types. Raises UsageError, naming what would be right."""
+    hints = get_type_hints(GPTConfig) | get_type_hints(TrainConfig)
+    known = [*TRAIN_FIELDS, *MODEL_FIELDS, *ALIASES, "config", "resume", "overwrite", "help"]
+    values: dict[str, Any] = {}
+    while words:
+        word = words.pop(0)
+        name = word.removeprefix("--")
+        if not word.startswith("--") or name not in TRAIN_FIELDS + MODEL_FIELDS:
+            raise UsageError(f"there is no option {word}{nearest(word, ['--' + k for k in known])}; --help lists them")
+        end = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+        values[name] = _value(name, hints[name], words[:end])
+        del words[:end]
+    return values
+
+
+def _value(name: str, hint: Any, words: list[str]) -> Any:
+    several = hint == tuple[int, ...]
+    if not several and len(words) != 1:
+        raise UsageError(f"--{name} takes one value, not {' '.join(words) or 'none'}")
+    kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth, tuple[int, ...]: int}
+    kind = kinds.get(hint, str)
+    try:
+        made = [kind(word) for word in words]
+    except (ValueError, KeyError):
+        takes = {int: "a whole number", float: "a number", bool: "true or false"}.get(hint, "whole numbers")
+        raise UsageError(f"--{name} takes {takes}, not {' '.join(words)!r}") from None
+    return tuple(made) if several else made[0]
+
+
+def _truth(word: str) -> bool:
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]
 
 
 def presets() -> list[str]:
@@ -116,16 +162,11 @@ def init_of(argv: Sequence[str]) -> str:
 
 
 def _expand(argv: Sequence[str]) -> list[str]:
-    """`--name=value` as two words, hyphens as underscores, aliases as what they stand for, true/false capitalised."""
+    """`--name=value` as two words, hyphens as underscores, aliases as what they stand for."""
     words: list[str] = []
     for word in argv:
-        if not word.startswith("--"):
-            words.append(word.capitalize() if word in ("true", "false") else word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        words.append("--" + name.replace("-", "_"))
-        if equals:
-            words.append(value.capitalize() if value in ("true", "false") else value)
+        name, equals, value = plain(word).partition("=")
+        words += [name, value] if word.startswith("--") and equals else [name if word.startswith("--") else word]
     for alias, names in ALIASES.items():
         value_of_all = _take(words, alias)
         if value_of_all is not None:

@@ -442,7 +442,7 @@ def test_script_main(novels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(capsys.readouterr().out.strip()) == folder
     for words, message in (
         (["--sorce", "x"], "textfiles has no option '--sorce' (did you mean --source?)"),
-        ([str(novels), "--max_docs", "many"], "argument --max_docs: invalid int value: 'many'"),
+        ([str(novels), "--max_docs", "many"], "--max_docs: invalid int value: 'many'"),
         ([], "textfiles reads your own text: give it a file or a folder"),
     ):
         with pytest.raises(SystemExit) as caught:
