@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
@@ -118,8 +119,8 @@ def set_step_seed(seed: int, step: int, rank: int = 0) -> None:
     """Seeds torch as a function of (seed, step, rank): a resumed step draws the dropout that it would have drawn."""
     import torch
 
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
-    torch.manual_seed(mixed)
+    mixed = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()  # a CPU generator takes 32 bits
+    torch.manual_seed(int.from_bytes(mixed, "little"))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,84 @@
+"""What the machine is asked, and what is said when it lacks something."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilm import runtime
+from minilm.errors import UsageError
+from minilm.log import Metrics, duration, read_metrics
+
+CPU = torch.device("cpu")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runtime.pick_device() == CPU
+    with pytest.raises(UsageError, match="'toaster' is no device: use auto, cpu, cuda"):
+        runtime.pick_device("toaster")
+    with pytest.raises(UsageError, match="--device cuda:1: this machine has cpu"):
+        runtime.pick_device("cuda:1")
+
+
+def test_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtime.pick_dtype("fp32", CPU, 64) == torch.float32
+    assert runtime.pick_dtype("bf16", CPU, 64) == torch.bfloat16
+    for fast, chosen in ((3.0, torch.bfloat16), (1.05, torch.float32), (0.1, torch.float32)):
+        speeds = {torch.bfloat16: fast, torch.float32: 1.0}
+        monkeypatch.setattr(runtime, "matmul_flops", lambda device, dtype, width, speeds=speeds: speeds[dtype])
+        assert runtime.pick_dtype("auto", CPU, 64) == chosen
+
+
+def test_a_product_is_timed() -> None:
+    assert 1e8 < runtime.matmul_flops(CPU, torch.float32, rows=64, width=64) < 1e14
+
+
+def test_step_seeds_draw_as_they_did() -> None:
+    def drawn(*arguments: int) -> float:
+        runtime.set_step_seed(*arguments)
+        return torch.rand(()).item()
+
+    places = [(seed, step, rank) for seed in (0, 7, 2**62) for step in (0, 1, 10**9) for rank in (0, 1)]
+    first = [drawn(*place) for place in places]
+    assert [drawn(*place) for place in places] == first
+    assert len(set(first)) == len(first)
+
+
+def test_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "no-such-compiler")
+    assert runtime.compiler_missing() == "the C++ compiler no-such-compiler was not found"
+
+
+def test_commit_is_that_of_the_sources() -> None:
+    root = Path(__file__).resolve().parent.parent
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert runtime.git_commit().removesuffix("+") == head.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 0 s"), (3725, "1 h 2 min"), (180_000, "2 d 2 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_metrics_forget_what_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path)
+    for step in range(4):
+        metrics.write(step=step, loss=1.5 * step)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill in the middle of a line
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3]
+    Metrics(path, keep_until_step=2).write(step=3, loss=9.0)
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(0, 0.0), (1, 1.5), (2, 3.0), (3, 9.0)]
