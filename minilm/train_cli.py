@@ -90,8 +90,9 @@ def _prepared(command: CommandLine) -> TrainConfig:
     config = command.config
     if config.existing == "resume":
         return config
-    tokenizer = config.tokenizer or _tokenizer_of(config.init) or None
-    data = prepare(config.data, tokenizer=tokenizer, source=Path(config.source) if config.source else None)
+    is_prepared = (Path(config.data) / "meta.json").is_file()  # then train() compares its tokenizer with init's
+    tokenizer = config.tokenizer or ("" if is_prepared else _tokenizer_of(config.init))
+    data = prepare(config.data, tokenizer=tokenizer or None, source=Path(config.source) if config.source else None)
     out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{Path(config.data).stem or 'data'}"
     return replace(config, data=os.path.relpath(data), out_dir=out_dir)
 
