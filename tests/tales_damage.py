@@ -2,14 +2,13 @@
 
 A damage is done to the event trace (`tales.trace`): to the words that fill a sentence's fields, or to the order of the
 sentences. `valid` replays the damaged trace in a world of its own, level 1 only, which shares no code with
-`tales_world.apply` or the grader. `python tests/tales_damage.py 3000` prints the table for 3,000 stories.
+`tales_world.apply` or the grader.
 """
 
 from __future__ import annotations
 
 import random
 import string
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -233,16 +232,15 @@ def table(n: int) -> dict[str, Counter[str]]:
     return counts
 
 
-def main() -> None:
-    print(
-        "| damage | done | invalid | of these rejected | still valid | of these accepted |\n|---|---|---|---|---|---|"
-    )
-    for kind, c in table(int(sys.argv[1]) if len(sys.argv) > 1 else 1000).items():
-        share = [
+def report(n: int) -> str:
+    """`table` as Markdown."""
+    lines = [
+        "| damage | done | invalid | of these rejected | still valid | of these accepted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, c in table(n).items():
+        shares = [
             f"{100 * c[a] / c[b]:.1f} %" if c[b] else "-" for a, b in (("rejected", "invalid"), ("accepted", "valid"))
         ]
-        print(f"| {kind} | {c['damaged']} | {c['invalid']} | {share[0]} | {c['valid']} | {share[1]} |")
-
-
-if __name__ == "__main__":
-    main()
+        lines.append(f"| {kind} | {c['damaged']:,} | {c['invalid']:,} | {shares[0]} | {c['valid']:,} | {shares[1]} |")
+    return "\n".join(lines) + "\n"
