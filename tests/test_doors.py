@@ -16,9 +16,10 @@ from training_helpers import prepared, sums
 from minilm.cli import run_door
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.text.prepare import prepare
 from minilm.text.tokenizer import get_tokenizer
-from minilm.training.checkpoint import read_state, step_folders
+from minilm.training.checkpoint import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=4", "--eval_tokens=300"]

@@ -20,6 +20,7 @@ from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folder, step_folders
 from minilm.options import build, read_preset
 from minilm.text.batches import IGNORE, Batch
 from minilm.text.shards import open_shards
@@ -202,8 +203,8 @@ def test_newest_and_best_checkpoints_are_kept(data: Path, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "evaluate", lambda *a: next(losses))
         train(tiny_config(data, tmp_path / "run", max_steps=6, eval_every_steps=1, save_every_steps=1))
-    assert [p.name for p in checkpoint.step_folders(tmp_path / "run")] == ["step_000002", "step_000005", "step_000006"]
-    best = checkpoint.best_folder(tmp_path / "run")
+    assert [p.name for p in step_folders(tmp_path / "run")] == ["step_000002", "step_000005", "step_000006"]
+    best = step_folder(tmp_path / "run", "best")
     assert best is not None
     assert best.name == "step_000002"
 

@@ -54,7 +54,7 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
 
 def newest_run(runs: str | Path = "runs") -> Path:
     """The run folder whose newest whole step was written last. Raises UsageError where there is none."""
-    steps = [step for run in Path(runs).glob("*/") for step in _steps(run)[-1:]]
+    steps = [step for run in Path(runs).glob("*/") for step in step_folders(run)[-1:]]
     if not steps:
         raise UsageError(f"no run found in {runs}/: train one first with `python train.py`")
     return max(steps, key=lambda step: (step / "state.json").stat().st_mtime_ns).parent
@@ -62,7 +62,7 @@ def newest_run(runs: str | Path = "runs") -> Path:
 
 def step_folder(run: Path, which: Which = "newest") -> Path:
     """A run's newest step folder, or the one with the lowest validation loss."""
-    steps = _steps(run)
+    steps = step_folders(run)
     if not steps:
         raise UsageError(f"{run} holds no whole checkpoint yet: a run writes one when it saves, ends or is interrupted")
     if which == "newest":
@@ -73,7 +73,8 @@ def step_folder(run: Path, which: Which = "newest") -> Path:
     return min(losses)[1]
 
 
-def _steps(run: Path) -> list[Path]:
+def step_folders(run: Path) -> list[Path]:
+    """Whole step folders of a run, oldest first."""
     whole = [p for p in run.glob("step_*") if (p / WEIGHTS).is_file() and (p / "state.json").is_file()]
     return sorted(whole, key=lambda p: (len(p.name), p.name))  # step_1000000 comes after step_999999
 

@@ -20,6 +20,7 @@ import torch
 
 from minilm.errors import MinilmError, UsageError
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.optim import load_optimizer_state, optimizer_state
@@ -59,11 +60,6 @@ def save_checkpoint(
     return final
 
 
-def step_folders(run: Path) -> list[Path]:
-    """Whole step folders of a run, oldest first."""
-    return sorted(p for p in run.glob("step_*") if (p / "state.json").is_file())
-
-
 def read_state(step_folder: Path) -> dict[str, Any]:
     """state.json of a step folder."""
     try:
@@ -73,16 +69,11 @@ def read_state(step_folder: Path) -> dict[str, Any]:
     return state
 
 
-def best_folder(run: Path) -> Path | None:
-    """The step folder with the lowest validation loss among those that were validated."""
-    scored = [(state["val_loss"], p) for p in step_folders(run) if (state := read_state(p)).get("val_loss") is not None]
-    return min(scored)[1] if scored else None
-
-
 def prune(run: Path, keep: int) -> None:
     """Removes all step folders but the newest `keep` and the best, and what a kill left half written."""
     folders = step_folders(run)
-    spared = {*folders[-keep:], best_folder(run)}
+    scored = [(loss, folder) for folder in folders if (loss := read_state(folder)["val_loss"]) is not None]
+    spared = {*folders[-keep:], *([min(scored)[1]] if scored else [])}
     for folder in folders:
         if folder not in spared:
             shutil.rmtree(folder)

@@ -22,10 +22,11 @@ from minilm.config import TrainConfig
 from minilm.errors import MinilmError, UsageError
 from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
 from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
-from minilm.training.checkpoint import load_checkpoint, save_checkpoint, step_folders
+from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.optim import build_optimizers, lr_factor, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
 from minilm.training.setup import (

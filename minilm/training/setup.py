@@ -23,10 +23,10 @@ from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
 from minilm.log import say
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
-from minilm.training.checkpoint import step_folders
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,0 +1,68 @@
+"""The pages say what is so: links lead somewhere, names exist, tables are whole, examples run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from minilm.config import GPTConfig
+from minilm.options import parse, presets
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [(page, i, code) for page in PAGES for i, code in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))]
+RUN = [("README.md", 0), ("toggles.md", 0), ("tokenizers.md", 0)]  # the others need a run, a download or files
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("page", "i", "code"), BLOCKS, ids=[f"{p.name}-{i}" for p, i, _ in BLOCKS])
+def test_names_in_examples_exist(page: Path, i: int, code: str) -> None:
+    tree = ast.parse(code)
+    package = import_module("minilm")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            exec(compile(ast.Module([node], []), page.name, "exec"), {})
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "minilm":
+            assert getattr(package, node.attr)
+
+
+@pytest.mark.parametrize(("name", "i"), RUN)
+def test_examples_run(name: str, i: int) -> None:
+    (code,) = [code for page, j, code in BLOCKS if (page.name, j) == (name, i)]
+    exec(compile(code, f"{name}, example {i}", "exec"), {})
+
+
+def test_tables_of_toggles_are_whole() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "toggles.md").read_text(encoding="utf-8")
+    hints = get_type_hints(GPTConfig)
+    for field in fields(GPTConfig):
+        assert f"`{field.name}`" in page, field.name
+        if field.name not in ("n_layer", "n_head", "n_embd", "block_size", "rope_base"):
+            assert f"`{field.name}`" in readme, field.name
+        if str(hints[field.name]).startswith("typing.Literal"):
+            for value in get_args(hints[field.name]):
+                assert f"`{value}`" in page, value
+                row = next(line for line in readme.splitlines() if line.startswith("|") and f"`{field.name}`" in line)
+                assert value in row, value
+
+
+@pytest.mark.parametrize("name", presets())
+def test_table_of_presets_is_right(name: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+    model = parse(["--config", name], "cuda").config.model
+    assert f"| {model.n_layer}, {model.n_head}, {model.n_embd} | {model.block_size:,} |" in row
