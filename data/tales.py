@@ -1,6 +1,7 @@
 """Tales: short stories made here from a seed, that a grader can check. The default data; nothing is downloaded.
 
-`--megabytes` of training text in stories of one `--level`; validation has 0.5 MB from seeds that training never uses.
+`--megabytes` of training text in stories of one `--level` (1 to 4); `--style` is plain, fable, news, letter, diary or
+dialogue, or several of them, told in turn: plain,fable. Validation has 0.5 MB from seeds that training never uses.
 """
 
 import hashlib
@@ -9,19 +10,21 @@ from collections.abc import Iterator
 from minilm.errors import UsageError
 from minilm.text.scripts import Dataset, Made, script_main
 from minilm.text.sources import Files
-from minilm.text.tales import stories
+from minilm.text.tales import mixed_stories
 
 VAL_MEGABYTES = 0.5
 
 
-def documents(files: Files, split: str, *, level: int = 1, seed: int = 0, megabytes: float = 50.0) -> Iterator[str]:
-    return stories(megabytes=megabytes if split == "train" else VAL_MEGABYTES, seed=seed, level=level, split=split)
+def documents(
+    files: Files, split: str, *, level: int = 1, style: str = "plain", seed: int = 0, megabytes: float = 50.0
+) -> Iterator[str]:
+    return mixed_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
 
 
-def made(*, level: int, seed: int, megabytes: float) -> Made:
+def made(*, level: int, style: str, seed: int, megabytes: float) -> Made:
     if not megabytes > 0:
         raise UsageError(f"megabytes of tales must be more than 0, not {megabytes}")
-    sample = "\n".join(stories(n=1000, seed=seed, level=level))
+    sample = "\n".join(mixed_stories(style, 0.2, seed, level))
     return Made(hashlib.sha256(sample.encode()).hexdigest(), text_bytes=int((megabytes + VAL_MEGABYTES) * 1e6))
 
 

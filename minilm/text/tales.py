@@ -1,26 +1,34 @@
 """Tales: an embedded corpus that can grade. Any amount of it from a seed, nothing to download.
 
-A story is a plan of events in a small world (`tales_world`), told by a grammar (`tales_grammar`) and read back by the
-grader (`tales_grade`). Plain ASCII, one line per story, words, full stops, commas and single spaces.
+A story is a plan of events in a small world (`tales_world`, `tales_plans`), told by a grammar (`tales_grammar`) and read
+back by the grader (`tales_grade`). Plain ASCII, one line per story. A story in another than the plain style begins with
+its control code: "fable: ".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from random import Random
 from typing import NamedTuple
 
 from minilm.errors import UsageError
 from minilm.text.tales_copy import CopyCheck
 from minilm.text.tales_grade import Verdict, grade
-from minilm.text.tales_grammar import Grammar, grammar
+from minilm.text.tales_grammar import LEVELS, STYLES, Form, Grammar, grammar
+from minilm.text.tales_plans import make_plan
+from minilm.text.tales_words import Cast
 from minilm.text.tales_world import RULES, Event
 
-__all__ = ["RULES", "SPLITS", "Beat", "CopyCheck", "Verdict", "grade", "stories", "story", "trace"]
+__all__ = ["LEVELS", "RULES", "SPLITS", "STYLES", "Beat", "CopyCheck", "Verdict", "grade", "mixed_stories", "stories", "story", "trace"]
 
-SPLITS = ("train", "val", "fresh")
-"""Disjoint ranges of seeds: for training, for validation, and for measuring (never trained on)."""
+SPLITS = ("train", "val", "fresh", "names", "things", "pairs")
+"""Disjoint ranges of seeds: for training, for validation, for measuring (never trained on); and three for measuring
+generalisation, whose heroes' names, first things, or pairs of the two no other split has."""
 
-MASK = 2**64 - 1
+
+WORDS_PER_EVENT = 6.8, 7.6
+"""A plan that could fit the level's words only with more, or fewer, is not worded: most of its tellings would not fit."""
 
 
 class Beat(NamedTuple):
@@ -34,54 +42,79 @@ class Beat(NamedTuple):
     cast: dict[str, object]
 
 
-def splitmix(x: int) -> int:
-    """64 bits to 64 bits, one to one (Steele, Lea, Flood 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
+def _say(plan: tuple[Event, ...], cast: Cast, g: Grammar, r: Random) -> list[tuple[Form, tuple[Event, ...]]]:
+    """Draws a wording for every event such that each pronoun can mean one person, and each "it" one thing, only."""
+    random, told, runs = r.random, g.told, g.runs
+    _, she_bits, he_bits = cast
+    said: list[tuple[Form, tuple[Event, ...]]] = []
+    at = she = he = last = known = it = 0
+    while at < len(plan):
+        event = plan[at]
+        window: tuple[Event, ...] = (event,)
+        alone = told(window)
+        ways: list[tuple[tuple[Form, ...], tuple[Event, ...]]] = []
+        for kinds in runs.get(event[0], ()):
+            run = plan[at : at + len(kinds)]
+            if tuple([e[0] for e in run]) == kinds:
+                ways += [(forms, run) for forms in told(run)]
+        if ways:
+            ways += [(forms, window) for forms in alone]
+        for attempt in range(1000):
+            if ways:
+                forms, window = ways[int(random() * len(ways))]
+            else:
+                forms = alone[int(random() * len(alone))]
+            form = forms[int(random() * len(forms))]
+            if form.free:
+                break
+            need = form.needs(she_bits, he_bits)
+            if need is None or (need[0] and need[0] != she) or (need[1] and need[1] != he):
+                continue
+            if form.it and form.it != it:
+                continue
+            if not form.implied or form.implied == _implied(last, known, form.spoken):
+                break
+        else:
+            raise AssertionError(f"after {attempt + 1} attempts no wording of {event} in {plan} can be understood")
+        said.append((form, window))
+        at += len(window)
+        if form.people:
+            last = form.people
+            known |= last
+            she, he = _meant(last, known, she_bits), _meant(last, known, he_bits)
+        things = form.things
+        it = (0 if things & (things - 1) else things) if things else it if form.it else 0
+    return said
 
 
-def _random_bits(seed: int) -> int:
-    """192 bits; a story uses about 120 of them."""
-    bits = 0
-    for _ in range(3):
-        seed = splitmix(seed)
-        bits = bits << 64 | seed
-    return bits
+def _meant(last: int, known: int, sex: int) -> int:
+    """Bit of the one person of a sex whom a pronoun means: of those spoken of last, else of all."""
+    able = last & sex or known & sex
+    return 0 if able & (able - 1) else able
 
 
-def _tell(seed: int, g: Grammar) -> tuple[list[tuple[str, tuple[Event, ...]]], dict[str, object]]:
-    """Draws a cast, a plan and the wordings; words it again where the story is too short or too long."""
+def _implied(last: int, known: int, spoken: int) -> int:
+    """Bit of the one person meant but not said: of the others spoken of last, else of all others."""
+    able = last & ~spoken or known & ~spoken
+    return 0 if able & (able - 1) else able
+
+
+def _tell(seed: int, g: Grammar, split: str) -> tuple[list[tuple[Form, tuple[Event, ...]]], Cast]:
+    """Draws a plan, a cast and the wordings; all again where the story is too short or too long."""
     shortest, longest = g.limits.words
-    bits = _random_bits(seed)
-    bits, i = divmod(bits, len(g.people))
-    bits, j = divmod(bits, len(g.things))
-    bits, n = divmod(bits, len(g.loose))
-    places = g.places
-    bits, k = divmod(bits, len(places))
-    bits, m = divmod(bits, len(places) - 1)
-    cast = {"X": g.people[i], "T": g.things[j], "P": places[k], "Q": places[m + (m >= k)], "D": g.loose[n]}
-    bits, i = divmod(bits, len(g.plans))
-    plans = g.plans[i]
+    r = Random(seed)
     while True:
-        bits, i = divmod(bits, len(plans))
-        plan, at, words, mentioned = plans[i], 0, 0, True
-        told = []
-        while at < len(plan):
-            choice = plan[at]
-            bits, i = divmod(bits, len(choice))
-            option = choice[i]
-            forms = option.forms if mentioned else option.named
-            bits, i = divmod(bits, len(forms))
-            text, length, mentioned = forms[i]
-            told.append((text, option.events))
-            words += length
-            at = option.next
-        if shortest <= words <= longest:
-            return told, cast
-        seed = splitmix(~seed & MASK)
-        bits = _random_bits(seed)
+        plan = tuple(r.choice(r.choice(g.plans)) if g.plans else make_plan(g.limits, g.level, r))
+        if g.level > 1 and not shortest / WORDS_PER_EVENT[1] <= len(plan) <= longest / WORDS_PER_EVENT[0]:
+            continue
+        cast = g.lexicon.cast(r, g.limits.people, g.limits.things, g.first_person, split)
+        said = _say(plan, cast, g, r)
+        if shortest <= sum([form.words for form, _ in said]) <= longest:
+            return said, cast
+
+
+def _text(said: list[tuple[Form, tuple[Event, ...]]], cast: Cast, g: Grammar) -> str:
+    return g.code + "".join([form.text for form, _ in said]).format_map(cast.words)[:-1]
 
 
 def _check_seed(seed: int, end: int) -> None:
@@ -89,27 +122,32 @@ def _check_seed(seed: int, end: int) -> None:
         raise UsageError(f"a seed for tales lies in 0 to {end - 1}, not {seed}")
 
 
-def story(seed: int, level: int = 1) -> str:
-    """One story, a pure function of `seed` (0 to 2**64 - 1). UsageError: no such level or seed."""
+def story(seed: int, level: int = 1, style: str = "plain") -> str:
+    """One story, a pure function of its arguments (seed 0 to 2**64 - 1). UsageError: no such level, style or seed."""
     _check_seed(seed, 2**64)
-    told, cast = _tell(seed, grammar(level))
-    return "".join([text for text, _ in told]).format_map(cast)[:-1]
+    g = grammar(level, style)
+    return _text(*_tell(seed, g, "train"), g)
 
 
-def trace(seed: int, level: int = 1) -> list[Beat]:
-    """The same story sentence by sentence, with its events."""
+def trace(seed: int, level: int = 1, style: str = "plain") -> list[Beat]:
+    """The same story sentence by sentence, with its events; the control code is left out."""
     _check_seed(seed, 2**64)
-    told, cast = _tell(seed, grammar(level))
-    return [Beat(text.format_map(cast)[:-1], text[:-1], events, cast) for text, events in told]
+    said, cast = _tell(seed, grammar(level, style), "train")
+    return [Beat(form.text.format_map(cast.words)[:-1], form.text[:-1], events, cast.words) for form, events in said]
 
 
 def stories(
-    n: int | None = None, megabytes: float | None = None, seed: int = 0, level: int = 1, split: str = "train"
+    n: int | None = None,
+    megabytes: float | None = None,
+    seed: int = 0,
+    level: int = 1,
+    style: str = "plain",
+    split: str = "train",
 ) -> Iterator[str]:
     """Streams `n` stories, or the whole stories that first make up `megabytes` (10**6 bytes, each with one line end).
 
     No two of (split, seed), seed 0 to 2**20 - 1, share a story's seed. UsageError: neither or both of n and megabytes,
-    or an unknown level, seed or split.
+    or an unknown level, style, seed or split.
     """
     if (n is None) == (megabytes is None):
         raise UsageError("give stories() either n or megabytes")
@@ -118,16 +156,29 @@ def stories(
     if split not in SPLITS:
         raise UsageError(f"tales have the splits {', '.join(SPLITS)}, not {split!r}")
     _check_seed(seed, 2**20)
-    return _stream(n, megabytes, (SPLITS.index(split) << 20 | seed) << 40, grammar(level))
+    return _stream(n, megabytes, (SPLITS.index(split) << 20 | seed) << 40, grammar(level, style), split)
 
 
-def _stream(n: int | None, megabytes: float | None, first: int, g: Grammar) -> Iterator[str]:
+def _stream(n: int | None, megabytes: float | None, first: int, g: Grammar, split: str) -> Iterator[str]:
     left = float("inf") if megabytes is None else megabytes * 1e6
     count = 2**40 if n is None else n
     for seed in range(first, first + count):
         if left <= 0:
             return
-        told, cast = _tell(seed, g)
-        text = "".join([form for form, _ in told]).format_map(cast)[:-1]
+        text = _text(*_tell(seed, g, split), g)
+        left -= len(text) + 1
+        yield text
+
+
+def mixed_stories(
+    styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train"
+) -> Iterator[str]:
+    """`stories` of one style, or of several, their names joined by commas, in turn: an equal number of each."""
+    names = [name.strip() for name in styles.split(",")]
+    streams = [stories(megabytes=megabytes, seed=seed, level=level, style=name, split=split) for name in names]
+    left = megabytes * 1e6
+    for text in chain.from_iterable(zip(*streams, strict=False)):
+        if left <= 0:
+            return
         left -= len(text) + 1
         yield text

@@ -7,10 +7,13 @@ fault.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
-from minilm.text.tales_grammar import VERB_FORMS, Grammar, Reading, grammar
-from minilm.text.tales_world import State, apply
+from minilm.text.tales_events import apply
+from minilm.text.tales_grammar import STYLES, Grammar, Reading, grammar, split_words
+from minilm.text.tales_words import VERB_FORMS
+from minilm.text.tales_world import State
 
 SEX_OF = {
     "his": {"his": "he", "her": "she"},
@@ -18,6 +21,8 @@ SEX_OF = {
     "he": {"he": "he", "she": "she"},
 }
 """Slot -> word -> sex."""
+
+CODE = re.compile(rf"({'|'.join(STYLES)}): ")
 
 
 class Verdict(NamedTuple):
@@ -34,111 +39,188 @@ class Verdict(NamedTuple):
     """The sentence that breaks the rule; empty where the story passes or only the end is missing."""
 
 
-def grade(text: str, level: int = 1) -> Verdict:
-    """Judges one story. UsageError: no such level."""
-    g = grammar(level)
-    state = State(g.limits)
-    sentences = text.strip().split(". ")
+def grade(text: str, level: int = 1, style: str | None = None) -> Verdict:
+    """Judges one story. Its control code says the style, none being plain; a given `style` must be the one it has.
+
+    UsageError: no such level or style.
+    """
+    text = text.strip()
+    code = CODE.match(text)
+    told = code[1] if code else "plain"
+    g = grammar(level, style or told)
+    reader = _Reader(g)
+    sentences = (text[code.end() :] if code else text).split(". ")
     count = len(sentences)
     if sentences[-1].endswith("."):
         sentences[-1] = sentences[-1][:-1]
     else:
         sentences[-1] += "\n"  # no sentence of any grammar: the text stops in the middle of one
+    if told != (style or told):
+        return Verdict(False, "style", count, 0, sentences[0].rstrip("\n")[: g.longest])
     for i, sentence in enumerate(sentences):
-        rule = _read(g, state, sentence)
+        rule = reader.read(sentence)
         if rule is not None:
             return Verdict(False, rule, count, i, sentence.rstrip("\n")[: g.longest])
-    if not state.ended:
-        return Verdict(False, "ending" if state.want else "want", count, count, "")
+    if not reader.state.ended:
+        return Verdict(False, "ending" if reader.state.want else "want", count, count, "")
     return Verdict(True, None, count, count, "")
 
 
-def _read(g: Grammar, state: State, sentence: str) -> str | None:
-    """Parses one sentence and lets its events happen. Returns the broken rule, if any."""
-    if len(sentence) > g.longest or "<" in sentence:
-        return "parse"
-    words = sentence.replace(",", " ,").split(" ")
-    symbol = g.symbol
-    reading = g.readings.get(" ".join([symbol.get(word, word) for word in words]))
-    if reading is None:
-        return "parse"
-    found: dict[str, str] = {}
-    adjs: dict[str, str] = {}
-    sexes: dict[str, str] = {}
-    verb = None
-    for i, slot, letter in reading.slots:
-        word = words[i]
-        if slot in ("", "name", "noun"):
-            if found.setdefault(letter, word) != word:
-                return "introduced"
-        elif slot == "girl":
-            if sexes.setdefault(letter, g.girls[word]) != g.girls[word]:
+SLOT_SEX = {"he": "he", "He": "he", "his": "his", "His": "his", "him": "him"}
+
+
+class _Reader:
+    """What has been read of one story, and who and what was spoken of last."""
+
+    def __init__(self, g: Grammar) -> None:
+        self.g = g
+        self.state = State(g.limits)
+        self.narrator = ""
+        self.people: list[str] = []
+        self.things_said: list[str] = []
+
+    def read(self, sentence: str) -> str | None:
+        """Parses one sentence and lets its events happen. Returns the broken rule, if any."""
+        g = self.g
+        if len(sentence) > g.longest or "<" in sentence:
+            return "parse"
+        words = split_words(sentence)
+        symbol = g.lexicon.symbol
+        skeleton = " ".join([symbol.get(word, word) for word in words])
+        reading = g.readings.get(skeleton)
+        if reading is None:
+            return "style" if g.told_otherwise(skeleton) else "parse"
+        found: dict[str, str] = {}
+        spoken: dict[str, str] = {}
+        adjs: dict[str, str] = {}
+        its: set[str] = set()
+        verb = None
+        if reading.narrator and self.narrator:
+            found[reading.narrator] = self.narrator
+        first: dict[str, str] = {}
+        for i, slot, letter in reading.slots:
+            word = words[i]
+            if slot == "":
+                if found.setdefault(letter, word) != word:
+                    return "where"
+            elif slot in ("name", "whom", "own"):
+                if rule := self._name(reading, letter, word, slot, found):
+                    return rule
+                first.setdefault(g.lexicon.sex[word], word)
+            elif slot in ("girl", "kin"):
+                spoken[letter] = (g.lexicon.girls if slot == "girl" else g.lexicon.kin)[word]
+            elif slot in ("adj", "trait"):
+                if (article := words[i - 1].lower()) in ("a", "an") and (article == "an") != (word[0] in "aeiou"):
+                    return "parse"
+                if slot == "adj":
+                    adjs[letter] = word
+            elif slot == "noun":
+                if spoken.setdefault(letter, word) != word:
+                    return "introduced"
+            elif slot in ("it", "It"):
+                its.add(letter)
+            elif slot in VERB_FORMS:
+                verb = (letter, VERB_FORMS.index(slot), word)
+            elif slot in SLOT_SEX and letter != "D":
+                sex = SEX_OF[SLOT_SEX[slot]].get(word.lower())
+                if sex is None:
+                    return "parse"
+                if rule := self._pronoun(letter, sex, first, found):
+                    return rule
+        for letter, sex in spoken.items():
+            if letter in reading.people and letter in found and g.lexicon.sex[found[letter]] != sex:
                 return "pronoun"
-        elif slot in ("adj", "trait"):
-            if (article := words[i - 1].lower()) in ("a", "an") and (article == "an") != (word[0] in "aeiou"):
-                return "parse"
-            if slot == "adj":
-                adjs[letter] = word
-        elif slot in VERB_FORMS:
-            verb = (letter, VERB_FORMS.index(slot), word)
-        elif letter != "D":
-            sex = SEX_OF[slot.lower()].get(word.lower())
-            if sex is None:
-                return "parse"
-            if sexes.setdefault(letter, sex) != sex:
-                return "pronoun"
-    return (
-        _resolve_people(g, state, reading, found, sexes)
-        or _resolve_things(g, state, reading, found, adjs, verb)
-        or _happen(state, reading, found)
-    )
+        return (
+            self._unsaid_people(reading, found)
+            or self._things(reading, found, spoken, adjs, its, verb)
+            or self._happen(reading, found)
+        )
 
-
-def _resolve_people(
-    g: Grammar, state: State, reading: Reading, found: dict[str, str], sexes: dict[str, str]
-) -> str | None:
-    """Fills in who is meant by pronouns alone, or by nothing: then there must be one person only."""
-    for letter in reading.people:
-        name, sex = found.get(letter), sexes.get(letter)
-        if name is None:
-            if not state.people:
-                return "introduced"
-            able = [person for person in state.people if sex in (None, g.sex[person])]
-            if len(able) != 1:
-                return "pronoun"
-            found[letter] = able[0]
-        elif name not in state.people and letter not in reading.new:
-            return "introduced"
-        elif sex is not None and sex != g.sex[name]:
-            return "pronoun"
-    return None
-
-
-def _resolve_things(
-    g: Grammar, state: State, reading: Reading, found: dict[str, str], adjs: dict[str, str], verb: tuple | None
-) -> str | None:
-    """Replaces nouns and 'it' by the things they mean. A thing's identity is its adjective and noun."""
-    for letter in reading.things:
-        noun, adj = found.get(letter), adjs.get(letter)
+    def _name(self, reading: Reading, letter: str, word: str, slot: str, found: dict[str, str]) -> str | None:
         if letter in reading.new:
-            found[letter] = f"{adj} {noun}"
-        else:
-            able = state.things
-            if noun is not None:
-                named = noun if adj is None else f"{adj} {noun}"
-                able = [thing for thing in able if thing.endswith(named)]
+            if letter == "X" and self.g.first_person and not self.narrator and slot == "own":
+                self.narrator = word
+        elif word not in self.state.people:
+            return "introduced"
+        if self.narrator == word and slot != "own":
+            return "style"
+        if found.setdefault(letter, word) != word:
+            return "introduced" if letter in reading.new or slot == "own" else "pronoun"
+        return None
+
+    def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str]) -> str | None:
+        """A pronoun means the first of its sex in the sentence, else the one spoken of last, else the only one."""
+        sexes = self.g.lexicon.sex
+        meant = first.get(sex)
+        if meant is None:
+            able = [x for x in self.people if sexes[x] == sex and x != self.narrator]
+            able = able or [x for x in self.state.people if sexes[x] == sex and x != self.narrator]
+            if not self.state.people and letter not in found:
+                return "introduced"
             if len(able) != 1:
-                return "pronoun" if len(able) > 1 else "introduced"
+                return "pronoun"
+            meant = first[sex] = able[0]
+        return None if found.setdefault(letter, meant) == meant else "pronoun"
+
+    def _unsaid_people(self, reading: Reading, found: dict[str, str]) -> str | None:
+        """Whom a sentence means without saying so: the one other person spoken of last, else the only other one."""
+        said = [found[letter] for letter in reading.people if letter in found]
+        for letter in reading.people:
+            if letter in found:
+                continue
+            if letter in reading.new or not self.state.people:
+                return "introduced"
+            able = [x for x in self.people if x not in said] or [x for x in self.state.people if x not in said]
+            if len(able) != 1:
+                return "pronoun"
             found[letter] = able[0]
-        if verb and verb[0] == letter:
-            _, form, word = verb
-            if g.verbs[found[letter].split()[1]][form] != word:
-                return "parse"
-    return None
+        people = [found[letter] for letter in reading.people]
+        if len(set(people)) < len(people):
+            return "introduced"
+        if people:
+            self.people = people
+        return None
 
+    def _things(
+        self,
+        reading: Reading,
+        found: dict[str, str],
+        spoken: dict[str, str],
+        adjs: dict[str, str],
+        its: set[str],
+        verb: tuple | None,
+    ) -> str | None:
+        """Replaces nouns and 'it' by the things they mean. A thing's identity is its adjective and noun."""
+        known = self.state.things
+        said: list[str] = []
+        for letter in reading.things:
+            noun, adj = spoken.get(letter), adjs.get(letter)
+            if letter in reading.new:
+                found[letter] = f"{adj} {noun}"
+            else:
+                if noun is not None:
+                    named = f" {noun}" if adj is None else f"{adj} {noun}"
+                    able = [thing for thing in known if thing.endswith(named)]
+                else:
+                    able = known if len(known) == 1 else self.things_said
+                if len(able) != 1:
+                    return "pronoun" if known and noun is None else "introduced"
+                found[letter] = able[0]
+            if noun is not None or letter in its:
+                said.append(found[letter])
+            if verb and verb[0] == letter:
+                _, form, word = verb
+                if self.g.lexicon.verbs[found[letter].split()[1]][form] != word:
+                    return "parse"
+        if len(set(said)) < len(said):
+            return "introduced"
+        if said:
+            self.things_said = said
+        return None
 
-def _happen(state: State, reading: Reading, found: dict[str, str]) -> str | None:
-    for kind, *letters in reading.events:
-        if rule := apply(state, (kind, *[found[letter] for letter in letters])):
-            return rule
-    return None
+    def _happen(self, reading: Reading, found: dict[str, str]) -> str | None:
+        for kind, *letters in reading.events:
+            if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
+                return rule
+        return None
+

@@ -1,4 +1,4 @@
-"""The tales' grammar: one table of templates, compiled to what the generator says and to what the grader reads.
+"""The tales' grammar: tables of templates, compiled to what the generator says and to what the grader reads.
 
 Every template is expanded into all its forms (inline choices, name or pronoun, ways to mention a thing). A form is a
 format string for the generator. Its *skeleton*, the same sentence with every word of a class replaced by the class, is
@@ -17,89 +17,91 @@ from itertools import product
 from typing import NamedTuple
 
 from minilm.errors import UsageError
-from minilm.text.tales_world import INTRODUCES, Event, Limits, State, apply
+from minilm.text.tales_events import INTRODUCES
+from minilm.text.tales_words import LOOSE, PEOPLE, SLOT_CLASS, THINGS, Lexicon
+from minilm.text.tales_world import Event, Limits
 
-PEOPLE, THINGS, PLACES, LOOSE = "XYZW", "TUVS", "PQRO", "D"
-"""Letters of templates and plans. D stands for words that carry nothing to remember."""
-
-PRONOUNS = {
-    "she": {"he": "she", "his": "her", "him": "her"},
-    "he": {"he": "he", "his": "his", "him": "him"},
-}
-"""Sex (named by the subject pronoun) -> slot -> word."""
-
-VERB_FORMS = ("use", "used", "done")
-"""Infinitive, past and participle of what a thing is for: wear, wore, worn."""
-
-# Slot -> the class that its word belongs to in a skeleton. "her" is possessive and object, hence one class for three.
-SLOT_CLASS = {"name": "name", "he": "he", "He": "He", "his": "his", "him": "his", "His": "His", "girl": "girl"}
-SLOT_CLASS |= {"trait": "trait", "noun": "thing", "adj": "adj", "": "place", **dict.fromkeys(VERB_FORMS, "use")}
+LEVELS = (1, 2, 3, 4)
+STYLES = ("plain", "fable", "news", "letter", "diary", "dialogue")
+FIRST_PERSON = ("letter", "diary")
+"""Styles in which the hero tells: I, my, me."""
 
 MENTIONS = {
     **{x: [f"{{{x}.name}}", f"{{{x}.he}}"] for x in PEOPLE},
-    **{t: [f"the {{{t}.noun}}", "it"] for t in THINGS},
+    **{f"{x}*": [f"{{{x}.whom}}", f"{{{x}.him}}"] for x in PEOPLE},
+    **{t: [f"the {{{t}.noun}}", f"{{{t}.it}}"] for t in THINGS},
 }
-"""A bare {X} or {T}: the ways to mention who is known already."""
+"""A bare {X}, as an object {X*}, or {T}: the ways to mention who is known already."""
 
 FIELD = re.compile(r"\{(\w)\.?(\w*)\}")
-CAPITAL = re.compile(r"^(\{\w\.)(he\}|his\}|a_)")
-INNERMOST = re.compile(rf"\[([^][]*)\]|\{{([{PEOPLE}{THINGS}])\}}")
+CAPITAL = re.compile(r"^(\{\w\.)(he\}|his\}|it\}|a_)")
+INNERMOST = re.compile(rf"\[([^][]*)\]|\{{([{PEOPLE}{THINGS}]\*?)\}}")
 """A choice without choices in it, or a bare mention."""
+IT = re.compile(r"\b([Ii]t)\b(?!\})")
+
+NARRATED = {"name": "I", "he": "I", "He": "I", "his": "my", "him": "me", "whom": "me", "His": "My"}
+NAMED, PRONOUN = ("name", "whom"), ("he", "He", "his", "him", "His")
+BIT = {letter: 1 << i for letters in (PEOPLE, THINGS) for i, letter in enumerate(letters)}
 
 
-class Person:
-    """A person's words, as templates name them."""
+class Form:
+    """One way to tell a run of events, its letters being a plan's."""
 
-    __slots__ = ("A_trait", "He", "His", "a_trait", "girl", "he", "him", "his", "name")
+    __slots__ = ("_needs", "_order", "free", "implied", "it", "people", "spoken", "text", "things", "words")
 
-    def __init__(self, name: str, sex: str, girl: str, trait: str) -> None:
-        self.name, self.girl = name, girl
-        self.he, self.his, self.him = (PRONOUNS[sex][slot] for slot in ("he", "his", "him"))
-        self.He, self.His = self.he.capitalize(), self.his.capitalize()
-        self.a_trait = with_article(trait)
-        self.A_trait = self.a_trait.capitalize()
+    def __init__(self, text: str, events: tuple[Event, ...]) -> None:
+        self.text = text + " "
+        fields = [m.groups() for m in FIELD.finditer(text)]
+        self.words = len(text.split()) + len(re.findall(r"\.[aA]_", text))
+        self._order = [(BIT[x], slot in PRONOUN) for x, slot in fields if x in PEOPLE and slot in NAMED + PRONOUN]
+        args = {letter for event in events for letter in event[1:]}
+        silent = args.intersection(PEOPLE) - {x for x, slot in fields if x in PEOPLE}
+        self.implied = BIT[silent.pop()] if len(silent) == 1 else 0
+        """Bit of the person whom the events name and the sentence does not; it must be clear who is meant."""
+        if silent:
+            raise ValueError(f"'{text}' leaves two people of {events} unsaid")
+        self.spoken = 0
+        for x, _ in fields:
+            if x in PEOPLE:
+                self.spoken |= BIT[x]
+        self.people = self.spoken | self.implied
+        things = [(BIT[t], slot in ("it", "It")) for t, slot in fields if t in THINGS and slot in ("noun", "it", "It")]
+        if any(is_it and bit != things[0][0] for bit, is_it in things):
+            raise ValueError(f"'{text}' says 'it' of a thing that is not the first in the sentence")
+        unsaid = args.intersection(THINGS) - {t for t, slot in fields if t in THINGS}
+        self.it = things[0][0] if things and things[0][1] else BIT[unsaid.pop()] if len(unsaid) == 1 else 0
+        """Bit of the thing that the sentence begins to speak of as 'it', or that it means without saying so."""
+        if unsaid:
+            raise ValueError(f"'{text}' leaves two things of {events} unsaid")
+        self.things = 0
+        for bit, _ in things:
+            self.things |= bit
+        self.free = not (self.it or self.implied or any(pronoun for _, pronoun in self._order))
+        """Needs nothing of the sentence before."""
+        self._needs: dict[int, tuple[int, int] | None] = {}
 
+    def needs(self, she: int, he: int) -> tuple[int, int] | None:
+        """Bits of whom "she" and "he" have to mean before this sentence; None where it could not be understood.
 
-class Thing:
-    """A thing's words, as templates name them."""
+        A pronoun means the first of its sex in the sentence, and before any is mentioned there, who was meant before.
+        """
+        key = she << 4 | he
+        if key not in self._needs:
+            self._needs[key] = self._resolve(she, he)
+        return self._needs[key]
 
-    __slots__ = ("A_adj", "a_adj", "adj", "done", "noun", "use", "used")
-
-    def __init__(self, noun: str, adj: str, verbs: list[str]) -> None:
-        self.noun, self.adj = noun, adj
-        self.use, self.used, self.done = verbs
-        self.a_adj = with_article(adj)
-        self.A_adj = self.a_adj.capitalize()
-
-
-class Loose:
-    """Words drawn once per story that nothing depends on."""
-
-    __slots__ = ("mood", "spot", "time")
-
-    def __init__(self, time: str, spot: str, mood: str) -> None:
-        self.time, self.spot, self.mood = time, spot, mood
-
-
-class Form(NamedTuple):
-    """One way to tell a run of events."""
-
-    text: str
-    """A format string over the letters' entities, ends with a full stop and a space."""
-    words: int
-    things: bool
-    """Mentions a thing by its noun or by "it", so that the next sentence may say "it"."""
-
-
-class Option(NamedTuple):
-    """One template at one point of a plan."""
-
-    forms: tuple[Form, ...]
-    named: tuple[Form, ...]
-    """The forms that do not begin to speak of a thing as "it"; for when the sentence before mentioned none."""
-    events: tuple[Event, ...]
-    next: int
-    """Index into the plan of the first event after these."""
+    def _resolve(self, she: int, he: int) -> tuple[int, int] | None:
+        first, need = [0, 0], [0, 0]
+        for bit, pronoun in self._order:
+            sex = 0 if bit & she else 1 if bit & he else None
+            if sex is None:
+                continue
+            if pronoun and first[sex] not in (0, bit):
+                return None
+            if pronoun and not first[sex]:
+                need[sex] = bit
+            first[sex] = first[sex] or bit
+        return need[0], need[1]
 
 
 class Reading(NamedTuple):
@@ -111,11 +113,8 @@ class Reading(NamedTuple):
     """Letters that the events introduce."""
     people: tuple[str, ...]
     things: tuple[str, ...]
-
-
-def with_article(word: str) -> str:
-    """'a brave', 'an old'. The tables hold no word whose first letter misleads (hour, useful)."""
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+    narrator: str
+    """The letter that tells the story, where the sentence says I, my or me."""
 
 
 def expand(template: str) -> Iterator[str]:
@@ -128,6 +127,22 @@ def expand(template: str) -> Iterator[str]:
         yield CAPITAL.sub(lambda m: m[1] + m[2].capitalize(), template)
     else:
         yield template[0].upper() + template[1:]
+
+
+def forms_of(template: str, events: tuple[Event, ...]) -> list[str]:
+    """`expand`, with a plain "it" bound to the one thing of the events, and without those that cannot be understood."""
+    things = {letter for event in events for letter in event[1:] if letter in THINGS}
+    forms = []
+    for form in expand(template):
+        if IT.search(form):
+            if len(things) != 1:
+                raise ValueError(f"which thing is 'it' in '{template}'? Write {{T.it}}")
+            (thing,) = things
+            form = IT.sub(rf"{{{thing}.\1}}", form)
+        said = [(t, slot) for t, slot in FIELD.findall(form) if t in THINGS and slot in ("noun", "it", "It")]
+        if all(slot == "noun" or t == said[0][0] for t, slot in said):
+            forms.append(form)
+    return list(dict.fromkeys(forms))
 
 
 def parse_events(text: str) -> tuple[Event, ...]:
@@ -144,60 +159,86 @@ def plan_variants(plan: str) -> list[tuple[Event, ...]]:
     return [tuple(e for e in chosen if e) for chosen in product(*steps)]
 
 
-class Grammar:
-    """One level's table, compiled."""
+def split_words(sentence: str) -> list[str]:
+    """A sentence without its full stop -> its words, commas and question marks apart from the word before."""
+    return sentence.replace(",", " ,").replace("?", " ?").split(" ")
 
-    def __init__(self, table: dict) -> None:
+
+class Grammar:
+    """One level and style, compiled from the merged table of its level."""
+
+    def __init__(self, table: dict, level: int = 1, style: str = "plain") -> None:
+        self.level, self.style = level, style
+        self.code = "" if style == "plain" else f"{style}: "
+        """What a story begins with."""
         limits = table["limits"]
-        self.limits = Limits(limits["people"], limits["things"], limits["places"], tuple(limits["words"]))
-        self._read_words(table["words"])
-        self.templates = {parse_events(key): [list(expand(t)) for t in said] for key, said in table["say"].items()}
+        shortest, longest = limits["words"]
+        longest += 16 * (style != "plain")  # what a style says at the beginning and the end
+        self.limits = Limits(limits["people"], limits["things"], limits["places"], (shortest, longest))
+        self.first_person = style in FIRST_PERSON
+        self.lexicon = Lexicon(table["words"], table["held_out"])
+        said = restyle(table["say"], table["style"].get(style, {}))
+        self.templates = {
+            events: [forms_of(t, events) for t in templates]
+            for key, templates in said.items()
+            for events in [parse_events(key)]
+        }
         self.readings: dict[str, Reading] = {}
         for events, templates in self.templates.items():
-            for form in (form for forms in templates for form in forms):
-                self._add_reading(events, form)
+            for form in dict.fromkeys(form for forms in templates for form in forms):
+                self._read(events, form)
         self.longest = max(map(len, self.readings)) + 12 * max(s.count(" ") for s in self.readings)
-        self._told: dict[tuple[Event, ...], list[tuple[tuple[Form, ...], tuple[Form, ...]]]] = {}
-        self.plans = [[self._compile(plan) for plan in plan_variants(text)] for text in table["plans"].values()]
+        """Characters that no sentence exceeds."""
+        self.plans = [plan_variants(text) for text in table.get("plans", {}).values()]
+        self.kinds = {event[0] for events in self.templates for event in events}
+        self._by_kinds: dict[tuple[str, ...], list[tuple[Event, ...]]] = {}
+        for events in self.templates:
+            self._by_kinds.setdefault(tuple(e[0] for e in events), []).append(events)
+        self.runs: dict[str, list[tuple[str, ...]]] = {}
+        """Kind -> the runs of two and more kinds that begin with it and have templates of their own."""
+        for kinds in self._by_kinds:
+            if len(kinds) > 1:
+                self.runs.setdefault(kinds[0], []).append(kinds)
+        self._told: dict[tuple[Event, ...], list[tuple[Form, ...]]] = {}
 
-    def _read_words(self, words: dict) -> None:
-        self.sex = {name: sex for sex in PRONOUNS for name in words[sex].split()}
-        self.girls = {girl: sex for sex in PRONOUNS for girl in words["person"][sex].split()}
-        self.verbs = {noun: key.split() for key, nouns in words["use"].items() for noun in nouns.split()}
-        self.places: list[str] = words["place"].split()
-        loose = {name: words[name].split() for name in Loose.__slots__}
-        traits, adjs = words["trait"].split(), words["adj"].split()
-        self.people = [
-            Person(n, sex, g, t)
-            for n, sex in self.sex.items()
-            for g, s in self.girls.items()
-            if s == sex
-            for t in traits
-        ]
-        self.things = [Thing(noun, adj, verbs) for noun, verbs in self.verbs.items() for adj in adjs]
-        self.loose = [Loose(**dict(zip(loose, w, strict=True))) for w in product(*loose.values())]
-        used = {verb for verbs in self.verbs.values() for verb in verbs}
-        classes = {"name": self.sex, "girl": self.girls, "thing": self.verbs, "place": self.places, "use": used}
-        classes |= {"trait": traits, "adj": adjs, **loose}
-        classes |= {"he": ["he", "she"], "He": ["He", "She"], "his": ["his", "him", "her"], "His": ["His", "Her"]}
-        self.symbol: dict[str, str] = {}
-        for name, members in classes.items():
-            for word in members:
-                if self.symbol.setdefault(word, f"<{name}>") != f"<{name}>":
-                    raise ValueError(f"'{word}' stands in two classes of words")
+    def told(self, events: tuple[Event, ...]) -> list[tuple[Form, ...]]:
+        """Every template for these events of a plan, each as its forms with the plan's letters."""
+        try:
+            return self._told[events]
+        except KeyError:
+            found = self._told[events] = []
+        for key in self._by_kinds.get(tuple(e[0] for e in events), ()):
+            letters: dict[str, str] = {}
+            pairs = [pair for k, e in zip(key, events, strict=True) for pair in zip(k[1:], e[1:], strict=True)]
+            if any(letters.setdefault(theirs, ours) != ours for theirs, ours in pairs):
+                continue
+            for forms in self.templates[key]:
+                renamed = (FIELD.sub(lambda m: m[0].replace(m[1], letters.get(m[1], m[1]), 1), f) for f in forms)
+                found.append(tuple(Form(text, events) for text in renamed))
+        return found
 
-    def _add_reading(self, events: tuple[Event, ...], form: str) -> None:
+    def told_otherwise(self, skeleton: str) -> bool:
+        """Whether this is a sentence of another style."""
+        return any(skeleton in grammar(self.level, style).readings for style in STYLES if style != self.style)
+
+    def _read(self, events: tuple[Event, ...], form: str) -> None:
+        self._add_reading(events, form, "")
+        if self.first_person:
+            for letter in {x for x, slot in FIELD.findall(form) if x in PEOPLE and slot in NARRATED}:
+                told = FIELD.sub(lambda m, n=letter: NARRATED.get(m[2], m[0]) if m[1] == n else m[0], form)
+                self._add_reading(events, told, letter)
+
+    def _add_reading(self, events: tuple[Event, ...], form: str, narrator: str) -> None:
         letters = list(dict.fromkeys(letter for event in events for letter in event[1:]))
         new = frozenset(e[INTRODUCES[e[0]]] for e in events if e[0] in INTRODUCES)
-        people = tuple(x for x in letters if x in PEOPLE)
-        things = tuple(t for t in letters if t in THINGS)
         words: list[str] = []
         slots: list[tuple[int, str, str]] = []
-        for word in form.rstrip(".").replace(",", " ,").split(" "):
+        for word in split_words(form.removesuffix(".")):
             field = FIELD.fullmatch(word)
             if field is None:
-                if word in self.symbol:
-                    raise ValueError(f"'{word}' is a word of class {self.symbol[word]}: '{form}' must not spell it out")
+                if word in self.lexicon.symbol or "{" in word:
+                    said = self.lexicon.symbol.get(word, "a field")
+                    raise ValueError(f"'{word}' is a word of class {said}: '{form}' must not spell it out")
                 words.append(word)
                 continue
             letter, slot = field.groups()
@@ -205,67 +246,58 @@ class Grammar:
                 words.append(f"{slot[0]}~")
                 slot = slot[2:]
             slots.append((len(words), slot, letter))
-            words.append(f"<{slot if letter in LOOSE else SLOT_CLASS[slot]}>")
-        reading = Reading(tuple(slots), events, new, people, things)
+            kind = slot if letter in LOOSE or slot in ("it", "It") else SLOT_CLASS[slot]
+            words.append(kind if slot in ("it", "It") else f"<{kind}>")
+        people = tuple(x for x in letters if x in PEOPLE)
+        things = tuple(t for t in letters if t in THINGS)
+        reading = Reading(tuple(slots), events, new, people, things, narrator)
         for n in ("", "n"):
             skeleton = " ".join(words).replace("~", n)
             if self.readings.setdefault(skeleton, reading) != reading:
                 raise ValueError(f"'{skeleton}' has two meanings: {self.readings[skeleton].events} and {events}")
 
-    def _compile(self, plan: tuple[Event, ...]) -> list[list[Option]]:
-        """For every index of the plan the templates that may come next, after a replay that proves the plan valid."""
-        state = State(self.limits)
-        for event in plan:
-            if rule := apply(state, event):
-                raise ValueError(f"plan {plan} breaks the rule '{rule}' at {event}")
-        if not state.ended:
-            raise ValueError(f"plan {plan} does not end")
-        options: list[list[Option]] = [[] for _ in plan]
-        for i in reversed(range(len(plan))):
-            for length in range(1, len(plan) - i + 1):
-                if i + length == len(plan) or options[i + length]:
-                    events = plan[i : i + length]
-                    options[i] += [Option(*forms, events, i + length) for forms in self._tell(events)]
-        if not options[0]:
-            raise ValueError(f"the templates cannot tell the plan {plan}")
-        return options
 
-    def _tell(self, events: tuple[Event, ...]) -> list[tuple[tuple[Form, ...], tuple[Form, ...]]]:
-        """Every template for these events, its letters renamed to the plan's: all forms, and those for `named`."""
-        if events in self._told:
-            return self._told[events]
-        found = self._told[events] = []
-        for key, templates in self.templates.items():
-            if tuple(e[0] for e in key) != tuple(e[0] for e in events):
-                continue
-            letters: dict[str, str] = {}
-            pairs = [pair for k, e in zip(key, events, strict=True) for pair in zip(k[1:], e[1:], strict=True)]
-            if any(letters.setdefault(theirs, ours) != ours for theirs, ours in pairs):
-                continue
-            for forms in templates:
-                told = tuple(make_form(form, letters) for form in forms)
-                named = tuple(t for t, form in zip(told, forms, strict=True) if not begins_with_it(form))
-                found.append((told, named or told))
-        return found
-
-
-def make_form(form: str, letters: dict[str, str]) -> Form:
-    text = FIELD.sub(lambda m: m[0].replace(m[1], letters.get(m[1], m[1]), 1), form)
-    articles = len(re.findall(r"\.[aA]_", text))
-    return Form(text + " ", len(text.split()) + articles, ".noun}" in text or begins_with_it(form))
-
-
-def begins_with_it(form: str) -> bool:
-    """Whether the first mention of a thing in this sentence is 'it'."""
-    return re.search(r"\b[Ii]t\b", form.split(".noun}")[0]) is not None
-
-
-LEVELS = (1,)
+def restyle(say: dict[str, list[str]], own: dict[str, list[str]]) -> dict[str, list[str]]:
+    """A style's templates: its own, and the plain ones of all runs of events that hold no kind which it tells itself."""
+    kinds = {parse_events(key)[0][0] for key in own if "," not in key}
+    told = {event[0] for key in say for event in parse_events(key)}
+    kept = {key: said for key, said in say.items() if kinds.isdisjoint(e[0] for e in parse_events(key))}
+    return kept | {key: said for key, said in own.items() if told.issuperset(e[0] for e in parse_events(key))}
 
 
 @cache
-def grammar(level: int) -> Grammar:
-    """The compiled table of a level (about 0.1 s on first use). UsageError: there is no such level."""
+def tables(level: int) -> dict:
+    """A level's table: what its own file adds to those of the levels before it, and the styles."""
+    merged: dict = {"say": {}, "words": {}, "held_out": {}}
+    for n in range(1, level + 1):
+        table = tomllib.loads(_resource(f"tales_level{n}.toml"))
+        merged["limits"] = table["limits"]
+        merged["plans"] = table.get("plans", {})
+        for key, templates in table["say"].items():
+            merged["say"].setdefault(key, []).extend(templates)
+        for part in ("words", "held_out"):
+            _add_words(merged[part], table.get(part, {}))
+    merged["style"] = tomllib.loads(_resource("tales_styles.toml"))
+    return merged
+
+
+def _add_words(words: dict, more: dict) -> None:
+    for name, said in more.items():
+        if isinstance(said, dict):
+            _add_words(words.setdefault(name, {}), said)
+        else:
+            words[name] = f"{words.get(name, '')} {said}"
+
+
+def _resource(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("ascii")
+
+
+@cache
+def grammar(level: int, style: str = "plain") -> Grammar:
+    """The compiled table of a level (up to a second on first use). UsageError: there is no such level or style."""
     if level not in LEVELS:
-        raise UsageError(f"tales have level {' or '.join(map(str, LEVELS))}, not {level!r}")
-    return Grammar(tomllib.loads(resources.files(__package__).joinpath(f"tales_level{level}.toml").read_text("ascii")))
+        raise UsageError(f"tales have the levels {', '.join(map(str, LEVELS))}, not {level!r}")
+    if style not in STYLES:
+        raise UsageError(f"tales have the styles {', '.join(STYLES)}, not {style!r}")
+    return Grammar(tables(level), level, style)

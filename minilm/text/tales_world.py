@@ -1,9 +1,8 @@
-"""The world that tales happen in: who is where, who holds what, what is wanted.
+"""The world that tales happen in: who is where, who holds what, who knows what, what is wanted.
 
-`apply(state, event)` is the only code that knows what an event needs and does. The generator's plans are replayed
-through it before a word is written, and the grader replays through it what it reads. An event is a tuple of
-strings, its kind and then its arguments: ("carry", "Mia", "red kite", "mill"). A thing's identity is its adjective
-and noun.
+`State` is what a reader knows after some sentences. An event is a tuple of strings, its kind and then its arguments:
+("carry", "Mia", "red kite", "mill"). A thing's identity is its adjective and noun. What each kind of event needs and
+does stands in `tales_things`, `tales_people` and `tales_days`; `tales_events.apply` lets one happen.
 """
 
 from __future__ import annotations
@@ -13,16 +12,22 @@ from dataclasses import dataclass
 
 RULES = {
     "parse": "every sentence is one that the grammar can say",
+    "style": "every sentence is told in the style that the text's control code names",
     "introduced": "whoever and whatever is spoken of was introduced, once, and not more of them than the level has",
     "pronoun": "a pronoun or noun for a person agrees with their name and can mean one person only",
     "holds": "nobody takes what is held already, or gives, carries, puts down or uses what they do not hold",
     "where": "everyone acts, and every thing is found, where the story has put them",
+    "knows": "nobody tells or believes what they neither saw nor were told, or asks what they know",
     "cause": "an effect follows its cause",
     "want": "one want is stated, and is not fulfilled already when it is",
     "ending": "the last sentence, and no other, settles the want",
 }
 
 Event = tuple[str, ...]
+Handler = Callable[..., "str | None"]
+"""Lets an event happen: (state, *arguments) -> None, or the rule that it breaks."""
+
+HOURS = ("morning", "noon", "evening", "night")
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,7 @@ class Limits:
 
 
 class State:
-    """What a reader knows after some sentences."""
-
-    __slots__ = ("absent", "at", "been", "ended", "holder", "limits", "people", "places", "things", "used", "want")
+    """What a reader knows after some sentences. X and Y stand for people, T for a thing, P for a place."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -48,12 +51,20 @@ class State:
         self.at: dict[str, str] = {}
         """Where each person is, and each thing that nobody holds; a lost thing is nowhere."""
         self.holder: dict[str, str] = {}
-        self.been: set[tuple[str, str]] = set()
-        """(person, place): where they have been."""
-        self.absent: set[tuple[str, str]] = set()
-        """(thing, place): where it is known not to be."""
-        self.used: set[tuple[str, str, str]] = set()
-        """(person, thing, place)."""
+        self.owner: dict[str, str] = {}
+        self.knows: dict[tuple[str, str], str] = {}
+        """(X, T) -> the place or the holder that X believes T at; stale where it was moved unseen."""
+        self.facts: set[Event] = set()
+        """All else that is so: ("been", X, P), ("absent", T, P), ("hidden", T), ("tired", X), ("owes", X, Y)."""
+        self.came_from: dict[str, str] = {}
+        """Where each person who walked was before."""
+        self.steps: dict[str, int] = {}
+        """Walks of each person since they last rested."""
+        self.asleep: set[str] = set()
+        self.hour = 0
+        """Index into `HOURS`."""
+        self.sky = "clear"
+        """Or "rain", or "storm"."""
         self.want: Event = ()
         self.ended = False
 
@@ -63,214 +74,42 @@ class State:
 
     def settled(self) -> bool:
         """Whether the want that was stated has come true."""
-        kind, person, thing, *place = self.want
-        if kind == "want_have":
+        kind, person, thing, *goal = self.want
+        if kind in ("want_have", "want_get"):
             return self.holder.get(thing) == person
+        if kind == "want_give":
+            return self.holder.get(thing) == goal[0]
         if kind == "want_bring":
-            return self.at.get(thing) == place[0]
-        return (person, thing, place[0]) in self.used
+            return self.at.get(thing) == goal[0]
+        return ("used", person, thing, goal[0]) in self.facts
+
+    def together(self, x: str, y: str) -> bool:
+        return x != y and self.at[x] == self.at[y]
+
+    def seen(self, place: str, thing: str, where: str) -> None:
+        """Everyone awake at `place` learns that the thing is now at, or with, `where`."""
+        for person in self.people:
+            if self.at[person] == place and person not in self.asleep:
+                self.knows[person, thing] = where
+
+    def new_place(self, place: str) -> bool:
+        """Makes the place known; False where the level has no room for it."""
+        return _room(self.places, place, self.limits.places)
+
+    def new_person(self, x: str, place: str) -> bool:
+        if x in self.people or not (_room(self.people, x, self.limits.people) and self.new_place(place)):
+            return False
+        self.at[x] = place
+        self.facts.add(("been", x, place))
+        return True
+
+    def new_thing(self, thing: str) -> bool:
+        return thing not in self.things and _room(self.things, thing, self.limits.things)
 
 
-def apply(state: State, event: Event) -> str | None:
-    """Lets the event happen. Returns None, or the rule that it breaks; the state is then of no further use."""
-    if state.ended:
-        return "ending"
-    return HANDLERS[event[0]](state, *event[1:])
-
-
-def _full(known: list[str], name: str, limit: int) -> bool:
-    """Adds a newcomer to `known`; True where the level has no room for one."""
+def _room(known: list[str], name: str, limit: int) -> bool:
     if name not in known:
-        if len(known) == limit:
-            return True
+        if len(known) >= limit:
+            return False
         known.append(name)
-    return False
-
-
-def _no_room(s: State, place: str) -> bool:
-    return _full(s.places, place, s.limits.places)
-
-
-def _person(s: State, x: str, p: str) -> str | None:
-    if x in s.people or _full(s.people, x, s.limits.people) or _no_room(s, p):
-        return "introduced"
-    s.at[x] = p
-    s.been.add((x, p))
-    return None
-
-
-def _new_thing(s: State, t: str) -> bool:
-    return t not in s.things and not _full(s.things, t, s.limits.things)
-
-
-def _lose(s: State, x: str, t: str) -> str | None:
-    if not _new_thing(s, t):
-        return "introduced"
-    s.absent.add((t, s.at[x]))
-    return None
-
-
-def _hold(s: State, x: str, t: str) -> str | None:
-    if not _new_thing(s, t):
-        return "introduced"
-    s.holder[t] = x
-    return None
-
-
-def _keep(s: State, x: str, t: str, p: str) -> str | None:
-    if not _new_thing(s, t) or _no_room(s, p):
-        return "introduced"
-    s.at[t] = p
-    return None
-
-
-def _left(s: State, x: str, t: str, p: str) -> str | None:
-    return "where" if s.at[x] == p else _keep(s, x, t, p)
-
-
-def _recall(s: State, x: str, t: str, p: str) -> str | None:
-    """X learns where a thing is; it must not be known to be elsewhere."""
-    if _no_room(s, p):
-        return "introduced"
-    if (t, p) in s.absent or s.place_of(t) not in (None, p):
-        return "where"
-    if t not in s.holder:
-        s.at[t] = p
-    return None
-
-
-def _sad(s: State, x: str, t: str) -> str | None:
-    """Missing a thing has a cause only while the thing is away."""
-    return "cause" if s.place_of(t) == s.at[x] else None
-
-
-def _smile(s: State, x: str, t: str) -> str | None:
-    return None if s.holder.get(t) == x else "cause"
-
-
-def _want(kind: str) -> Callable[..., str | None]:
-    def state_want(s: State, x: str, t: str, *place: str) -> str | None:
-        if s.want:
-            return "want"
-        if place and _no_room(s, place[0]):
-            return "introduced"
-        s.want = (kind, x, t, *place)
-        there_already = kind == "want_bring" and s.place_of(t) == place[0]
-        return "want" if there_already or s.settled() else None
-
-    return state_want
-
-
-def _at(s: State, x: str, p: str) -> str | None:
-    return None if s.at[x] == p else "where"
-
-
-def _absent(s: State, x: str, t: str, p: str) -> str | None:
-    """X, at P, sees that T is not there."""
-    if s.at[x] != p or s.place_of(t) == p:
-        return "where"
-    s.absent.add((t, p))
-    return None
-
-
-def _go(s: State, x: str, p: str) -> str | None:
-    if _no_room(s, p):
-        return "introduced"
-    if s.at[x] == p:
-        return "where"
-    s.at[x] = p
-    s.been.add((x, p))
-    return None
-
-
-def _carry(s: State, x: str, t: str, p: str) -> str | None:
-    return _go(s, x, p) if s.holder.get(t) == x else "holds"
-
-
-def _carry_back(s: State, x: str, t: str, p: str) -> str | None:
-    return _carry(s, x, t, p) if (x, p) in s.been else "where"
-
-
-def _find(s: State, x: str, t: str) -> str | None:
-    if t in s.holder:
-        return "holds"
-    if t not in s.at:
-        if (t, s.at[x]) in s.absent:
-            return "where"
-        s.at[t] = s.at[x]
-    return None if s.at[t] == s.at[x] else "where"
-
-
-def _take(s: State, x: str, t: str) -> str | None:
-    """A lost thing has to be found before it can be taken."""
-    if t in s.holder:
-        return "holds"
-    if t not in s.at:
-        return "cause"
-    if s.at[t] != s.at[x]:
-        return "where"
-    del s.at[t]
-    s.holder[t] = x
-    return None
-
-
-def _put(s: State, x: str, t: str) -> str | None:
-    if s.holder.get(t) != x:
-        return "holds"
-    del s.holder[t]
-    s.at[t] = s.at[x]
-    return None
-
-
-def _use(s: State, x: str, t: str) -> str | None:
-    if s.holder.get(t) != x:
-        return "holds"
-    s.used.add((x, t, s.at[x]))
-    return None
-
-
-def _end(kind: str | None) -> Callable[..., str | None]:
-    """An ending of any want, or one that tells a want of its kind again and must tell it right."""
-
-    def settle(s: State, x: str, *rest: str) -> str | None:
-        if not s.want:
-            return "want"
-        told = (kind or s.want[0], x, *(rest if kind else s.want[2:]))
-        if told != s.want or not s.settled():
-            return "ending"
-        s.ended = True
-        return None
-
-    return settle
-
-
-HANDLERS: dict[str, Callable[..., str | None]] = {
-    "person": _person,
-    "lose": _lose,
-    "hold": _hold,
-    "keep": _keep,
-    "left": _left,
-    "recall": _recall,
-    "sad": _sad,
-    "smile": _smile,
-    "want_have": _want("want_have"),
-    "want_bring": _want("want_bring"),
-    "want_use": _want("want_use"),
-    "at": _at,
-    "leave": _at,
-    "absent": _absent,
-    "go": _go,
-    "carry": _carry,
-    "carry_back": _carry_back,
-    "find": _find,
-    "take": _take,
-    "put": _put,
-    "use": _use,
-    "end": _end(None),
-    "end_have": _end("want_have"),
-    "end_bring": _end("want_bring"),
-    "end_use": _end("want_use"),
-}
-
-INTRODUCES = {"person": 1, "lose": 2, "hold": 2, "keep": 2, "left": 2}
-"""Kind -> index in the event of what it introduces."""
+    return True

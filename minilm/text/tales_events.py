@@ -1,0 +1,27 @@
+"""Every kind of event, and `apply`, the only code that lets one happen.
+
+The generator's plans are replayed through it before a word is written, and the grader replays through it what it reads.
+"""
+
+from __future__ import annotations
+
+from minilm.text import tales_days, tales_people, tales_things
+from minilm.text.tales_world import Event, State
+
+HANDLERS = tales_things.HANDLERS | tales_people.HANDLERS | tales_days.HANDLERS
+
+INTRODUCES = {
+    **{"person": 1, "dweller": 1, "friend": 2, "friend_at": 2},
+    **dict.fromkeys(("lose", "hold", "keep", "left", "locked"), 2),
+}
+"""Kind -> index in the event of what it introduces."""
+
+
+def apply(state: State, event: Event) -> str | None:
+    """Lets the event happen. Returns None, or the rule that it breaks; the state is then of no further use."""
+    if state.ended:
+        return "ending"
+    kind, *args = event
+    if state.asleep and kind != "wake" and not state.asleep.isdisjoint(args):
+        return "cause"
+    return HANDLERS[kind](state, *args)

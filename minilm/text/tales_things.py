@@ -1,0 +1,279 @@
+"""What happens to things and where people go: events of places, possession, wants and endings.
+
+Each handler takes the state and the event's arguments: X, Y people, T, U things, P a place. It returns None, or the
+rule that the event breaks.
+"""
+
+from __future__ import annotations
+
+from minilm.text.tales_world import Handler, State
+
+
+def person(s: State, x: str, p: str) -> str | None:
+    return None if s.new_person(x, p) else "introduced"
+
+
+def lose(s: State, x: str, t: str) -> str | None:
+    if not s.new_thing(t):
+        return "introduced"
+    s.owner[t] = x
+    s.facts.add(("absent", t, s.at[x]))
+    return None
+
+
+def hold(s: State, x: str, t: str) -> str | None:
+    if not s.new_thing(t):
+        return "introduced"
+    s.owner[t] = s.holder[t] = x
+    s.seen(s.at[x], t, x)
+    return None
+
+
+def keep(s: State, x: str, t: str, p: str) -> str | None:
+    if not s.new_thing(t) or not s.new_place(p):
+        return "introduced"
+    s.owner[t] = x
+    s.at[t] = s.knows[x, t] = p
+    return None
+
+
+def left(s: State, x: str, t: str, p: str) -> str | None:
+    return "where" if s.at[x] == p else keep(s, x, t, p)
+
+
+def locked(s: State, x: str, t: str, p: str) -> str | None:
+    """X has T in a locked box at P."""
+    if rule := keep(s, x, t, p):
+        return rule
+    s.facts.add(("locked", t))
+    return None
+
+
+def key(s: State, u: str, t: str) -> str | None:
+    """U is what opens T's box."""
+    if ("locked", t) not in s.facts or u == t:
+        return "cause"
+    s.facts.add(("key", u, t))
+    return None
+
+
+def unlock(s: State, x: str, t: str, u: str) -> str | None:
+    if s.holder.get(u) != x:
+        return "holds"
+    if s.at.get(t) != s.at[x]:
+        return "where"
+    if ("locked", t) not in s.facts or ("key", u, t) not in s.facts:
+        return "cause"
+    s.facts.discard(("locked", t))
+    s.facts.add(("deed", x))
+    return None
+
+
+def recall(s: State, x: str, t: str, p: str) -> str | None:
+    """X learns where a thing is; it must not be known to be elsewhere."""
+    if not s.new_place(p):
+        return "introduced"
+    if ("absent", t, p) in s.facts or s.place_of(t) not in (None, p):
+        return "where"
+    if t not in s.holder:
+        s.at[t] = s.knows[x, t] = p
+    return None
+
+
+def sad(s: State, x: str, t: str) -> str | None:
+    """Missing a thing has a cause only while the thing is away."""
+    if s.place_of(t) == s.at[x]:
+        return "cause"
+    s.facts.add(("sad", x))
+    return None
+
+
+def smile(s: State, x: str, t: str) -> str | None:
+    return None if s.holder.get(t) == x else "cause"
+
+
+def want(kind: str) -> Handler:
+    def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
+        if s.want:
+            return "want"
+        if goal and goal[0] not in s.people and not s.new_place(goal[0]):
+            return "introduced"
+        s.want = (kind, x, t, *goal)
+        there_already = kind == "want_bring" and s.place_of(t) == goal[0]
+        return "want" if there_already or s.settled() else None
+
+    return state_want
+
+
+def at(s: State, x: str, p: str) -> str | None:
+    return None if s.at[x] == p else "where"
+
+
+def absent(s: State, x: str, t: str, p: str) -> str | None:
+    """X, at P, sees that T is not there."""
+    if s.at[x] != p or s.place_of(t) == p:
+        return "where"
+    if s.hour == 3:
+        return "cause"
+    s.facts.add(("absent", t, p))
+    if s.knows.get((x, t)) == p:
+        del s.knows[x, t]
+    return None
+
+
+def go(s: State, x: str, p: str) -> str | None:
+    if not s.new_place(p):
+        return "introduced"
+    if s.at[x] == p:
+        return "where"
+    s.came_from[x] = s.at[x]
+    s.at[x] = p
+    s.facts.add(("been", x, p))
+    s.steps[x] = s.steps.get(x, 0) + 1
+    if s.sky != "clear":
+        s.facts.add(("soaked", x))
+    return None
+
+
+def carry(s: State, x: str, t: str, p: str) -> str | None:
+    return go(s, x, p) if s.holder.get(t) == x else "holds"
+
+
+def carry_back(s: State, x: str, t: str, p: str) -> str | None:
+    return carry(s, x, t, p) if ("been", x, p) in s.facts else "where"
+
+
+def find(s: State, x: str, t: str) -> str | None:
+    """A hidden thing has to be searched for, and nothing is found in the dark."""
+    if t in s.holder:
+        return "holds"
+    here = s.at[x]
+    if t not in s.at:
+        if ("absent", t, here) in s.facts:
+            return "where"
+        s.at[t] = here
+    if s.at[t] != here:
+        return "where"
+    if s.hour == 3 or ("hidden", t) in s.facts or ("locked", t) in s.facts:
+        return "cause"
+    s.knows[x, t] = here
+    return None
+
+
+def hide(s: State, x: str, t: str) -> str | None:
+    """Hides T where X is; nobody may be there to see it."""
+    if s.holder.get(t) != x:
+        return "holds"
+    here = s.at[x]
+    if any(s.at[y] == here for y in s.people if y != x):
+        return "knows"
+    del s.holder[t]
+    s.at[t] = s.knows[x, t] = here
+    s.facts.add(("hidden", t))
+    return None
+
+
+def search(s: State, x: str, t: str) -> str | None:
+    if t in s.holder:
+        return "holds"
+    if s.at.get(t) != s.at[x]:
+        return "where"
+    if s.hour == 3 or ("hidden", t) not in s.facts:
+        return "cause"
+    s.facts.discard(("hidden", t))
+    s.facts.add(("deed", x))
+    s.knows[x, t] = s.at[x]
+    return None
+
+
+def take(s: State, x: str, t: str) -> str | None:
+    """A lost or hidden thing has to be found before it can be taken; who takes another's thing does wrong."""
+    if t in s.holder:
+        return "holds"
+    if t not in s.at or ("hidden", t) in s.facts or ("locked", t) in s.facts:
+        return "cause"
+    if s.at[t] != s.at[x]:
+        return "where"
+    del s.at[t]
+    s.holder[t] = x
+    s.seen(s.at[x], t, x)
+    return None
+
+
+def steal(s: State, x: str, t: str, y: str) -> str | None:
+    """X takes, unseen by Y, what is Y's."""
+    if s.owner.get(t) != y or x == y:
+        return "cause"
+    if s.together(x, y):
+        return "knows"
+    s.facts.add(("wronged", y, x))
+    return take(s, x, t)
+
+
+def put(s: State, x: str, t: str) -> str | None:
+    if s.holder.get(t) != x:
+        return "holds"
+    del s.holder[t]
+    s.at[t] = s.at[x]
+    s.seen(s.at[x], t, s.at[x])
+    return None
+
+
+def use(s: State, x: str, t: str) -> str | None:
+    if s.holder.get(t) != x:
+        return "holds"
+    if ("broken", t) in s.facts:
+        return "cause"
+    s.facts.add(("used", x, t, s.at[x]))
+    return None
+
+
+def drop(s: State, x: str, t: str) -> str | None:
+    """T falls from X's hands and breaks."""
+    if s.holder.get(t) != x:
+        return "holds"
+    if ("broken", t) in s.facts:
+        return "cause"
+    s.facts.add(("broken", t))
+    if s.owner.get(t, x) != x:
+        s.facts.add(("wronged", s.owner[t], x))
+    return None
+
+
+def fix(s: State, x: str, t: str) -> str | None:
+    if s.place_of(t) != s.at[x]:
+        return "where"
+    if ("broken", t) not in s.facts:
+        return "cause"
+    s.facts.discard(("broken", t))
+    s.facts.add(("deed", x))
+    owner = s.owner.get(t, x)
+    if owner != x:
+        s.facts.add(("owes", owner, x))
+    return None
+
+
+def end(kind: str | None) -> Handler:
+    """An ending of any want, or one that tells a want of its kind again and must tell it right."""
+
+    def settle(s: State, x: str, *rest: str) -> str | None:
+        if not s.want:
+            return "want"
+        told = (kind or s.want[0], x, *(rest if kind else s.want[2:]))
+        if told != s.want or not s.settled():
+            return "ending"
+        s.ended = True
+        return None
+
+    return settle
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict(person=person, dweller=person, lose=lose, hold=hold, keep=keep, left=left, locked=locked, key=key, unlock=unlock),
+    **dict(recall=recall, sad=sad, smile=smile, at=at, leave=at, absent=absent, go=go, carry=carry),
+    **dict(carry_back=carry_back, find=find, hide=hide, search=search, take=take, steal=steal, put=put, use=use),
+    **dict(drop=drop, fix=fix),
+    **{f"want_{kind}": want(f"want_{kind}") for kind in ("have", "get", "bring", "use", "give")},
+    "end": end(None),
+    **{f"end_{kind}": end(f"want_{kind}") for kind in ("have", "get", "bring", "use", "give")},
+}
