@@ -11,6 +11,7 @@ from minilm.errors import UsageError
 from minilm.text.scripts import Dataset, Made, script_main
 from minilm.text.sources import Files
 from minilm.text.tales import mixed_stories
+from minilm.text.tales_stream import parallel_stories
 
 VAL_MEGABYTES = 0.5
 
@@ -18,7 +19,7 @@ VAL_MEGABYTES = 0.5
 def documents(
     files: Files, split: str, *, level: int = 1, style: str = "plain", seed: int = 0, megabytes: float = 50.0
 ) -> Iterator[str]:
-    return mixed_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
+    return parallel_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
 
 
 def made(*, level: int, style: str, seed: int, megabytes: float) -> Made:
