@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
-from minilm.errors import MinilmError
+from minilm.errors import MinilmError, UsageError
 from minilm.text.tales import SPLITS, _stream, mixed_stories
 from minilm.text.tales_grammar import grammar
 
@@ -25,7 +25,12 @@ WORTH_MEGABYTES = 5.0  # below, starting processes takes longer than they save
 def parallel_stories(
     styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train", workers: int | None = None
 ) -> Iterator[str]:
-    """`mixed_stories`, told by `workers` processes (one for each core). Raises MinilmError where one of them dies."""
+    """`mixed_stories`, told by `workers` processes (one for each core).
+
+    Raises UsageError as it does, and on no text; MinilmError where a process dies.
+    """
+    if not megabytes > 0:
+        raise UsageError(f"megabytes of tales must be more than 0, not {megabytes}")
     workers = n_cores() if workers is None else workers
     if workers < 2 or megabytes < WORTH_MEGABYTES or not sys.executable:
         return mixed_stories(styles, megabytes, seed, level, split)
