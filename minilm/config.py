@@ -175,9 +175,10 @@ def check_fields(config: Any) -> None:
             object.__setattr__(config, f.name, float(value))
         elif hint in (int, float, bool, str) and type(value) is not hint:
             raise UsageError(f"{f.name} takes {hint.__name__}, not {value!r}")
-        elif hint == tuple[int, ...]:
-            if not isinstance(value, list | tuple) or not all(type(i) is int for i in value):
-                raise UsageError(f"{f.name} takes a list of int, not {value!r}")
+        elif hint in (tuple[int, ...], tuple[str, ...]):
+            kind = get_args(hint)[0]
+            if not isinstance(value, list | tuple) or not all(type(i) is kind for i in value):
+                raise UsageError(f"{f.name} takes a list of {kind.__name__}, not {value!r}")
             object.__setattr__(config, f.name, tuple(value))
 
 
@@ -212,6 +213,13 @@ class TrainConfig:
     """Run folder. Empty: runs/ and the names of preset and data."""
     existing: Existing = "refuse"
     """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
+
+    freeze: tuple[str, ...] = ()
+    """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
+    train_only: tuple[str, ...] = ()
+    """Trained, and nothing else; patterns as for freeze, which is taken off. Empty: everything."""
+    unfreeze_every_steps: int = 0
+    """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
 
     max_steps: int = 1000
     """Length of the run."""
@@ -266,7 +274,14 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("micro_batch_size", "warmup_steps", "eval_every_steps", "save_every_steps", "seed"):
+        for name in (
+            "micro_batch_size",
+            "warmup_steps",
+            "eval_every_steps",
+            "save_every_steps",
+            "seed",
+            "unfreeze_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("lr", "weight_decay", "eps", "grad_clip"):
