@@ -1,8 +1,8 @@
 """What freezing saves: seconds and memory of a training step, as shares of full training in the same run.
 
-`python bench/freezing.py` writes the table of docs/freezing.md in place of the old one. GPT-2's shape at half its depth
-and width, 1,024 tokens a step, fp32, eager, AdamW; processor seconds, the best of six steps. Memory is what tensors take beyond the weights:
-gradients, optimizer state, and what autograd saves for the backward pass.
+`python bench/freezing.py` writes the table of docs/freezing.md in place of the old one. GPT-2's shape at half its
+depth and width, 1,024 tokens a step, fp32, eager, AdamW; processor seconds, the best of six steps. Memory is what
+tensors take beyond the weights: gradients, optimizer state, and what autograd saves for the backward pass.
 """
 
 from __future__ import annotations
@@ -87,10 +87,9 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, (n, seconds, state, saved) in rows.items():
-        lines.append(
-            f"| {name} | {n:,} | {seconds / whole[1]:.0%} | {state / whole[2]:.1%} | {saved / whole[3]:.0%} |"
-        )
-    told = f"Full training: {whole[1]:.2f} processor seconds a step, {whole[2] / 2**20:.0f} MiB and {whole[3] / 2**20:.0f} MiB."
+        lines.append(f"| {name} | {n:,} | {seconds / whole[1]:.0%} | {state / whole[2]:.1%} | {saved / whole[3]:.0%} |")
+    sizes = [f"{n / 2**20:.0f} MiB" for n in whole[2:]]
+    told = f"Full training: {whole[1]:.2f} processor seconds a step, {' and '.join(sizes)}."
     return "\n".join([*lines, "", told, ""])
 
 
@@ -100,7 +99,7 @@ def main() -> None:
     head, _, rest = page.partition(HEADING)
     after = rest[rest.index("\n## ") :] if "\n## " in rest else ""
     told = f"By `python bench/freezing.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, "
-    told += f"one core of a CPU; shares of full training.\n\n"
+    told += "one core of a CPU; shares of full training.\n\n"
     PAGE.write_text(f"{head}{HEADING}\n{told}{table()}{after}", encoding="utf-8")
 
 

@@ -105,7 +105,14 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("micro_batch_size", "warmup_steps", "eval_every_steps", "save_every_steps", "seed", "unfreeze_every_steps"):
+        for name in (
+            "micro_batch_size",
+            "warmup_steps",
+            "eval_every_steps",
+            "save_every_steps",
+            "seed",
+            "unfreeze_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("lr", "weight_decay", "eps", "grad_clip"):
