@@ -489,7 +489,7 @@ class Planner:
 
 
 class Plans:
-    """The plans of one level as a function of a story's seed. One plan serves eight stories, far apart in the stream."""
+    """The plans of one level as a function of a story's seed. Eight stories far apart share one."""
 
     def __init__(self, limits: Limits, level: int) -> None:
         self.limits, self.level = limits, level
