@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "text/*.toml", "py.typed"]},
+    package_data={"minilm": ["presets/*.toml", "text/*.toml", "evaluation/*.toml", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",
