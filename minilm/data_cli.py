@@ -5,22 +5,35 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import UsageError
 from minilm.text.scripts import known_datasets, load_dataset, prepare_words
 
-USAGE = """minilm data list                       the data sets, their licences, and what is prepared
+if TYPE_CHECKING:
+    from minilm.text.shards import ShardFolder, Split
+
+USAGE = """minilm data list                       the data sets: size, whether GPT-2 saw them, licence; what is prepared
 minilm data prepare NAME_OR_PATH ...   tokens of a data set or of your own text (NAME --help: its options)
-minilm data show NAME_OR_FOLDER        counts of a prepared folder, and its first document
+minilm data show NAME_OR_FOLDER ...    counts, lengths as a picture, documents (--split, --documents, --chars)
+minilm data check NAME_OR_FOLDER       every shard against meta.json, SHA-256 too
+minilm data overlap CORPUS PROBE       n-grams of PROBE that CORPUS has too (folder:split; --n)
 minilm data train-tokenizer PATH ...   a vocabulary from your text (--help: options)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the first word says; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    jobs = {"list": _list, "prepare": _prepare, "show": _show, "train-tokenizer": _train_tokenizer}
+    jobs = {
+        "list": _list,
+        "prepare": _prepare,
+        "show": _show,
+        "check": _check,
+        "overlap": _overlap,
+        "train-tokenizer": _train_tokenizer,
+    }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
@@ -34,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(words: list[str]) -> None:
     from minilm.text.folders import data_folder
 
+    print(f"{'name':16}{'download':>14}  {'in GPT-2':9}licence")
     for name in known_datasets():
         dataset = load_dataset(name)
-        print(f"{name:16} {dataset.description} Licence: {dataset.licence}.")
+        print(f"{name:16}{dataset.size():>14}  {dataset.in_gpt2:9}{dataset.licence}")
+        print(f"{'':41}{dataset.description}")
     prepared = sorted(path.parent for path in data_folder().glob("*/meta.json"))
     print(f"prepared in {data_folder()}: {', '.join(folder.name for folder in prepared) or 'nothing yet'}")
 
@@ -48,24 +63,80 @@ def _prepare(words: list[str]) -> None:
 
 
 def _show(words: list[str]) -> None:
-    from minilm.text.folders import data_folder
+    from minilm.text.look import length_histogram
     from minilm.text.prepare import summary
     from minilm.text.shards import open_shards
 
-    if len(words) != 1:
-        raise UsageError("name one prepared folder, or a data set: minilm data show tales")
-    folder = Path(words[0])
-    if not (folder / "meta.json").is_file():
-        found = sorted(path.parent for path in data_folder().glob(f"{words[0]}*/meta.json"))
-        if not found:
-            raise UsageError(f"{words[0]} is not prepared: make it with `minilm data prepare {words[0]}`")
-        folder = found[0]
+    parser = Parser(prog="minilm data show")
+    parser.add_argument("folder", help="a prepared folder, or a data set that is prepared")
+    parser.add_argument("--split", default="", help="train, val or test (the first there is)")
+    parser.add_argument("--documents", type=int, default=3, help="how many documents to print (3)")
+    parser.add_argument("--chars", type=int, default=500, help="how much of each (500; 0 is all)")
+    options = parser.parse_words(words)
+    folder = _prepared_folder(options.folder)
     shards = open_shards(folder)
+    name, split = _split_of(shards, options.split)
     tokenizer = shards.tokenizer()
-    print(summary(folder))
-    for name, split in shards.splits.items():
-        print(f"  first document of {name}: {tokenizer.decode(split.document(0)[:200])!r}")
-    print(f"  made by: {shards.rebuild_command}")
+    print(f"{summary(folder)}\nmade by: {shards.rebuild_command}\n\nlengths of {name}'s documents")
+    print(length_histogram(split))
+    for i in range(min(options.documents, split.n_documents)):
+        ids = split.document(i)
+        text = tokenizer.decode(ids)
+        shown = text[: options.chars or None]
+        more = f" [{len(text) - len(shown):,} characters more]" if len(shown) < len(text) else ""
+        print(f"\n{tokenizer.end_token} document {i} of {name}, {len(ids):,} tokens\n{shown}{more}")
+
+
+def _check(words: list[str]) -> None:
+    from minilm.text.shards import open_shards
+
+    parser = Parser(prog="minilm data check")
+    parser.add_argument("folder", help="a prepared folder, or a data set that is prepared")
+    folder = _prepared_folder(parser.parse_words(words).folder)
+    shards = open_shards(folder)
+    shards.check()
+    n_shards = sum(len(split.shards) for split in shards.splits.values())
+    n_tokens = sum(split.n_tokens for split in shards.splits.values())
+    print(f"{folder}: {n_shards} shards with {n_tokens:,} tokens are as meta.json says, SHA-256 and all")
+
+
+def _overlap(words: list[str]) -> None:
+    from minilm.text.look import documents, overlap
+    from minilm.text.shards import open_shards
+
+    parser = Parser(prog="minilm data overlap")
+    parser.add_argument("corpus", help="what is trained on: a prepared folder or data set, :split behind it (train)")
+    parser.add_argument("probe", help="what is tested with: the same, by default its test or else val split")
+    parser.add_argument("--n", type=int, default=8, help="words of an n-gram (8, as in GPT-2's report)")
+    options = parser.parse_words(words)
+    texts = []
+    for given, wanted in ((options.corpus, ("train",)), (options.probe, ("test", "val", "train"))):
+        path, _, split_name = given.rpartition(":") if ":" in given else (given, "", "")
+        shards = open_shards(_prepared_folder(path))
+        name = split_name or next((name for name in wanted if name in shards.splits), "")
+        _, split = _split_of(shards, name)
+        texts.append(documents(split, shards.tokenizer()))
+    print(overlap(texts[0], texts[1], options.n))
+
+
+def _prepared_folder(name: str) -> Path:
+    from minilm.text.folders import data_folder
+
+    folder = Path(name).expanduser()
+    if (folder / "meta.json").is_file():
+        return folder
+    found = sorted(path.parent for path in data_folder().glob(f"{name}*/meta.json"))
+    exact = [one for one in found if one.name == name or one.name.startswith(f"{name}-")]
+    if not (exact or found):
+        raise UsageError(f"{name} is not prepared: make it with `minilm data prepare {name}`")
+    return (exact or found)[0]
+
+
+def _split_of(shards: ShardFolder, name: str) -> tuple[str, Split]:
+    name = name or next(iter(shards.splits))
+    if name not in shards.splits:
+        raise UsageError(f"{shards.folder} has no split {name!r}: it has {', '.join(shards.splits)}")
+    return name, shards.splits[name]
 
 
 def _train_tokenizer(words: list[str]) -> None:
