@@ -191,7 +191,10 @@ def test_training_moves_adapters_alone(
         assert figures["change"] == pytest.approx(change.norm().item(), rel=1e-6)
     assert result.losses[-1] < result.losses[0]
     out = capsys.readouterr().err
-    assert any(line.split()[:3] == ["lora", f"{2 * 3 * (32 + 96 + 32 + 32 + 2 * (32 + 128)):,}", "0"] for line in out.splitlines()), out
+    assert any(
+        line.split()[:3] == ["lora", f"{2 * 3 * (32 + 96 + 32 + 32 + 2 * (32 + 128)):,}", "0"]
+        for line in out.splitlines()
+    ), out
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_only": ("norms",), "optimizer": "muon"}])

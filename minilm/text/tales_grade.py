@@ -223,4 +223,3 @@ class _Reader:
             if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
                 return rule
         return None
-

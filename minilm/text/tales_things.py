@@ -269,8 +269,8 @@ def end(kind: str | None) -> Handler:
 
 
 HANDLERS: dict[str, Handler] = {
-    **dict(person=person, dweller=person, lose=lose, hold=hold, keep=keep, left=left, locked=locked, key=key, unlock=unlock),
-    **dict(recall=recall, sad=sad, smile=smile, at=at, leave=at, absent=absent, go=go, carry=carry),
+    **dict(person=person, dweller=person, lose=lose, hold=hold, keep=keep, left=left, locked=locked, key=key),
+    **dict(unlock=unlock, recall=recall, sad=sad, smile=smile, at=at, leave=at, absent=absent, go=go, carry=carry),
     **dict(carry_back=carry_back, find=find, hide=hide, search=search, take=take, steal=steal, put=put, use=use),
     **dict(drop=drop, fix=fix),
     **{f"want_{kind}": want(f"want_{kind}") for kind in ("have", "get", "bring", "use", "give")},
