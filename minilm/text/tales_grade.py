@@ -95,7 +95,9 @@ class _Reader:
         adjs: dict[str, str] = {}
         its: set[str] = set()
         verb = None
-        if reading.narrator and self.narrator:
+        if reading.narrator:
+            if not self.narrator:
+                return "introduced"
             found[reading.narrator] = self.narrator
         first: dict[str, str] = {}
         for i, slot, letter in reading.slots:
