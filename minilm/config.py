@@ -45,6 +45,13 @@ class TrainConfig:
     existing: Existing = "refuse"
     """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
 
+    freeze: tuple[str, ...] = ()
+    """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
+    train_only: tuple[str, ...] = ()
+    """Trained, and nothing else; patterns as for freeze, which is taken off. Empty: everything."""
+    unfreeze_every_steps: int = 0
+    """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
+
     max_steps: int = 1000
     """Length of the run."""
     batch_size: int = 32
@@ -98,7 +105,14 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("micro_batch_size", "warmup_steps", "eval_every_steps", "save_every_steps", "seed"):
+        for name in (
+            "micro_batch_size",
+            "warmup_steps",
+            "eval_every_steps",
+            "save_every_steps",
+            "seed",
+            "unfreeze_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("lr", "weight_decay", "eps", "grad_clip"):
