@@ -201,8 +201,10 @@ class _Reader:
                 found[letter] = f"{adj} {noun}"
             else:
                 if noun is not None:
-                    named = f" {noun}" if adj is None else f"{adj} {noun}"
-                    able = [thing for thing in known if thing.endswith(named)]
+                    if adj is None:
+                        able = [thing for thing in known if thing.endswith(f" {noun}")]
+                    else:
+                        able = [thing for thing in known if thing == f"{adj} {noun}"]
                 else:
                     able = known if len(known) == 1 else self.things_said
                 if len(able) != 1:
