@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("text", "model", "decoding", "evaluation", "training", "lab")
-GROUND = ("command_line", "config", "errors", "log", "options", "picture", "runtime")
-READING_PATH = ("config", "model/layers", "model/gpt", "model/losses", "model/weights", "text/shards", "text/batches")
-READING_PATH += ("decoding/engine", "training/loop")
+GROUND = ("checks", "command_line", "config", "errors", "log", "model_config", "options", "picture", "runtime")
+READING_PATH = ("model_config", "config", "model/layers", "model/gpt", "model/losses", "model/weights", "text/shards")
+READING_PATH += ("text/batches", "decoding/engine", "training/loop")
 LONGEST, LONGEST_OF = 400, {"model/gpt.py": 260, "training/loop.py": 300}
 PACKAGE, PATH = 9_000, 2_400
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import UsageError
-from minilm.text.scripts import known_datasets, load_dataset, prepare_words
+from minilm.text.scripts import known_datasets, load_dataset, prepare_words, split_name
+
+FIRST_DOCUMENTS = 3  # shown of text that is made here
 
 if TYPE_CHECKING:
     from minilm.text.shards import ShardFolder, Split
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 USAGE = """minilm data list                       the data sets: size, whether GPT-2 saw them, licence; what is prepared
 minilm data prepare NAME_OR_PATH ...   tokens of a data set or of your own text (NAME --help: its options)
 minilm data show NAME_OR_FOLDER ...    counts, lengths as a picture, documents (--split, --documents, --chars)
+                                       (NAME:option=value,option=value is one with these options: tales:level=2)
 minilm data check NAME_OR_FOLDER       every shard against meta.json, SHA-256 too
-minilm data overlap CORPUS PROBE       n-grams of PROBE that CORPUS has too (folder:split; --n)
+minilm data overlap CORPUS PROBE       n-grams of PROBE that CORPUS has too (--n, --corpus_split, --probe_split)
 minilm data train-tokenizer PATH ...   a vocabulary from your text (--help: options)"""
 
 
@@ -73,11 +77,17 @@ def _show(words: list[str]) -> None:
     parser.add_argument("--documents", type=int, default=3, help="how many documents to print (3)")
     parser.add_argument("--chars", type=int, default=500, help="how much of each (500; 0 is all)")
     options = parser.parse_words(words)
-    folder = _prepared_folder(options.folder)
-    shards = open_shards(folder)
+    folders = _prepared_folders(options.folder)
+    if not folders:
+        _show_unprepared(options.folder)
+        return
+    shards = open_shards(folders[0])
     name, split = _split_of(shards, options.split)
     tokenizer = shards.tokenizer()
-    print(f"{summary(folder)}\nmade by: {shards.rebuild_command}\n\nlengths of {name}'s documents")
+    print(f"{summary(folders[0])}\nmade by: {shards.rebuild_command}")
+    if others := [folder.name for folder in folders[1:]]:
+        print(f"prepared in other ways too: {', '.join(others)}")
+    print(f"\nlengths of {name}'s documents")
     print(length_histogram(split))
     for i in range(min(options.documents, split.n_documents)):
         ids = split.document(i)
@@ -105,31 +115,26 @@ def _overlap(words: list[str]) -> None:
     from minilm.text.shards import open_shards
 
     parser = Parser(prog="minilm data overlap")
-    parser.add_argument("corpus", help="what is trained on: a prepared folder or data set, :split behind it (train)")
-    parser.add_argument("probe", help="what is tested with: the same, by default its test or else val split")
+    parser.add_argument("corpus", help="what is trained on: a prepared folder, or a data set that is prepared")
+    parser.add_argument("probe", help="what is tested with: the same")
+    parser.add_argument("--corpus_split", default="train", help="(train)")
+    parser.add_argument("--probe_split", default="", help="(test, else val)")
     parser.add_argument("--n", type=int, default=8, help="words of an n-gram (8, as in GPT-2's report)")
     options = parser.parse_words(words)
-    texts = []
-    for given, wanted in ((options.corpus, ("train",)), (options.probe, ("test", "val", "train"))):
-        path, _, split_name = given.rpartition(":") if ":" in given else (given, "", "")
-        shards = open_shards(_prepared_folder(path))
-        name = split_name or next((name for name in wanted if name in shards.splits), "")
-        _, split = _split_of(shards, name)
-        texts.append(documents(split, shards.tokenizer()))
+    corpus, probe = open_shards(_prepared_folder(options.corpus)), open_shards(_prepared_folder(options.probe))
+    probe_split = options.probe_split or next((name for name in ("test", "val") if name in probe.splits), "train")
+    texts = [
+        documents(_split_of(shards, name)[1], shards.tokenizer())
+        for shards, name in ((corpus, options.corpus_split), (probe, probe_split))
+    ]
     print(overlap(texts[0], texts[1], options.n))
 
 
 def _prepared_folder(name: str) -> Path:
-    from minilm.text.folders import data_folder
-
-    folder = Path(name).expanduser()
-    if (folder / "meta.json").is_file():
-        return folder
-    found = sorted(path.parent for path in data_folder().glob(f"{name}*/meta.json"))
-    exact = [one for one in found if one.name == name or one.name.startswith(f"{name}-")]
-    if not (exact or found):
+    folders = _prepared_folders(name)
+    if not folders:
         raise UsageError(f"{name} is not prepared: make it with `minilm data prepare {name}`")
-    return (exact or found)[0]
+    return folders[0]
 
 
 def _split_of(shards: ShardFolder, name: str) -> tuple[str, Split]:
@@ -137,6 +142,38 @@ def _split_of(shards: ShardFolder, name: str) -> tuple[str, Split]:
     if name not in shards.splits:
         raise UsageError(f"{shards.folder} has no split {name!r}: it has {', '.join(shards.splits)}")
     return name, shards.splits[name]
+
+
+def _prepared_folders(words: str) -> list[Path]:
+    """The prepared folder itself; those of a data set, options behind its name or none, with its defaults first; or
+    those whose names begin so."""
+    from minilm.text.folders import data_folder, made_of
+
+    if (Path(words).expanduser() / "meta.json").is_file():
+        return [Path(words).expanduser()]
+
+    name, options = split_name(words)
+    folders = sorted(path.parent for path in data_folder().glob("*/meta.json"))
+    if name not in known_datasets():
+        return [folder for folder in folders if folder.name.startswith(name)]
+    wanted = load_dataset(name).options | options
+    found = [(made_of(folder), folder) for folder in folders]
+    theirs = [(options == wanted, folder) for (data, options), folder in found if data == name]
+    exact = [folder for is_wanted, folder in theirs if is_wanted]
+    return exact + [folder for is_wanted, folder in theirs if not is_wanted] if exact or not options else []
+
+
+def _show_unprepared(words: str) -> None:
+    """The first documents of text that is made here; UsageError for any other."""
+    from minilm.text.sources import Files
+
+    name, options = split_name(words)
+    dataset = load_dataset(name) if name in known_datasets() else None
+    if dataset is None or dataset.made is None:
+        raise UsageError(f"{words} is not prepared: make it with `minilm data prepare {words}`")
+    print(f"{dataset.description} Licence: {dataset.licence}. Not prepared yet; it begins:")
+    for text in islice(dataset.documents(Files(Path(), {}), "train", **(dataset.options | options)), FIRST_DOCUMENTS):
+        print(f"  {text}")
 
 
 def _train_tokenizer(words: list[str]) -> None:

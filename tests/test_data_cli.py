@@ -117,7 +117,7 @@ def test_show_check_and_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "2 shards with" in capsys.readouterr().out
     assert run_door("data", ["show", "books", "--split", "tset"]) == 2
     assert "has no split 'tset': it has train, val" in capsys.readouterr().err
-    assert run_door("data", ["overlap", str(folder), f"{folder}:train", "--n", "5"]) == 0
+    assert run_door("data", ["overlap", str(folder), "books", "--n", "5", "--probe-split", "train"]) == 0
     assert capsys.readouterr().out.startswith("100.00% of ")
     shard = folder / "train_000000.bin"
     shard.write_bytes(shard.read_bytes()[:-3] + b"\x07\x00\x00")

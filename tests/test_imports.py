@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["ground", "text", "datasets", "model", "decoding", "evaluation", "training", "lab", "doors"]
-GROUND = {"command_line", "config", "errors", "log", "options", "picture", "runtime"}
+GROUND = {"checks", "command_line", "config", "errors", "log", "model_config", "options", "picture", "runtime"}
 PUBLIC = {"__init__"}  # the package itself, whose names are resolved on first use
 
 
