@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace) -> int:
             print(f"{protocol.name:26}{'-':>12}  ({error})")
             continue
         n_measured += 1
-        print(f"{protocol.name:26}{found.value:12.4f}  {_published(options.model, protocol.name)}")
+        print(f"{protocol.name:26}{found.value:12.4f}  {_published(found)}")
     if not n_measured:
         raise UsageError("no protocol could be measured: the reasons stand above")
     return 0
@@ -61,10 +61,11 @@ def _measured(
 
 
 def _data_for(options: argparse.Namespace, protocol: Protocol) -> str:
-    """`--data`, else the protocol's own data set, else what the run was trained on."""
+    """`--data`, else the protocol's own data set, else what the run was trained on. Of all protocols, those for a data
+    set are measured on it, whatever `--data` says: elsewhere their figures mean nothing."""
     from minilm.eval_tales import run_data
 
-    if options.data:
+    if options.data and not (options.all and protocol.data):
         return str(options.data)
     if protocol.data:
         return protocol.data
@@ -96,7 +97,7 @@ def read_data(
 
 
 def saved(tokenizer: Tokenizer) -> str:
-    """A name that `prepare` takes for a tokenizer: its own, or a folder named by its fingerprint that it is saved in."""
+    """What `prepare` takes for a tokenizer: its name, or a folder named by its fingerprint that it is saved in."""
     from minilm.text.folders import data_folder
 
     if tokenizer.name in ("gpt2", "bytes"):
@@ -115,11 +116,14 @@ def _report(found: Perplexity, options: argparse.Namespace) -> str:
             raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
     if options.json:
         return found.to_json()
-    others = _published(options.model, found.protocol.name)
+    others = _published(found)
     return f"{found}\n  published: {others}" if others else str(found)
 
 
-def _published(model: str, key: str) -> str:
+def _published(found: Perplexity) -> str:
+    """Figures of this model by this protocol, where it was measured on the data that they are about."""
     from minilm.evaluation.reference import published
 
-    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(model, key))
+    if found.data != f"{found.protocol.data}, {found.protocol.split}":
+        return ""
+    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(found.model, found.protocol.name))
