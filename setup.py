@@ -5,6 +5,7 @@ from setuptools import setup
 rooms = ["text", "model", "decoding", "evaluation", "training"]
 extras = {
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
+    "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 

@@ -27,8 +27,9 @@ from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
 from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
-from minilm.training.optim import build_optimizers, lr_factor, set_rates
+from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
+from minilm.training.schedules import lr_factor
 from minilm.training.setup import (
     LossFunction,
     Setup,
