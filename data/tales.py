@@ -7,10 +7,9 @@ dialogue, or several of them, told in turn: plain,fable. Validation has 0.5 MB f
 import hashlib
 from collections.abc import Iterator
 
-from minilm.errors import UsageError
 from minilm.text.scripts import Dataset, Made, script_main
 from minilm.text.sources import Files
-from minilm.text.tales import mixed_stories
+from minilm.text.tales_stream import parallel_stories
 
 VAL_MEGABYTES = 0.5
 
@@ -18,13 +17,11 @@ VAL_MEGABYTES = 0.5
 def documents(
     files: Files, split: str, *, level: int = 1, style: str = "plain", seed: int = 0, megabytes: float = 50.0
 ) -> Iterator[str]:
-    return mixed_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
+    return parallel_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
 
 
 def made(*, level: int, style: str, seed: int, megabytes: float) -> Made:
-    if not megabytes > 0:
-        raise UsageError(f"megabytes of tales must be more than 0, not {megabytes}")
-    sample = "\n".join(mixed_stories(style, 0.2, seed, level))
+    sample = "\n".join(parallel_stories(style, min(megabytes, 0.2), seed, level))
     return Made(hashlib.sha256(sample.encode()).hexdigest(), text_bytes=int((megabytes + VAL_MEGABYTES) * 1e6))
 
 

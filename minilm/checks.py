@@ -25,9 +25,10 @@ def check_fields(config: Any) -> None:
             object.__setattr__(config, f.name, float(value))
         elif hint in (int, float, bool, str) and type(value) is not hint:
             raise UsageError(f"{f.name} takes {hint.__name__}, not {value!r}")
-        elif hint == tuple[int, ...]:
-            if not isinstance(value, list | tuple) or not all(type(i) is int for i in value):
-                raise UsageError(f"{f.name} takes a list of int, not {value!r}")
+        elif hint in (tuple[int, ...], tuple[str, ...]):
+            kind = get_args(hint)[0]
+            if not isinstance(value, list | tuple) or not all(type(i) is kind for i in value):
+                raise UsageError(f"{f.name} takes a list of {kind.__name__}, not {value!r}")
             object.__setattr__(config, f.name, tuple(value))
 
 

@@ -1,4 +1,4 @@
-"""`minilm train | sample | data`, and how every door ends: one sentence for an error, never a traceback."""
+"""`minilm train | sample | data | eval`, and how every door ends: one sentence for an error, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ DOORS = {
     "train": ("minilm.train_cli", "train a model, from scratch or from weights"),
     "sample": ("minilm.sample_cli", "write text with a trained model"),
     "data": ("minilm.data_cli", "prepare data sets, train tokenizers"),
+    "eval": ("minilm.eval_cli", "measure a model, or grade tales"),
 }
 
 

@@ -46,6 +46,21 @@ class TrainConfig:
     existing: Existing = "refuse"
     """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
 
+    freeze: tuple[str, ...] = ()
+    """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
+    train_only: tuple[str, ...] = ()
+    """Trained, and nothing else; patterns as for freeze, which is taken off. Empty: everything."""
+    lora_rank: int = 0
+    """Rank of LoRA's adapters, which are then trained instead of everything (beside train_only's). 0: off."""
+    lora_alpha: float = 32.0
+    """LoRA's product is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Dropout on what the adapters read."""
+    lora_targets: tuple[str, ...] = ("attention", "mlp")
+    """Layers of blocks that get an adapter: patterns as for freeze, such as *.c_attn.*"""
+    unfreeze_every_steps: int = 0
+    """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
+
     max_steps: int = 1000
     """Length of the run."""
     batch_size: int = 32
@@ -130,13 +145,14 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
+            *("unfreeze_every_steps", "lora_rank"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power"):
+        for name in ("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "momentum"):
+        for name in ("beta1", "beta2", "momentum", "lora_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         for name in ("final_lr_share", "warmup_share"):

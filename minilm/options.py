@@ -95,7 +95,7 @@ def _options(words: list[str]) -> dict[str, Any]:
 
 
 def _value(name: str, hint: Any, words: list[str]) -> Any:
-    several = hint == tuple[int, ...]
+    several = hint in (tuple[int, ...], tuple[str, ...])
     if not several and len(words) != 1:
         raise UsageError(f"--{name} takes one value, not {' '.join(words) or 'none'}")
     kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth, tuple[int, ...]: int}

@@ -93,8 +93,16 @@ def _prepared(command: CommandLine) -> TrainConfig:
     is_prepared = (Path(config.data) / "meta.json").is_file()  # then train() compares its tokenizer with init's
     tokenizer = config.tokenizer or ("" if is_prepared else _tokenizer_of(config.init))
     data = prepare(config.data, tokenizer=tokenizer or None, source=Path(config.source) if config.source else None)
-    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{Path(config.data).stem or 'data'}"
+    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{_name_of(config.data)}"
     return replace(config, data=os.path.relpath(data), out_dir=out_dir)
+
+
+def _name_of(data: str) -> str:
+    """What a run on this data is called: tales-level2-stylefable for `tales:level=2,style=fable`."""
+    from minilm.text.scripts import load_dataset, split_name
+
+    name, options = split_name(data)
+    return "-".join([name, *load_dataset(name).unlike_defaults(options)]) if options else Path(name).stem or "data"
 
 
 def _tokenizer_of(init: str) -> str:
@@ -108,15 +116,20 @@ def _tokenizer_of(init: str) -> str:
 
 
 def _show(result: Result) -> None:
-    """Three samples (and coherence, where the data is tales), where it all is, and what to try next."""
+    """Three samples (for tales: coherence, in each style of the data), where it all is, and what to try next."""
     from minilm.decoding.engine import generate
-    from minilm.evaluation.text_metrics import coherence
+    from minilm.evaluation.text_metrics import coherence, copy_check
+    from minilm.text.folders import made_of
     from minilm.text.shards import open_shards
 
     shards = open_shards(_config_of(result.run).data)
     print()
     if shards.meta.name == "tales":
-        print(coherence(result.model, result.tokenizer, train=shards.splits["train"]))
+        options = made_of(shards.folder)[1]
+        copies = copy_check(shards.splits["train"], result.tokenizer)
+        for style in str(options.get("style", "plain")).split(","):
+            level = options.get("level", 1)
+            print(coherence(result.model, result.tokenizer, train=copies, level=level, style=style.strip()))
     else:
         texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
         for i, text in enumerate(texts, 1):

@@ -43,11 +43,11 @@ def telling(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     """Makes every model tell these stories; returns what it was asked."""
     asked: dict[str, Any] = {}
 
-    def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Any) -> list[str]:
-        asked.update(options, prompts=prompts)
+    def sample_documents(model: GPT, tokenizer: Tokenizer, start: str, n: int, **options: Any) -> list[str]:
+        asked.update(options, start=start, n=n)
         return texts
 
-    monkeypatch.setattr(text_metrics, "generate", generate)
+    monkeypatch.setattr(text_metrics, "sample_documents", sample_documents)
     return asked
 
 
@@ -71,7 +71,7 @@ def test_each_story_fails_by_its_first_broken_rule(
     assert (result.low, result.high) == wilson(4, 9)
     assert result.samples == tuple(good[:3])
     assert result.mean_before == pytest.approx((8 + 1 / (len(sentences) + 1)) / 9)
-    assert asked["prompts"] == [""] * 9
+    assert (asked["start"], asked["n"]) == ("", 9)
     assert (asked["temperature"], asked["top_k"], asked["top_p"], asked["seed"]) == (1.0, 0, 1.0, 0)
     report = str(result)
     assert "44.4 % of 9 stories" in report
@@ -109,7 +109,7 @@ def test_shards_as_training_text(
         writer.add(tokenizer.encode(text))
     written = writer.close(n_bytes=0, n_words=0)
     split = Split([Shard(tmp_path / shard.file) for shard in written.shards], tokenizer.vocab_size)
-    check = text_metrics._copy_check(split, tokenizer)
+    check = text_metrics.copy_check(split, tokenizer)
     assert check is not None
     assert [check.copied_share(text) for text in tales[:20]] == [1.0] * 20
     assert check.copied_share(f"{tales[0]} {tales[1]}") < 0.7
@@ -118,13 +118,13 @@ def test_shards_as_training_text(
 
 
 def test_a_random_model_is_not_coherent(model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, limits = text_metrics.generate, []
+    real, limits = text_metrics.sample_documents, []
 
-    def generate(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Any) -> list[str]:
+    def sample_documents(*words: Any, **options: Any) -> list[str]:
         limits.append(options["max_new_tokens"])
-        return real(model, tokenizer, prompts, **options)
+        return real(*words, **options)
 
-    monkeypatch.setattr(text_metrics, "generate", generate)
+    monkeypatch.setattr(text_metrics, "sample_documents", sample_documents)
     result = coherence(model, tokenizer, train=[], n_stories=30)
     assert (result.share, result.low) == (0.0, 0.0)
     assert result.mean_before == 0.0
@@ -141,6 +141,56 @@ def test_any_tokenizer_has_room_for_a_story(tales: list[str], monkeypatch: pytes
     tokenizer = get_tokenizer("bytes")
     coherence(GPT(GPTConfig(1, 1, 8, vocab_size=257)), tokenizer, train=None, n_stories=1)
     assert asked["max_new_tokens"] > max(len(text) for text in tales)
+
+
+@pytest.mark.parametrize(("level", "style"), [(2, "fable"), (4, "letter")])
+def test_other_levels_and_styles(
+    level: int, style: str, model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A story is told from its control code, has the room of its level, and is judged at its level and in its style."""
+    told = list(stories(n=6, level=level, style=style, split="val"))
+    asked = telling([*told, told[0].removeprefix(f"{style}: ")], monkeypatch)
+    result = coherence(model, tokenizer, train=None, n_stories=7, level=level, style=style)
+    assert (result.passed, result.failures) == (6, {"style": 1})
+    assert (asked["start"], asked["n"]) == (f"{style}: ", 7)
+    lengths = [len(tokenizer.encode(text)) for text in stories(n=100, level=level, style=style, split="fresh")]
+    assert asked["max_new_tokens"] == 2 * max(lengths)
+    assert result.beyond_context == sum(n > 32 for n in lengths) / 100
+    assert f"coherence, level {level}, {style}: 85.7 %" in str(result)
+    assert f"{100 * result.beyond_context:.0f} % of real stories are longer than the model's context" in str(result)
+
+
+class Scripted(GPT):
+    """Says the ids of a text after whatever of it has been said, from end-of-text on; then end-of-text for ever."""
+
+    def __init__(self, ids: list[int], vocab_size: int) -> None:
+        super().__init__(GPTConfig(1, 1, 8, block_size=4 * len(ids), vocab_size=vocab_size))
+        self.ids, self.seen = ids, list[list[int]]()
+
+    def used_logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((len(x), self.config.vocab_size), -1e9)
+        logits[:, (self.ids + [self.ids[0]] * 99)[len(self.seen)]] = 0.0
+        return logits
+
+    def hidden(self, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if not self.seen:
+            assert ids.tolist() == [self.ids[: ids.shape[1]]] * len(ids), "the prompt is not how the document begins"
+            self.seen = [[]] * (ids.shape[1] - 1)
+        self.seen = [*self.seen, []]
+        return super().hidden(ids, *args, **options)
+
+
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_a_document_is_sampled_from_end_of_text_and_its_control_code(kind: str) -> None:
+    text = next(stories(n=1, level=2, style="fable"))
+    tokenizer = train_tokenizer("words", [text]) if kind == "words" else get_tokenizer("bytes")
+    model = Scripted([tokenizer.eot, *tokenizer.encode(text)], tokenizer.vocab_size + 3)
+    n_tokens = len(model.ids) + 10
+    sampled = text_metrics.sample_documents(model, tokenizer, "fable: ", 2, max_new_tokens=n_tokens, seed=0)
+    assert sampled == [text, text]
+    model = Scripted([tokenizer.eot, *tokenizer.encode(text)[:9], tokenizer.vocab_size + 1], tokenizer.vocab_size + 3)
+    (broken,) = text_metrics.sample_documents(model, tokenizer, "fable: ", 1, max_new_tokens=n_tokens, seed=0)
+    assert broken == tokenizer.decode(tokenizer.encode(text)[:9]) + "\ufffd"
 
 
 def test_wilson_is_where_the_score_test_rejects() -> None:
@@ -160,5 +210,7 @@ def test_numbers_out_of_range(model: GPT, tokenizer: Tokenizer) -> None:
         coherence(model, tokenizer, train=None, n_stories=0)
     with pytest.raises(UsageError, match="level"):
         coherence(model, tokenizer, train=None, level=99)
+    with pytest.raises(UsageError, match="style"):
+        coherence(model, tokenizer, train=None, style="haiku")
     with pytest.raises(UsageError, match="top_p"):
         coherence(model, tokenizer, train=None, top_p=0.0)

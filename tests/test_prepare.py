@@ -143,7 +143,7 @@ def test_tales_variants_stand_side_by_side() -> None:
     assert (folder.name, other.name) == ("tales-megabytes0.6-words", "tales-seed3-megabytes0.6-words")
     train, val = texts(folder, "train"), texts(folder, "val")
     assert train == list(stories(megabytes=0.6))
-    assert set(train).isdisjoint(texts(other, "train"))
+    assert len(set(train) & set(texts(other, "train"))) < 0.01 * len(train)  # short tales meet by chance
     assert set(train).isdisjoint(val)
     assert 499_000 < sum(len(text) + 1 for text in val) < 501_000
     shards = open_shards(folder)

@@ -6,17 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from minilm.decoding.engine import generate
+import torch
+
+from minilm.decoding.engine import generate_ids
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tales import stories
 from minilm.text.tales_copy import CopyCheck
 from minilm.text.tales_grade import Verdict, grade
+from minilm.text.tales_grammar import grammar
 from minilm.text.tokenizer import Tokenizer
 
 COPIED_SHARE = 0.6  # a story with more of its words than this in one span of the training text is a copy
+N_REAL = 100  # real stories that say how long a story is
 SAMPLES_SHOWN = 3
 
 
@@ -25,6 +30,7 @@ class Coherence:
     """What share of a model's tales make sense. `str()` is the report, samples included."""
 
     level: int
+    style: str
     n_stories: int
     passed: int
     low: float
@@ -41,6 +47,8 @@ class Coherence:
     """How the stories were drawn."""
     copies_checked: bool
     """Whether there was a training text to compare with."""
+    beyond_context: float
+    """Share of real stories that are longer than the model's context: it writes their ends without their beginnings."""
 
     @property
     def share(self) -> float:
@@ -49,11 +57,14 @@ class Coherence:
     def __str__(self) -> str:
         failures = ", ".join(f"{rule} {n}" for rule, n in self.failures.items()) or "none"
         unchecked = "" if self.copies_checked else " (not compared with a training text)"
+        styled = "" if self.style == "plain" else f", {self.style}"
         lines = [
-            f"coherence, level {self.level}: {100 * self.share:.1f} % of {self.n_stories} stories pass "
+            f"coherence, level {self.level}{styled}: {100 * self.share:.1f} % of {self.n_stories} stories pass "
             f"({100 * self.low:.1f} to {100 * self.high:.1f} %, Wilson 95 %; {self.sampler}){unchecked}",
             f"  first broken rule: {failures}; {100 * self.mean_before:.0f} % of sentences come before it",
         ]
+        if self.beyond_context:
+            lines.append(f"  {100 * self.beyond_context:.0f} % of real stories are longer than the model's context")
         return "\n".join(lines + [f"  {i}. {text}" for i, text in enumerate(self.samples, 1)])
 
 
@@ -63,6 +74,7 @@ def coherence(
     *,
     train: CopyCheck | Split | Iterable[str] | None,
     level: int = 1,
+    style: str = "plain",
     n_stories: int = 200,
     seed: int = 0,
     temperature: float = 1.0,
@@ -72,39 +84,67 @@ def coherence(
     """Samples stories and has them graded; the defaults are how coherence is always measured.
 
     train: what copies are looked for in, as tokens, texts or a `CopyCheck` made once for several calls; None leaves
-    copies unchecked, and the report says so. A story is cut at twice the tokens of the longest of 100 real ones. Two
-    stories that are alike both fail. Raises UsageError on an unknown level or a number out of range.
+    copies unchecked, and the report says so. A story begins with its style's control code, which is given, and is cut
+    at twice the tokens of the longest of 100 real ones; beyond the context, `generate`'s window moves on. Two stories
+    that are alike both fail. Raises UsageError on an unknown level or style or a number out of range.
     """
     if n_stories < 1:
         raise UsageError(f"n_stories must be 1 or more, not {n_stories}")
-    longest = max(len(ids) for ids in tokenizer.encode_batch(stories(n=100, level=level, split="fresh")))
-    texts = generate(
+    code = grammar(level, style).code
+    real = [len(ids) for ids in tokenizer.encode_batch(stories(n=N_REAL, level=level, style=style, split="fresh"))]
+    texts = sample_documents(
         model,
         tokenizer,
-        [""] * n_stories,
-        max_new_tokens=2 * longest,
+        code,
+        n_stories,
+        max_new_tokens=2 * max(real),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
     )
     texts = [text.strip() for text in texts]
-    verdicts = [grade(text, level) for text in texts]
-    rules = first_broken_rules(texts, verdicts, _copy_check(train, tokenizer))
+    verdicts = [grade(text, level, style) for text in texts]
+    rules = first_broken_rules(texts, verdicts, copy_check(train, tokenizer))
     passed = rules.count(None)
     low, high = wilson(passed, n_stories)
     return Coherence(
         level=level,
+        style=style,
         n_stories=n_stories,
         passed=passed,
         low=low,
         high=high,
         failures=dict(Counter(rule for rule in rules if rule is not None).most_common()),
-        mean_before=sum(1.0 if v.passed else v.before / max(v.sentences, 1) for v in verdicts) / n_stories,
+        mean_before=sum(share_before(v) for v in verdicts) / n_stories,
         samples=tuple(texts[:SAMPLES_SHOWN]),
         sampler=f"temperature {temperature:g}, top_k {top_k}, top_p {top_p:g}, seed {seed}",
         copies_checked=train is not None,
+        # End-of-text stands before a story, and its last token is never read.
+        beyond_context=sum(n > model.config.block_size for n in real) / N_REAL,
     )
+
+
+def sample_documents(model: GPT, tokenizer: Tokenizer, start: str, n: int, **options: Any) -> list[str]:
+    """n texts from the beginning of a document on: after end-of-text and `start`, whose last blanks are the model's to
+    write. Each is returned with `start`, up to its own end-of-text. options: `generate_ids`'s.
+    """
+    begun = start.rstrip()
+    prompt = [tokenizer.eot, *tokenizer.encode(begun)]
+    ids = torch.tensor([prompt] * n, device=model.device)
+    out = generate_ids(model, ids, eot=tokenizer.eot, **options)
+    return [begun + _decoded(row, tokenizer) for row in out[:, len(prompt) :].tolist()]
+
+
+def _decoded(row: list[int], tokenizer: Tokenizer) -> str:
+    """The text before end-of-text; a row of the vocabulary that the tokenizer has no text for ends it with U+FFFD."""
+    end = next((i for i, token in enumerate(row) if token == tokenizer.eot or token >= tokenizer.vocab_size), len(row))
+    return tokenizer.decode(row[:end]) + ("" if row[end:][:1] in ([], [tokenizer.eot]) else "\N{REPLACEMENT CHARACTER}")
+
+
+def share_before(verdict: Verdict) -> float:
+    """Share of a story's sentences before the first that breaks a rule; 1 where none does."""
+    return 1.0 if verdict.passed else verdict.before / max(verdict.sentences, 1)
 
 
 def first_broken_rules(texts: list[str], verdicts: list[Verdict], copies: CopyCheck | None) -> list[str | None]:
@@ -129,7 +169,8 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _copy_check(train: CopyCheck | Split | Iterable[str] | None, tokenizer: Tokenizer) -> CopyCheck | None:
+def copy_check(train: CopyCheck | Split | Iterable[str] | None, tokenizer: Tokenizer) -> CopyCheck | None:
+    """What copies of the training text are found with: built from texts or from a split's documents."""
     if train is None or isinstance(train, CopyCheck):
         return train
     if isinstance(train, Split):

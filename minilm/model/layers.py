@@ -74,6 +74,11 @@ class NoNorm(nn.Identity):
     """The input itself."""
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with parameters, on the residual stream or on queries and keys."""
+    return isinstance(module, _Norm | HeadNorm)
+
+
 NORMS: dict[str, Callable[[int, GPTConfig], nn.Module]] = {
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,

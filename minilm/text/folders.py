@@ -64,13 +64,25 @@ def write_recipe(folder: Path, recipe: dict[str, Any], source: dict[str, str]) -
     temporary.replace(folder / RECIPE)
 
 
-def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bool:
-    """Whether the folder was made by this recipe from these files: at once where no file's size or time has changed,
-    else by their content. Without files (the script's own source) whatever it was made from will do."""
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """What `write_recipe` wrote, under "recipe" and "source"; empty where there is none or it is damaged."""
     try:
         old = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+    return old if isinstance(old, dict) else {}
+
+
+def made_of(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name and options of the data script that a prepared folder was made by; ("", {}) where that is not known."""
+    recipe = read_recipe(folder).get("recipe") or {}
+    return str(recipe.get("data", "")), dict(recipe.get("options", {}))
+
+
+def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bool:
+    """Whether the folder was made by this recipe from these files: at once where no file's size or time has changed,
+    else by their content. Without files (the script's own source) whatever it was made from will do."""
+    old = read_recipe(folder)
     source = old.get("source", {})
     if old.get("recipe") != recipe:
         return False

@@ -33,7 +33,7 @@ from minilm.text.folders import (
     write_recipe,
 )
 from minilm.text.holdout import Holdout, choose
-from minilm.text.scripts import TEXT_FILES, Dataset, Made, known_datasets, load_dataset
+from minilm.text.scripts import TEXT_FILES, Dataset, Made, known_datasets, load_dataset, split_name
 from minilm.text.shard_format import Meta, SplitMeta, write_meta
 from minilm.text.shards import ShardWriter, open_shards
 from minilm.text.sources import Files, digest, file_sha256
@@ -54,8 +54,9 @@ def prepare(
     out: str | Path | None = None,
     **options: Any,
 ) -> Path:
-    """The folder of shards for a data script's name, a path to your own text, or a prepared folder (returned as it is);
-    built where it is missing or what it was made of has changed.
+    """The folder of shards for a data script's name (options may stand behind it: `tales:level=2,style=fable`), a path
+    to your own text, or a prepared folder (returned as it is); built where it is missing or what it was made of has
+    changed.
 
     tokenizer: gpt2, bytes, chars, words, bpe:4096 (any size) or a path; "" or None for the script's own choice.
     source: a local copy instead of a download. max_docs: at most so many of each split, 0 for all. force: build anyway.
@@ -65,6 +66,8 @@ def prepare(
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if (path / "meta.json").is_file():
         return _prepared(path, tokenizer, bool(source or max_docs or force or out or options))
+    name, named = split_name(name)
+    options = named | options
     if name not in known_datasets() and path.exists():
         name, source = TEXT_FILES, path
     dataset = load_dataset(name)
@@ -105,8 +108,7 @@ class _Job:
         parts = [self.dataset.name]
         if self.dataset.name == TEXT_FILES and self.files:
             parts = [slug(self.files.given.stem), short_hash(str(self.files.given.resolve()))]
-        defaults = self.dataset.options
-        parts += [f"{name}{slug(value)}" for name, value in self.options.items() if value != defaults[name]]
+        parts += self.dataset.unlike_defaults(self.options)
         parts += [f"docs{self.max_docs}"] if self.max_docs else []
         path = Path(self.tokenizer).expanduser()
         named = f"{slug(path.stem)}{short_hash(str(path.resolve()))}" if path.exists() else slug(self.tokenizer)

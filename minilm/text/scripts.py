@@ -2,8 +2,9 @@
 
 A script in the top-level folder `data/` holds one `DATASET` and ends with `script_main(DATASET)` under its main guard.
 `documents(files, split, *, option=default, ...)` yields the texts of one split; its keyword arguments are the script's
-options, on the command line too. A split that the source lacks yields nothing. Where a script has no "val" among its
-splits, validation documents are held out of "train" (`holdout.py`).
+options, on the command line too, and behind the name wherever a data set is named: `tales:level=2,style=fable`. A split
+that the source lacks yields nothing. Where a script has no "val" among its splits, validation documents are held out of
+"train" (`holdout.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,10 @@ from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text.download import Source
+from minilm.text.folders import slug
 
 TEXT_FILES = "textfiles"  # the script that reads a user's own text
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class Made(NamedTuple):
@@ -69,6 +73,23 @@ class Dataset:
             options[name] = value
         return options
 
+    def unlike_defaults(self, options: Mapping[str, Any]) -> list[str]:
+        """Name and value of each option that differs from its default, fit for a file name."""
+        return [f"{name}{slug(value)}" for name, value in options.items() if value != self.options[name]]
+
+    def read_options(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """Options from words: of the types that `check_options` asks for. Raises UsageError as it does."""
+        kinds = {name: type(default) for name, default in self.options.items()}
+        values: dict[str, Any] = {}
+        for name, word in given.items():
+            kind = kinds.get(name, str)
+            try:
+                values[name] = TRUTH[word.lower()] if kind is bool else kind(word)
+            except (ValueError, KeyError):
+                raise UsageError(f"{self.name}: {name} takes {kind.__name__}, not {word!r}") from None
+        self.check_options(values)
+        return values
+
 
 def known_datasets() -> list[str]:
     """Names of the scripts."""
@@ -91,6 +112,24 @@ def load_dataset(name: str) -> Dataset:
     return dataset
 
 
+def split_name(words: str) -> tuple[str, dict[str, Any]]:
+    """`tales:level=2,style=plain,fable` -> ("tales", {"level": 2, "style": "plain,fable"}); what does not begin with a
+    script's name and a colon is returned as it is, without options. Raises UsageError on an unknown option or value."""
+    name, colon, listed = words.partition(":")
+    if not colon or name not in known_datasets():
+        return words, {}
+    dataset = load_dataset(name)
+    parts = [part for part in re.split(r",(?=\w+=)", listed) if part]
+    return name, dataset.read_options(dict(_pair(name, part) for part in parts))
+
+
+def _pair(name: str, part: str) -> tuple[str, str]:
+    option, equals, value = part.partition("=")
+    if not equals:
+        raise UsageError(f"options stand behind {name} as name=value,name=value, not {part!r}")
+    return option.strip().replace("-", "_"), value.strip()
+
+
 def script_main(dataset: Dataset, argv: Sequence[str] | None = None) -> None:
     """A script's command line: prepares the data set, prints the folder; exits with 1 on failure, 2 on misuse."""
     try:
@@ -107,10 +146,12 @@ def prepare_words(words: Sequence[str]) -> Path:
     """`prepare` from a command line: a script's name or a path to your own text, then options."""
     from minilm.text.prepare import prepare
 
-    name, *rest = words
+    (name, options), rest = split_name(words[0]), list(words[1:])
     if name not in known_datasets() and Path(name).expanduser().exists():
         name, rest = TEXT_FILES, [name, *rest]
-    values = vars(parser_of(load_dataset(name)).parse_words(rest))
+    parser = parser_of(load_dataset(name))
+    parser.set_defaults(**options)
+    values = vars(parser.parse_words(rest))
     path = values.pop("path", None)
     values["source"] = values["source"] or path
     return prepare(name, **values)

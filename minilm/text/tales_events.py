@@ -11,7 +11,10 @@ from minilm.text.tales_world import Event, State
 HANDLERS = tales_things.HANDLERS | tales_people.HANDLERS | tales_days.HANDLERS
 
 INTRODUCES = {
-    **{"person": 1, "dweller": 1, "friend": 2, "friend_at": 2},
+    "person": 1,
+    "dweller": 1,
+    "friend": 2,
+    "friend_at": 2,
     **dict.fromkeys(("lose", "hold", "keep", "left", "locked"), 2),
 }
 """Kind -> index in the event of what it introduces."""
@@ -21,7 +24,6 @@ def apply(state: State, event: Event) -> str | None:
     """Lets the event happen. Returns None, or the rule that it breaks; the state is then of no further use."""
     if state.ended:
         return "ending"
-    kind, *args = event
-    if state.asleep and kind != "wake" and not state.asleep.isdisjoint(args):
+    if state.asleep and event[0] != "wake" and not state.asleep.isdisjoint(event[1:]):
         return "cause"
-    return HANDLERS[kind](state, *args)
+    return HANDLERS[event[0]](state, *event[1:])

@@ -95,7 +95,9 @@ class _Reader:
         adjs: dict[str, str] = {}
         its: set[str] = set()
         verb = None
-        if reading.narrator and self.narrator:
+        if reading.narrator:
+            if not self.narrator:
+                return "introduced"
             found[reading.narrator] = self.narrator
         first: dict[str, str] = {}
         for i, slot, letter in reading.slots:
@@ -199,8 +201,10 @@ class _Reader:
                 found[letter] = f"{adj} {noun}"
             else:
                 if noun is not None:
-                    named = f" {noun}" if adj is None else f"{adj} {noun}"
-                    able = [thing for thing in known if thing.endswith(named)]
+                    if adj is None:
+                        able = [thing for thing in known if thing.endswith(f" {noun}")]
+                    else:
+                        able = [thing for thing in known if thing == f"{adj} {noun}"]
                 else:
                     able = known if len(known) == 1 else self.things_said
                 if len(able) != 1:
@@ -223,4 +227,3 @@ class _Reader:
             if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
                 return rule
         return None
-

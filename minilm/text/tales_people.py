@@ -116,8 +116,8 @@ def trade(s: State, x: str, y: str, u: str, t: str) -> str | None:
 
 
 def wish(s: State, y: str, u: str) -> str | None:
-    """Y needs U."""
-    if s.holder.get(u) == y:
+    """Y needs U, which is another's."""
+    if y in (s.owner.get(u), s.holder.get(u)):
         return "want"
     s.facts.add(("wish", y, u))
     return None
@@ -213,7 +213,8 @@ def kept(s: State, x: str, y: str, t: str) -> str | None:
 
 
 def angry(s: State, x: str, y: str) -> str | None:
-    return None if ("wronged", x, y) in s.facts else "cause"
+    """X shows Y anger about a wrong."""
+    return meet(s, x, y) if ("wronged", x, y) in s.facts else "cause"
 
 
 def sorry(s: State, y: str, x: str) -> str | None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from minilm.text.tales_world import Handler, State
 
+OWN = {"want_have": True, "want_give": True, "want_get": False}
+"""Want -> whether the thing must be one's own."""
+
 
 def person(s: State, x: str, p: str) -> str | None:
     return None if s.new_person(x, p) else "introduced"
@@ -93,8 +96,12 @@ def smile(s: State, x: str, t: str) -> str | None:
 
 
 def want(kind: str) -> Handler:
+    """Back, or as a present, one wants what is one's own; and back only what is away."""
+
     def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
-        if s.want:
+        if s.want or (kind in OWN and (s.owner.get(t) == x) != OWN[kind]):
+            return "want"
+        if kind == "want_have" and s.place_of(t) == s.at[x]:
             return "want"
         if goal and goal[0] not in s.people and not s.new_place(goal[0]):
             return "introduced"
@@ -169,11 +176,14 @@ def hide(s: State, x: str, t: str) -> str | None:
         return "knows"
     del s.holder[t]
     s.at[t] = s.knows[x, t] = here
-    s.facts.add(("hidden", t))
+    s.facts |= {("hidden", t), ("hid", x, t)}
     return None
 
 
 def search(s: State, x: str, t: str) -> str | None:
+    """Who hid it need not search."""
+    if ("hid", x, t) in s.facts:
+        return "knows"
     if t in s.holder:
         return "holds"
     if s.at.get(t) != s.at[x]:
@@ -187,7 +197,7 @@ def search(s: State, x: str, t: str) -> str | None:
 
 
 def take(s: State, x: str, t: str) -> str | None:
-    """A lost or hidden thing has to be found before it can be taken; who takes another's thing does wrong."""
+    """A lost or hidden thing has to be found before it can be taken."""
     if t in s.holder:
         return "holds"
     if t not in s.at or ("hidden", t) in s.facts or ("locked", t) in s.facts:
@@ -269,8 +279,8 @@ def end(kind: str | None) -> Handler:
 
 
 HANDLERS: dict[str, Handler] = {
-    **dict(person=person, dweller=person, lose=lose, hold=hold, keep=keep, left=left, locked=locked, key=key, unlock=unlock),
-    **dict(recall=recall, sad=sad, smile=smile, at=at, leave=at, absent=absent, go=go, carry=carry),
+    **dict(person=person, dweller=person, lose=lose, hold=hold, keep=keep, left=left, locked=locked, key=key),
+    **dict(unlock=unlock, recall=recall, sad=sad, smile=smile, at=at, leave=at, absent=absent, go=go, carry=carry),
     **dict(carry_back=carry_back, find=find, hide=hide, search=search, take=take, steal=steal, put=put, use=use),
     **dict(drop=drop, fix=fix),
     **{f"want_{kind}": want(f"want_{kind}") for kind in ("have", "get", "bring", "use", "give")},

@@ -27,6 +27,7 @@ from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
 from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
+from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
 from minilm.training.schedules import lr_factor
@@ -82,7 +83,8 @@ def train(config: TrainConfig) -> Result:
     """Trains `config.model` on the prepared folder `config.data` and returns what came of it.
 
     Raises UsageError on a folder that is not prepared, a run that already exists, a config that does not fit the data
-    or the checkpoint; MinilmError when the loss is no longer finite or the disk is full.
+    or the checkpoint, or when a run with `init` ends with nothing moved; MinilmError when the loss is no longer finite
+    or the disk is full.
     """
     device = runtime.pick_device(config.device)
     shards = open_shards(config.data)
@@ -118,9 +120,14 @@ def _steps(run: _Run) -> Result:
     metrics = Metrics(run.folder / "metrics.jsonl", keep_until_step=first)
     clock, losses, val_loss = Clock(run.state["seconds"]), [], run.state["val_loss"]
     saved = step_folders(run.folder)[-1] if first else None
+    unfreezing = Unfreezing(model, config.unfreeze_every_steps)
+    if config.init and not first:
+        write_start(model, run.folder)
+        metrics.write(step=0, val_loss=evaluate(model, setup, run.val, config.eval_tokens))
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         for step in range(first, config.max_steps):
             runtime.set_step_seed(config.seed, step)
+            unfreezing.begin_step(step)
             factor = lr_factor(step, config)
             set_rates(run.optimizers, factor)
             stepped = train_step(run, run.batches.batch(step), loss_of, interrupt, bar)
@@ -159,6 +166,8 @@ def _steps(run: _Run) -> Result:
                 break
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):
         saved = run.save()
+    if config.init and run.state["step"] == config.max_steps:
+        say(report(model, run.folder))
     return Result(
         run=run.folder,
         checkpoint=saved,

@@ -27,6 +27,7 @@ from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
+from minilm.training.finetune import adapt
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -143,6 +144,8 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
         if tokenizer.vocab_size < model_config.vocab_size:
             model_config = replace(model_config, vocab_used=tokenizer.vocab_size)
         model = GPT(model_config)
+    adapt(model, config)
+    model.train()  # loaded weights come in evaluation mode
     return model.to(device), replace(config, model=model.config)
 
 

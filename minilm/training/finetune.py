@@ -1,0 +1,147 @@
+"""What a run on given weights adds to the loop: what is trained, and at the end how far each component moved.
+
+`start.safetensors` in the run folder holds the tensors that will be trained as they were at the start; it is what the
+report compares with, also after a resume, or when the weights that `init` named are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minilm.config import TrainConfig
+from minilm.errors import MinilmError, UsageError
+from minilm.log import read_metrics, say
+from minilm.model import freeze, lora
+from minilm.model.gpt import GPT
+
+START = "start.safetensors"
+REPORT = "moved.json"
+
+
+def adapt(model: GPT, config: TrainConfig) -> None:
+    """Puts on the adapters and freezes what the config says, in place, and prints what is trained.
+
+    Raises UsageError on a pattern that matches nothing, and on adapters without weights to adapt.
+    """
+    only = config.train_only
+    if config.lora_rank:
+        if not config.init:
+            raise UsageError("LoRA adapts weights that are there: name them with --init, or leave --lora_rank 0")
+        lora.add(model, config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        only = (*only, "lora")
+    if config.freeze or only:
+        freeze.set_trained(model, config.freeze, only)
+        say(freeze.table(model))
+
+
+class Unfreezing:
+    """Gradual unfreezing: which tensors are trained, as a function of the step. Off where every_steps is 0."""
+
+    def __init__(self, model: GPT, every_steps: int) -> None:
+        self.model, self.every_steps = model, every_steps
+        self.levels = freeze.stages(model) if every_steps else []
+        self._stage: int | None = None
+
+    def begin_step(self, step: int) -> None:
+        """Freezes and unfreezes for `step`; says when a level begins to be trained."""
+        if not self.every_steps:
+            return
+        stage = min(step // self.every_steps, len(self.levels) - 1)
+        if stage != self._stage:
+            self._stage = stage
+            freeze.set_stage(self.model, self.levels, stage)
+            n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            say(f"step {step}: level {stage + 1} of {len(self.levels)} is unfrozen, {n_trained:,} parameters trained")
+
+
+def write_start(model: GPT, run: Path) -> None:
+    """Keeps the tensors that training can change as they are now. Raises MinilmError when writing fails."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    adapted = {f"{name}.weight" for name in lora.layers(model)}
+    tensors = {
+        name: p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if name in adapted or (p.requires_grad and ".lora_" not in name)
+    }
+    try:
+        save_file(tensors, run / START)
+    except (OSError, SafetensorError) as error:
+        raise MinilmError(f"{run / START} could not be written ({error}): make room and start again") from error
+
+
+def read_start(model: GPT, run: Path) -> None:
+    """Puts the weights that adapters stand beside back as they were at the start.
+
+    Raises UsageError where the file is missing or damaged.
+    """
+    with _start(run) as file, torch.no_grad():
+        for name, layer in lora.layers(model).items():
+            layer.weight.copy_(file.get_tensor(f"{name}.weight"))
+
+
+@contextlib.contextmanager
+def _start(run: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(run / START, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{run / START} is missing or damaged ({error}): start anew with --init") from None
+
+
+def report(model: GPT, run: Path) -> str:
+    """How far each trained component moved from the start, and validation loss before and after, as lines of text.
+
+    Writes every tensor's figures to moved.json. Norms are Frobenius; relative: to the norm at the start.
+    Raises UsageError where no tensor moved at all.
+    """
+    rows = dict(_moves(model, run))
+    if not any(change for change, _ in rows.values()):
+        raise UsageError(
+            f"nothing moved: all {len(rows)} trained tensors of {run} are as they were at the start; raise --lr, or "
+            "train more"
+        )
+    told = {name: {"change": change, "start": start} for name, (change, start) in rows.items()}
+    (run / REPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    components: dict[str, list[str]] = {}
+    for name in rows:
+        components.setdefault(freeze.component_of(model, name), []).append(name)
+    lines = [f"{'component':<12}{'tensors':>8}{'moved by':>12}{'relative':>10}  most, relative to its own norm"]
+    for component, names in components.items():
+        change, start = (math.sqrt(sum(rows[name][i] ** 2 for name in names)) for i in (0, 1))
+        most = max(names, key=lambda name: _share(*rows[name]))
+        lines.append(
+            f"{component:<12}{len(names):>8}{change:>12.4g}{_share(change, start):>10.2%}  "
+            f"{most} {_share(*rows[most]):.2%}"
+        )
+    still = [name for name, (change, _) in rows.items() if not change]
+    if still:
+        lines.append(f"did not move: {', '.join(still[:5])}" + (f" and {len(still) - 5} more" if still[5:] else ""))
+    losses = [row["val_loss"] for row in read_metrics(run / "metrics.jsonl") if row.get("val_loss") is not None]
+    lines.append(f"validation loss before {losses[0]:.4f}, after {losses[-1]:.4f} ({losses[-1] - losses[0]:+.4f})")
+    return "\n".join(lines)
+
+
+def _share(change: float, start: float) -> float:
+    return change / start if start else math.inf if change else 0.0
+
+
+def _moves(model: GPT, run: Path) -> Iterator[tuple[str, tuple[float, float]]]:
+    """(name, (norm of the change, norm at the start)), one tensor in memory at a time; adapters merged."""
+    adapted = {f"{name}.weight": layer for name, layer in lora.layers(model).items()}
+    with _start(run) as file, torch.no_grad():
+        for name in file.keys():  # noqa: SIM118 - the handle is no mapping
+            start: Tensor = file.get_tensor(name).double()
+            now = adapted[name].merged_weight() if name in adapted else model.get_parameter(name).detach()
+            yield name, (torch.dist(now.cpu().double(), start).item(), start.norm().item())
