@@ -16,6 +16,7 @@ extras = {
         "gigatoken>=0.10; platform_machine == 'x86_64'",
     ],
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
+    "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
