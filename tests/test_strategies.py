@@ -244,7 +244,7 @@ def test_mirostat_cuts_by_surprise_and_follows_what_was_drawn() -> None:
 
 @pytest.mark.parametrize("target", [3.5, 4.5, 6.0])
 def test_mirostat_converges_to_its_target(target: float) -> None:
-    """64 rows of 400 tokens, Zipf's distribution of 1,000 tokens (7.5 bits, 2.9 the first): surprise of the last 300."""
+    """64 rows of 400 tokens of Zipf's law over 1,000 (7.5 bits, 2.9 the first): surprise of the last 300."""
     logits = -torch.arange(1, 1001).float().log().expand(64, -1)
     strategy = Strategy(mirostat=target)
     history = strategy.history([[0]] * 64, 1000)

@@ -95,7 +95,9 @@ class _Reader:
         adjs: dict[str, str] = {}
         its: set[str] = set()
         verb = None
-        if reading.narrator and self.narrator:
+        if reading.narrator:
+            if not self.narrator:
+                return "introduced"
             found[reading.narrator] = self.narrator
         first: dict[str, str] = {}
         for i, slot, letter in reading.slots:
@@ -145,7 +147,7 @@ class _Reader:
         if self.narrator == word and slot != "own":
             return "style"
         if found.setdefault(letter, word) != word:
-            return "introduced" if letter in reading.new or slot == "own" else "pronoun"
+            return "style" if slot == "own" else "introduced" if letter in reading.new else "pronoun"
         return None
 
     def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str]) -> str | None:
@@ -199,8 +201,10 @@ class _Reader:
                 found[letter] = f"{adj} {noun}"
             else:
                 if noun is not None:
-                    named = f" {noun}" if adj is None else f"{adj} {noun}"
-                    able = [thing for thing in known if thing.endswith(named)]
+                    if adj is None:
+                        able = [thing for thing in known if thing.endswith(f" {noun}")]
+                    else:
+                        able = [thing for thing in known if thing == f"{adj} {noun}"]
                 else:
                     able = known if len(known) == 1 else self.things_said
                 if len(able) != 1:
@@ -220,6 +224,11 @@ class _Reader:
 
     def _happen(self, reading: Reading, found: dict[str, str]) -> str | None:
         for kind, *letters in reading.events:
-            if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
+            args = [found[letter] for letter in letters]
+            if kind == "key" and not args[0].endswith(" key"):
+                return "cause"
+            if kind == "use" and self.g.lexicon.verbs[args[1].split()[1]][0] == "mend":
+                self.state.facts.discard(("broken", args[1]))
+            if rule := apply(self.state, (kind, *args)):
                 return rule
         return None

@@ -79,7 +79,7 @@ class Planner:
             kind = "have"
         goal = {"bring": self.place, "use": self.place}.get(kind, lambda: "")()
         ways = ["kept", "kept", "lost"] if self.level == 2 else ["moved", "stolen", "locked", "lost"]
-        obtain = self.prepare(GOAL, DEPTH[self.level], ways, goal)
+        obtain = self.prepare(GOAL, DEPTH[self.level], ways, HOME if kind == "have" else goal)
         if kind in ("bring", "use") and self.state.place_of(GOAL) == goal:
             kind, goal = "have", ""
         self.finish(kind, goal or to or "", obtain)
@@ -317,10 +317,8 @@ class Planner:
                 if self.chance(0.6):
                     self.do("ask_where", HERO, w, t)
                 self.do("tell_who", w, HERO, t, z)
-                if self.chance(0.5):
-                    self.do("angry", HERO, z)
             self.visit(z)
-            if not w or self.chance(0.5):
+            if not w or self.chance(0.7):
                 self.do("angry", HERO, z)
             sorry = self.chance(0.7)
             if sorry:
