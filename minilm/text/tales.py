@@ -102,7 +102,7 @@ def _implied(last: int, known: int, spoken: int) -> int:
 def _tell(seed: int, g: Grammar, split: str) -> tuple[list[tuple[Form, tuple[Event, ...]]], Cast]:
     """Draws a plan, a cast and the wordings; all again where the story is too short or too long."""
     shortest, longest = g.limits.words
-    r = Random(seed)
+    r = Random(seed | 1 << 64)  # of seeds of unlike lengths Random confuses some: 257 and 257 + 2**40
     while True:
         plan = tuple(r.choice(r.choice(g.plans)) if g.plans else make_plan(g.limits, g.level, r))
         if g.level > 1 and not shortest / WORDS_PER_EVENT[1] <= len(plan) <= longest / WORDS_PER_EVENT[0]:

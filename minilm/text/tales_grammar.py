@@ -145,6 +145,11 @@ def forms_of(template: str, events: tuple[Event, ...]) -> list[str]:
     return list(dict.fromkeys(forms))
 
 
+def narrated(form: str, letter: str) -> str:
+    """The form as the person of that letter tells it: I, my, me."""
+    return FIELD.sub(lambda m: NARRATED.get(m[2], m[0]) if m[1] == letter else m[0], form)
+
+
 def parse_events(text: str) -> tuple[Event, ...]:
     """'find X T, take X T' -> (("find", "X", "T"), ("take", "X", "T"))."""
     return tuple(tuple(event.split()) for event in text.split(","))
@@ -225,8 +230,7 @@ class Grammar:
         self._add_reading(events, form, "")
         if self.first_person:
             for letter in {x for x, slot in FIELD.findall(form) if x in PEOPLE and slot in NARRATED}:
-                told = FIELD.sub(lambda m, n=letter: NARRATED.get(m[2], m[0]) if m[1] == n else m[0], form)
-                self._add_reading(events, told, letter)
+                self._add_reading(events, narrated(form, letter), letter)
 
     def _add_reading(self, events: tuple[Event, ...], form: str, narrator: str) -> None:
         letters = list(dict.fromkeys(letter for event in events for letter in event[1:]))
