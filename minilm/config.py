@@ -49,6 +49,14 @@ class TrainConfig:
     """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
     train_only: tuple[str, ...] = ()
     """Trained, and nothing else; patterns as for freeze, which is taken off. Empty: everything."""
+    lora_rank: int = 0
+    """Rank of LoRA's adapters, which are then trained instead of everything (beside train_only's). 0: off."""
+    lora_alpha: float = 32.0
+    """LoRA's product is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Dropout on what the adapters read."""
+    lora_targets: tuple[str, ...] = ("attention", "mlp")
+    """Layers of blocks that get an adapter: patterns as for freeze, such as *.c_attn.*"""
     unfreeze_every_steps: int = 0
     """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
 
@@ -112,14 +120,17 @@ class TrainConfig:
             "save_every_steps",
             "seed",
             "unfreeze_every_steps",
+            "lora_rank",
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "eps", "grad_clip"):
+        for name in ("lr", "weight_decay", "eps", "grad_clip", "lora_alpha"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "final_lr_share"):
             if not 0.0 <= getattr(self, name) <= 1.0 - (name != "final_lr_share") * 1e-12:
                 raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise UsageError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

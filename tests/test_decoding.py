@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilm.config import GPTConfig
-from minilm.decoding import contexts
+from minilm.decoding import contexts, engine, parallel
 from minilm.decoding.engine import _decode, generate, generate_ids, row_seeds, stream, stream_batch
 from minilm.decoding.strategies import STEPS, Strategy, choose, draw, filtered
 from minilm.errors import MinilmError, UsageError
@@ -334,9 +336,51 @@ def test_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(block_size=64)
     prompts = torch.randint(0, 50, (7, 3), generator=torch.Generator().manual_seed(1))
     whole = generate_ids(model, prompts, 12, seed=3, eot=7)
-    monkeypatch.setattr(contexts, "CACHE_BYTES", 2 * (15 * 2 * 2 * 32 * 4 + 32 * 50))
-    assert [len(g) for g in contexts.groups(model, [15] * 7)] == [2, 2, 2, 1]
+    two_rows = 2 * (15 * 2 * 2 * 32 * 4 + 32 * 50)
+    monkeypatch.setattr(engine, "CACHE_BYTES", two_rows)
+    assert list(contexts.groups(model, range(3, 10), [15] * 7, two_rows)) == [[3, 4], [5, 6], [7, 8], [9]]
     assert torch.equal(whole, generate_ids(model, prompts, 12, seed=3, eot=7))
+
+
+def test_rows_on_several_threads_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    prompts = [[1 + i % 40] * (1 + i % 5) for i in range(9)]
+    seeds = list(range(9))
+
+    def run() -> list[list[int]]:
+        out: list[list[int]] = [[] for _ in prompts]
+        for row, token, _ in _decode(model, prompts, Strategy(), 30, seeds, 12, True):
+            out[row].append(token)
+        return out
+
+    alone = run()
+    assert parallel.shares(model, 200) == 1
+    monkeypatch.setattr(parallel, "ROWS_PER_THREAD", 3)
+    torch.set_num_threads(3)  # the fixture puts one thread back
+    assert parallel.shares(model, 9) == 3
+    assert parallel.shares(model.train(), 9) == 1
+    model.eval()
+    assert run() == alone
+    assert torch.get_num_threads() == 3
+
+
+def test_a_failing_thread_ends_all_and_a_closed_stream_stops_them() -> None:
+    def work(rows: Sequence[int]) -> Iterator[int]:
+        yield from rows
+        if 0 in rows:
+            raise MinilmError("broken")
+        while True:
+            yield -1
+
+    before = threading.active_count()
+    with pytest.raises(MinilmError, match="broken"):
+        list(parallel.spread(work, 4, 2))
+    assert threading.active_count() == before
+    endless = parallel.spread(lambda rows: itertools.cycle(rows), 4, 2)
+    assert {next(endless) for _ in range(50)} <= {0, 1, 2, 3}
+    endless.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert sorted(parallel.spread(iter, 7, 3)) == list(range(7))
 
 
 def test_leaves_the_world_as_it_was() -> None:

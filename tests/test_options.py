@@ -116,7 +116,7 @@ def test_command_line_and_file_say_the_same(values: dict[str, Any]) -> None:
         (["--warmup-stps", "3"], r"did you mean --warmup_steps\?"),
         (["--dropuot", "0"], r"did you mean --dropout\?"),
         (["relu"], "no option relu"),
-        (["--config", "smal"], r"no preset .*'smal' \(did you mean small\?\): presets are .*large, medium"),
+        (["--config", "smal"], r"no preset .*'smal' \(did you mean small\?\): presets are .*large, .*medium"),
         (["--activation", "rel"], r"activation is 'rel': choose gelu_tanh, .* \(did you mean relu\?\)"),
         (["--precision", "fp8"], "choose auto, fp32, bf16"),
         (["--n_layer", "x"], "--n_layer takes a whole number, not 'x'"),

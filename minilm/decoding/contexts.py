@@ -6,7 +6,7 @@ B batch (rows), T tokens, S slots of the cache.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +15,16 @@ from torch import Tensor
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
 
-CACHE_BYTES = 1 << 30  # many prompts are decoded in groups whose cache and logits stay below this
 
-
-def groups(model: GPT, lengths: list[int]) -> Iterator[list[int]]:
-    """Consecutive rows whose cache and logits stay below CACHE_BYTES; lengths are tokens at the end."""
+def groups(model: GPT, numbers: Sequence[int], lengths: list[int], cache_bytes: int) -> Iterator[list[int]]:
+    """Consecutive rows, by number, whose cache and logits stay below cache_bytes; lengths are tokens at the end."""
     c = model.config
     per_token = 2 * c.n_layer * c.kv_heads * c.head_width * model.wte.weight.element_size()
     rows: list[int] = []
     widest = 0
-    for row, length in enumerate(lengths):
+    for row, length in zip(numbers, lengths, strict=True):
         widest = max(widest, min(length, c.block_size))
-        if rows and (len(rows) + 1) * (widest * per_token + 32 * c.vocab_size) > CACHE_BYTES:
+        if rows and (len(rows) + 1) * (widest * per_token + 32 * c.vocab_size) > cache_bytes:
             yield rows
             rows, widest = [], min(length, c.block_size)
         rows.append(row)

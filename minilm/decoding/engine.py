@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.decoding.contexts import Contexts, groups
+from minilm.decoding.contexts import Contexts, evaluating, groups
+from minilm.decoding.parallel import shares, spread
 from minilm.decoding.strategies import Strategy, choose
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from minilm.text.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 256
+CACHE_BYTES = 1 << 30  # many prompts are decoded in groups whose cache and logits stay below this
 
 _log = logging.getLogger("minilm")
 
@@ -77,8 +79,9 @@ def generate(
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [""] * len(prompts)
-    for piece in stream_batch(model, tokenizer, prompts, **options):
-        texts[piece.row] += piece.text
+    with evaluating(model):
+        for piece in stream_batch(model, tokenizer, prompts, **options):
+            texts[piece.row] += piece.text
     return texts[0] if isinstance(prompt, str) else texts
 
 
@@ -155,8 +158,9 @@ def generate_ids(
     seeds, prompts = row_seeds(seed, len(ids)), ids.tolist()
     _check_ids(model, prompts)
     new: list[list[int]] = [[] for _ in prompts]
-    for row, token, _ in _decode(model, prompts, strategy, max_new_tokens, seeds, eot, use_cache):
-        new[row].append(token)
+    with evaluating(model):
+        for row, token, _ in _decode(model, prompts, strategy, max_new_tokens, seeds, eot, use_cache):
+            new[row].append(token)
     n = max(map(len, new))
     filled = [row + [eot or 0] * (n - len(row)) for row in new]
     return torch.cat((ids, torch.tensor(filled, dtype=ids.dtype, device=ids.device).view(len(ids), n)), dim=1)
@@ -216,9 +220,31 @@ def _decode(
     vocab_size: int | None = None,
 ) -> Iterator[tuple[int, int, bool]]:
     """Yields (row, token, whether the row is done). vocab_size: tokens from there on are never drawn."""
+
+    def decode(rows: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+        limit = CACHE_BYTES // n_threads
+        return _decode_rows(model, prompts, rows, strategy, max_new_tokens, seeds, eot, use_cache, vocab_size, limit)
+
+    n_threads = shares(model, len(prompts))
+    everything = range(len(prompts))
+    return decode(everything) if n_threads == 1 else spread(decode, len(prompts), n_threads)
+
+
+def _decode_rows(
+    model: GPT,
+    prompts: list[list[int]],
+    rows: Sequence[int],
+    strategy: Strategy,
+    max_new_tokens: int,
+    seeds: list[int],
+    eot: int | None,
+    use_cache: bool,
+    vocab_size: int | None,
+    cache_bytes: int,
+) -> Iterator[tuple[int, int, bool]]:
     if max_new_tokens == 0:
         return
-    for members in groups(model, [len(prompt) + max_new_tokens for prompt in prompts]):
+    for members in groups(model, rows, [len(prompts[row]) + max_new_tokens for row in rows], cache_bytes):
         contexts = Contexts(model, [prompts[row] for row in members], max_new_tokens, use_cache)
         random = [np.random.Generator(np.random.Philox(seeds[row])) for row in members]
         done = [False] * len(members)

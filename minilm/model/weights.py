@@ -28,6 +28,7 @@ from minilm.model.hf_config import to_json
 from minilm.model.hub import WEIGHTS
 from minilm.model.hub import find_checkpoint as find_checkpoint
 from minilm.model.hub import newest_run as newest_run
+from minilm.model.lora import merged
 
 if TYPE_CHECKING:
     from minilm.text.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ def read_config(name_or_path: str | Path | None) -> GPTConfig:
 def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Writes model.safetensors, config.json and, where given, tokenizer.json into folder, which may exist.
 
+    LoRA's adapters are merged into the weights that they stand beside.
     Each file is whole or not there. Raises SaveError (a MinilmError and an OSError) when writing fails.
     """
     folder = Path(folder)
@@ -69,7 +71,7 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None 
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             tokenizer.save(folder)
-        write_weights(folder, model.config, model.state_dict(), None if tokenizer is None else tokenizer.eot)
+        write_weights(folder, model.config, merged(model), None if tokenizer is None else tokenizer.eot)
     except OSError as error:
         saved = SaveError(f"the model could not be saved in {folder}: {error.strerror or error}")
         saved.errno = error.errno

@@ -1,14 +1,15 @@
 """Tales: an embedded corpus that can grade. Any amount of it from a seed, nothing to download.
 
-A story is a plan of events in a small world (`tales_world`, `tales_plans`), told by a grammar (`tales_grammar`) and read
-back by the grader (`tales_grade`). Plain ASCII, one line per story. A story in another than the plain style begins with
-its control code: "fable: ".
+A story is a plan of events in a small world (`tales_world`, `tales_plans`), told by a grammar (`tales_grammar`) and
+read back by the grader (`tales_grade`). Plain ASCII, one line per story. A story in another than the plain style begins
+with its control code: "fable: ".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from functools import cache
+from itertools import chain, count
 from random import Random
 from typing import NamedTuple
 
@@ -16,19 +17,28 @@ from minilm.errors import UsageError
 from minilm.text.tales_copy import CopyCheck
 from minilm.text.tales_grade import Verdict, grade
 from minilm.text.tales_grammar import LEVELS, STYLES, Form, Grammar, grammar
-from minilm.text.tales_plans import make_plan
+from minilm.text.tales_plans import Plans
 from minilm.text.tales_words import Cast
 from minilm.text.tales_world import RULES, Event
 
-__all__ = ["LEVELS", "RULES", "SPLITS", "STYLES", "Beat", "CopyCheck", "Verdict", "grade", "mixed_stories", "stories", "story", "trace"]
+__all__ = [
+    "LEVELS",
+    "RULES",
+    "SPLITS",
+    "STYLES",
+    "Beat",
+    "CopyCheck",
+    "Verdict",
+    "grade",
+    "mixed_stories",
+    "stories",
+    "story",
+    "trace",
+]
 
 SPLITS = ("train", "val", "fresh", "names", "things", "pairs")
 """Disjoint ranges of seeds: for training, for validation, for measuring (never trained on); and three for measuring
 generalisation, whose heroes' names, first things, or pairs of the two no other split has."""
-
-
-WORDS_PER_EVENT = 6.8, 7.6
-"""A plan that could fit the level's words only with more, or fewer, is not worded: most of its tellings would not fit."""
 
 
 class Beat(NamedTuple):
@@ -44,26 +54,14 @@ class Beat(NamedTuple):
 
 def _say(plan: tuple[Event, ...], cast: Cast, g: Grammar, r: Random) -> list[tuple[Form, tuple[Event, ...]]]:
     """Draws a wording for every event such that each pronoun can mean one person, and each "it" one thing, only."""
-    random, told, runs = r.random, g.told, g.runs
+    random, ways_of, reach = r.random, g.ways, g.reach
     _, she_bits, he_bits = cast
     said: list[tuple[Form, tuple[Event, ...]]] = []
     at = she = he = last = known = it = 0
     while at < len(plan):
-        event = plan[at]
-        window: tuple[Event, ...] = (event,)
-        alone = told(window)
-        ways: list[tuple[tuple[Form, ...], tuple[Event, ...]]] = []
-        for kinds in runs.get(event[0], ()):
-            run = plan[at : at + len(kinds)]
-            if tuple([e[0] for e in run]) == kinds:
-                ways += [(forms, run) for forms in told(run)]
-        if ways:
-            ways += [(forms, window) for forms in alone]
-        for attempt in range(1000):
-            if ways:
-                forms, window = ways[int(random() * len(ways))]
-            else:
-                forms = alone[int(random() * len(alone))]
+        ways = ways_of(plan[at : at + reach.get(plan[at][0], 1)])
+        for _ in range(1000):
+            forms, window = ways[int(random() * len(ways))]
             form = forms[int(random() * len(forms))]
             if form.free:
                 break
@@ -75,7 +73,7 @@ def _say(plan: tuple[Event, ...], cast: Cast, g: Grammar, r: Random) -> list[tup
             if not form.implied or form.implied == _implied(last, known, form.spoken):
                 break
         else:
-            raise AssertionError(f"after {attempt + 1} attempts no wording of {event} in {plan} can be understood")
+            raise AssertionError(f"after 1,000 attempts no wording of {plan[at]} in {plan} can be understood")
         said.append((form, window))
         at += len(window)
         if form.people:
@@ -100,17 +98,21 @@ def _implied(last: int, known: int, spoken: int) -> int:
 
 
 def _tell(seed: int, g: Grammar, split: str) -> tuple[list[tuple[Form, tuple[Event, ...]]], Cast]:
-    """Draws a plan, a cast and the wordings; all again where the story is too short or too long."""
+    """Draws a cast, a plan and the wordings; the last two again where the story is too short or too long."""
     shortest, longest = g.limits.words
     r = Random(seed | 1 << 64)  # of seeds of unlike lengths Random confuses some: 257 and 257 + 2**40
-    while True:
-        plan = tuple(r.choice(r.choice(g.plans)) if g.plans else make_plan(g.limits, g.level, r))
-        if g.level > 1 and not shortest / WORDS_PER_EVENT[1] <= len(plan) <= longest / WORDS_PER_EVENT[0]:
-            continue
-        cast = g.lexicon.cast(r, g.limits.people, g.limits.things, g.first_person, split)
+    cast = g.lexicon.cast(r, g.limits.people, g.limits.things, g.first_person, split)
+    for attempt in count():
+        plan = _plans(g.level, g.style).plan(seed, attempt) if g.level > 1 else r.choice(r.choice(g.plans))
         said = _say(plan, cast, g, r)
         if shortest <= sum([form.words for form, _ in said]) <= longest:
-            return said, cast
+            break
+    return said, cast
+
+
+@cache
+def _plans(level: int, style: str) -> Plans:
+    return Plans(grammar(level, style).limits, level)
 
 
 def _text(said: list[tuple[Form, tuple[Event, ...]]], cast: Cast, g: Grammar) -> str:
@@ -161,8 +163,7 @@ def stories(
 
 def _stream(n: int | None, megabytes: float | None, first: int, g: Grammar, split: str) -> Iterator[str]:
     left = float("inf") if megabytes is None else megabytes * 1e6
-    count = 2**40 if n is None else n
-    for seed in range(first, first + count):
+    for seed in range(first, first + (2**40 if n is None else n)):
         if left <= 0:
             return
         text = _text(*_tell(seed, g, split), g)
@@ -170,9 +171,7 @@ def _stream(n: int | None, megabytes: float | None, first: int, g: Grammar, spli
         yield text
 
 
-def mixed_stories(
-    styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train"
-) -> Iterator[str]:
+def mixed_stories(styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train") -> Iterator[str]:
     """`stories` of one style, or of several, their names joined by commas, in turn: an equal number of each."""
     names = [name.strip() for name in styles.split(",")]
     streams = [stories(megabytes=megabytes, seed=seed, level=level, style=name, split=split) for name in names]

@@ -145,11 +145,6 @@ def forms_of(template: str, events: tuple[Event, ...]) -> list[str]:
     return list(dict.fromkeys(forms))
 
 
-def narrated(form: str, letter: str) -> str:
-    """The form as the person of that letter tells it: I, my, me."""
-    return FIELD.sub(lambda m: NARRATED.get(m[2], m[0]) if m[1] == letter else m[0], form)
-
-
 def parse_events(text: str) -> tuple[Event, ...]:
     """'find X T, take X T' -> (("find", "X", "T"), ("take", "X", "T"))."""
     return tuple(tuple(event.split()) for event in text.split(","))
@@ -204,7 +199,20 @@ class Grammar:
         for kinds in self._by_kinds:
             if len(kinds) > 1:
                 self.runs.setdefault(kinds[0], []).append(kinds)
+        self.reach = {kind: max(map(len, runs)) for kind, runs in self.runs.items()}
+        """Kind -> events of its longest run."""
+        self._ways: dict[tuple[Event, ...], list[tuple[tuple[Form, ...], tuple[Event, ...]]]] = {}
         self._told: dict[tuple[Event, ...], list[tuple[Form, ...]]] = {}
+
+    def ways(self, coming: tuple[Event, ...]) -> list[tuple[tuple[Form, ...], tuple[Event, ...]]]:
+        """All templates that tell the first, or the first few, of the coming events, each with the events it tells."""
+        try:
+            return self._ways[coming]
+        except KeyError:
+            kinds = tuple(event[0] for event in coming)
+            runs = [coming[:1], *[coming[: len(r)] for r in self.runs.get(kinds[0], ()) if kinds[: len(r)] == r]]
+            found = self._ways[coming] = [(forms, run) for run in runs for forms in self.told(run)]
+            return found
 
     def told(self, events: tuple[Event, ...]) -> list[tuple[Form, ...]]:
         """Every template for these events of a plan, each as its forms with the plan's letters."""
@@ -218,8 +226,7 @@ class Grammar:
             if any(letters.setdefault(theirs, ours) != ours for theirs, ours in pairs):
                 continue
             for forms in self.templates[key]:
-                renamed = (FIELD.sub(lambda m: m[0].replace(m[1], letters.get(m[1], m[1]), 1), f) for f in forms)
-                found.append(tuple(Form(text, events) for text in renamed))
+                found.append(tuple(Form(_renamed(form, letters), events) for form in forms))
         return found
 
     def told_otherwise(self, skeleton: str) -> bool:
@@ -230,7 +237,7 @@ class Grammar:
         self._add_reading(events, form, "")
         if self.first_person:
             for letter in {x for x, slot in FIELD.findall(form) if x in PEOPLE and slot in NARRATED}:
-                self._add_reading(events, narrated(form, letter), letter)
+                self._add_reading(events, _narrated(form, letter), letter)
 
     def _add_reading(self, events: tuple[Event, ...], form: str, narrator: str) -> None:
         letters = list(dict.fromkeys(letter for event in events for letter in event[1:]))
@@ -261,8 +268,16 @@ class Grammar:
                 raise ValueError(f"'{skeleton}' has two meanings: {self.readings[skeleton].events} and {events}")
 
 
+def _narrated(form: str, letter: str) -> str:
+    return FIELD.sub(lambda m: NARRATED.get(m[2], m[0]) if m[1] == letter else m[0], form)
+
+
+def _renamed(form: str, letters: dict[str, str]) -> str:
+    return FIELD.sub(lambda m: m[0].replace(m[1], letters.get(m[1], m[1]), 1), form)
+
+
 def restyle(say: dict[str, list[str]], own: dict[str, list[str]]) -> dict[str, list[str]]:
-    """A style's templates: its own, and the plain ones of all runs of events that hold no kind which it tells itself."""
+    """A style's templates: its own, and the plain ones of all runs of events without a kind that it tells itself."""
     kinds = {parse_events(key)[0][0] for key in own if "," not in key}
     told = {event[0] for key in say for event in parse_events(key)}
     kept = {key: said for key, said in say.items() if kinds.isdisjoint(e[0] for e in parse_events(key))}

@@ -20,6 +20,8 @@ Obtain = Callable[[], None]
 HERO, HOME, GOAL, KEY = "X", "P", "T", "S"
 DEPTH = {2: 1, 3: 1, 4: 2}
 """Level -> how many things may have to be got before the goal."""
+WORDS_PER_EVENT = 6.8, 7.6
+"""A plan that could fit the level's words only with more, or fewer, is not worded: few of its tellings would fit."""
 PAUSES = {2: 0.0, 3: 0.45, 4: 0.5}
 """Level -> chance that something befalls the hero on a walk."""
 
@@ -29,6 +31,7 @@ class Planner:
 
     def __init__(self, limits: Limits, level: int, r: Random) -> None:
         self.level = level
+        self.longest = limits.words[1] / WORDS_PER_EVENT[0]
         self.random = r.random
         self.state = State(limits)
         self.events: list[Event] = []
@@ -45,6 +48,8 @@ class Planner:
         if rule := apply(self.state, event):
             raise AssertionError(f"the plan {self.events} breaks the rule '{rule}' at {event}")
         self.events.append(event)
+        if len(self.events) > self.longest:
+            raise _TooLong
 
     def chance(self, p: float) -> bool:
         return self.random() < p
@@ -481,6 +486,34 @@ class Planner:
         return self.used_places[-1]
 
 
-def make_plan(limits: Limits, level: int, r: Random) -> list[Event]:
-    """One plan of a story of this level, in letters; every event of it can happen."""
-    return Planner(limits, level, r).plan()
+class Plans:
+    """The plans of one level as a function of a story's seed. Eight stories far apart share one."""
+
+    def __init__(self, limits: Limits, level: int) -> None:
+        self.limits, self.level = limits, level
+        self._drawn: dict[int, tuple[Random, list[tuple[Event, ...]]]] = {}
+
+    def plan(self, seed: int, attempt: int) -> tuple[Event, ...]:
+        """A plan in letters; every event of it can happen, and its words can fit the level's."""
+        key = seed >> 15 << 12 | seed & 4095  # seeds 4096 apart share it, so that no context holds two of its stories
+        if key not in self._drawn:
+            if len(self._drawn) == 4096:
+                self._drawn.clear()
+            self._drawn[key] = Random(1 << 80 | key), []
+        r, plans = self._drawn[key]
+        while len(plans) <= attempt:
+            plans.append(self._draw(r))
+        return plans[attempt]
+
+    def _draw(self, r: Random) -> tuple[Event, ...]:
+        while True:
+            try:
+                plan = Planner(self.limits, self.level, r).plan()
+            except _TooLong:
+                continue
+            if len(plan) >= self.limits.words[0] / WORDS_PER_EVENT[1]:
+                return tuple(plan)
+
+
+class _TooLong(Exception):
+    pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ VERB_FORMS = ("use", "used", "done")
 """Infinitive, past and participle of what a thing is for: wear, wore, worn."""
 
 # Slot -> the class that its word belongs to in a skeleton. "her" is possessive and object, hence one class for three.
-SLOT_CLASS = {"name": "name", "own": "name", "whom": "name", "he": "he", "He": "He", "his": "his", "him": "his", "His": "His"}
+SLOT_CLASS = dict.fromkeys(("name", "own", "whom"), "name")
+SLOT_CLASS |= {"he": "he", "He": "He", "his": "his", "him": "his", "His": "His"}
 SLOT_CLASS |= {"girl": "girl", "kin": "kin", "trait": "trait", "noun": "thing", "adj": "adj", "": "place"}
 SLOT_CLASS |= dict.fromkeys(VERB_FORMS, "use")
 
@@ -87,9 +89,10 @@ class Lexicon:
         for sex in PRONOUNS:
             self.sex |= dict.fromkeys(held_out[sex].split(), sex)
         self.verbs |= {noun: key.split() for key, nouns in held_out["use"].items() for noun in nouns.split()}
-        self._new = [name for name in self.sex if name not in self._known[0]], [
-            noun for noun in self.verbs if noun not in (*self._known[1], "key")
-        ]
+        self._new = (
+            [name for name in self.sex if name not in self._known[0]],
+            [noun for noun in self.verbs if noun not in (*self._known[1], "key")],
+        )
         self._girls = {sex: [w for w, s in self.girls.items() if s == sex] for sex in PRONOUNS}
         self._kin = {sex: [w for w, s in self.kin.items() if s == sex] for sex in PRONOUNS}
         self._traits, self._adjs = _articles(self.traits), _articles(self.adjs)
@@ -114,8 +117,8 @@ class Lexicon:
         random = r.random
         known_names, known_nouns = self._known
         while True:
-            names = r.sample(known_names, people)
-            nouns = r.sample(known_nouns, min(things, 3))
+            names = _different(random, known_names, people)
+            nouns = _different(random, known_nouns, min(things, 3))
             if split == "names":
                 names[0] = r.choice(self._new[0])
             elif split == "things":
@@ -123,7 +126,7 @@ class Lexicon:
             elif is_held_out_pair(names[0], nouns[0]) != (split == "pairs"):
                 continue
             break
-        words: dict[str, object] = dict(zip(PLACES, r.sample(self.places, len(PLACES)), strict=True))
+        words: dict[str, object] = dict(zip(PLACES, _different(random, self.places, len(PLACES)), strict=True))
         she = he = 0
         for i, name in enumerate(names):
             sex = self.sex[name]
@@ -150,7 +153,22 @@ class Lexicon:
 
 def is_held_out_pair(name: str, noun: str) -> bool:
     """One pair in 16 of a hero's name and a thing's noun, spread evenly over both."""
-    return (sum(name.encode()) + 7 * len(name) + 3 * sum(noun.encode())) % 16 == 5
+    return (_spread(name) + 3 * _spread(noun)) % 16 == 5
+
+
+@cache
+def _spread(word: str) -> int:
+    return sum(word.encode()) + 7 * len(word)
+
+
+def _different(random: Callable[[], float], words: list[str], n: int) -> list[str]:
+    """n different ones of the words."""
+    drawn: list[str] = []
+    while len(drawn) < n:
+        word = words[int(random() * len(words))]
+        if word not in drawn:
+            drawn.append(word)
+    return drawn
 
 
 def _loose_class(loose: dict[str, list[str]]) -> Callable[[Callable[[], float]], object]:
@@ -163,5 +181,6 @@ def _loose_class(loose: dict[str, list[str]]) -> Callable[[Callable[[], float]],
         self.random = random  # type: ignore[attr-defined]
 
     fields = {name: property_of(words) for name, words in loose.items()}
-    made: Callable[[Callable[[], float]], object] = type("Loose", (), {"__init__": init, "__slots__": ("random",), **fields})
+    members = {"__init__": init, "__slots__": ("random",), **fields}
+    made: Callable[[Callable[[], float]], object] = type("Loose", (), members)
     return made

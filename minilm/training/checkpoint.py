@@ -1,7 +1,7 @@
 """Step folders: written whole or not at all, the newest k and the best kept, nothing executed on load.
 
 A step folder holds model.safetensors, config.json, tokenizer.json (see `model/weights.py`), train_state.pt (optimizer
-state by parameter name, plain tensors) and state.json (step, losses, tokens, seconds).
+state by parameter name, plain tensors) and state.json (step, losses, tokens, seconds); with LoRA also adapter/.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from typing import Any
 import torch
 
 from minilm.errors import MinilmError, UsageError
+from minilm.model import lora
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
 from minilm.text.tokenizer import Tokenizer
+from minilm.training.finetune import read_start
 from minilm.training.optim import load_optimizer_state, optimizer_state
+
+ADAPTER = "adapter"  # a folder of its own: beside model.safetensors, transformers would apply it to the merged weights
 
 
 def save_checkpoint(
@@ -44,9 +48,11 @@ def save_checkpoint(
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, tokenizer)
+        if lora.layers(model):
+            lora.save(model, partial / ADAPTER)
         torch.save(optimizer_state(model, optimizers), partial / "train_state.pt")
         (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        for path in [*partial.iterdir(), partial]:
+        for path in [*partial.rglob("*"), partial]:
             _fsync(path)
         if final.exists():
             shutil.rmtree(final)
@@ -91,13 +97,18 @@ def load_checkpoint(step_folder: Path, model: GPT, optimizers: list[torch.optim.
     saved, _ = load_pretrained(step_folder)
     if saved.config != model.config:
         raise UsageError(f"{step_folder} holds another model than the run's config asks for: use --overwrite or --init")
+    tensors = dict(saved.named_parameters())
     with torch.no_grad():
-        for mine, theirs in zip(model.parameters(), saved.parameters(), strict=True):
-            mine.copy_(theirs)
+        for name, mine in model.named_parameters():
+            if ".lora_" not in name:
+                mine.copy_(tensors[name])
+    if lora.layers(model):
+        read_start(model, step_folder.parent)  # what the adapters stand beside; the step folder has it merged
+        lora.load(model, step_folder / ADAPTER)
     path = step_folder / "train_state.pt"
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        load_optimizer_state(model, optimizers, tensors)
+        saved_state = torch.load(path, map_location="cpu", weights_only=True)
+        load_optimizer_state(model, optimizers, saved_state)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(

@@ -6,10 +6,12 @@ report compares with, also after a resume, or when the weights that `init` named
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from minilm.config import TrainConfig
 from minilm.errors import MinilmError, UsageError
 from minilm.log import read_metrics, say
-from minilm.model import freeze
+from minilm.model import freeze, lora
 from minilm.model.gpt import GPT
 
 START = "start.safetensors"
@@ -25,9 +27,18 @@ REPORT = "moved.json"
 
 
 def adapt(model: GPT, config: TrainConfig) -> None:
-    """Freezes what the config says, in place, and prints what is trained. Raises UsageError as `freeze.set_trained`."""
-    if config.freeze or config.train_only:
-        freeze.set_trained(model, config.freeze, config.train_only)
+    """Puts on the adapters and freezes what the config says, in place, and prints what is trained.
+
+    Raises UsageError on a pattern that matches nothing, and on adapters without weights to adapt.
+    """
+    only = config.train_only
+    if config.lora_rank:
+        if not config.init:
+            raise UsageError("LoRA adapts weights that are there: name them with --init, or leave --lora_rank 0")
+        lora.add(model, config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        only = (*only, "lora")
+    if config.freeze or only:
+        freeze.set_trained(model, config.freeze, only)
         say(freeze.table(model))
 
 
@@ -52,15 +63,41 @@ class Unfreezing:
 
 
 def write_start(model: GPT, run: Path) -> None:
-    """Keeps the tensors that will be trained as they are now. Raises MinilmError when writing fails."""
+    """Keeps the tensors that training can change as they are now. Raises MinilmError when writing fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    adapted = {f"{name}.weight" for name in lora.layers(model)}
+    tensors = {
+        name: p.detach().cpu().contiguous()
+        for name, p in model.named_parameters()
+        if name in adapted or (p.requires_grad and ".lora_" not in name)
+    }
     try:
         save_file(tensors, run / START)
     except (OSError, SafetensorError) as error:
         raise MinilmError(f"{run / START} could not be written ({error}): make room and start again") from error
+
+
+def read_start(model: GPT, run: Path) -> None:
+    """Puts the weights that adapters stand beside back as they were at the start.
+
+    Raises UsageError where the file is missing or damaged.
+    """
+    with _start(run) as file, torch.no_grad():
+        for name, layer in lora.layers(model).items():
+            layer.weight.copy_(file.get_tensor(f"{name}.weight"))
+
+
+@contextlib.contextmanager
+def _start(run: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(run / START, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{run / START} is missing or damaged ({error}): start anew with --init") from None
 
 
 def report(model: GPT, run: Path) -> str:
@@ -101,11 +138,10 @@ def _share(change: float, start: float) -> float:
 
 
 def _moves(model: GPT, run: Path) -> Iterator[tuple[str, tuple[float, float]]]:
-    """(name, (norm of the change, norm at the start)), one tensor in memory at a time."""
-    from safetensors import safe_open
-
-    with safe_open(run / START, framework="pt") as file:
+    """(name, (norm of the change, norm at the start)), one tensor in memory at a time; adapters merged."""
+    adapted = {f"{name}.weight": layer for name, layer in lora.layers(model).items()}
+    with _start(run) as file, torch.no_grad():
         for name in file.keys():  # noqa: SIM118 - the handle is no mapping
             start: Tensor = file.get_tensor(name).double()
-            now = model.get_parameter(name).detach().cpu().double()
-            yield name, (torch.dist(now, start).item(), start.norm().item())
+            now = adapted[name].merged_weight() if name in adapted else model.get_parameter(name).detach()
+            yield name, (torch.dist(now.cpu().double(), start).item(), start.norm().item())

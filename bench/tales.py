@@ -1,0 +1,237 @@
+"""How models do on tales: coherence against parameters and training tokens, at every level.
+
+    python bench/tales.py run                     all cells that have no result yet, the cheapest first
+    python bench/tales.py run --only level1/*     cells by pattern; `list` names them all
+    python bench/tales.py report                  docs/tales_models.md and its pictures, from the results
+
+A cell trains one model from scratch and has 200 of its stories graded. What it gave is one line of
+bench/results/tales_models.jsonl; a cell that has its line is not run again, a killed one resumes from its last
+checkpoint, and two processes share the work without running a cell twice. Cells named `minutes` are timed: run them
+alone, on two cores (`--threads 2`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "tales_models.jsonl"
+RUNS = ROOT / "runs" / "tales_models"
+SEED = 1337
+TOKENS_PER_STEP = 8192
+BLOCK_SIZE = {1: 128, 2: 192, 3: 256, 4: 384}
+"""Level -> context: the longest story and a little more."""
+SIZES = {  # layers, heads, width
+    "0.1M": (3, 2, 48),
+    "0.4M": (3, 3, 96),
+    "tiny": (3, 3, 192),
+    "4M": (4, 4, 256),
+    "10M": (5, 6, 384),
+}
+WIDTH_OF_TINY, LR_OF_TINY = 192, 1e-2
+SWEEP_TOKENS = 10_000_000
+TOKEN_AXIS = (1_250_000, 2_500_000, 5_000_000, SWEEP_TOKENS, 20_000_000)
+MORE_FOR_THE_SMALL = (20_000_000, 40_000_000)
+TOKENS_PER_SECOND = 40_000  # of `tiny` at level 1, alone on two cores: 5 and 30 minutes are so many tokens
+MINUTES = (5, 30)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to train and grade."""
+
+    level: int
+    size: str
+    tokens: int
+    tokenizer: str = "words"
+    minutes: int = 0
+    """How long `tiny` takes for the tokens, where the cell is there to say what it reaches in that time."""
+
+    @property
+    def name(self) -> str:
+        budget = f"{self.minutes}minutes" if self.minutes else f"{self.tokens / 1e6:g}M-tokens"
+        other = "" if self.tokenizer == "words" else f"/{self.tokenizer.replace(':', '')}"
+        return f"level{self.level}/{self.size}/{budget}{other}"
+
+    @property
+    def cost(self) -> float:
+        """FLOPs, roughly: what is done first."""
+        layers, _, width = SIZES[self.size]
+        return self.tokens * (12.0 * layers * width**2 + 600 * width)
+
+
+def cells() -> list[Cell]:
+    """All of the study."""
+    found = []
+    for level in BLOCK_SIZE:
+        found += [Cell(level, size, SWEEP_TOKENS) for size in SIZES]
+        found += [Cell(level, "tiny", tokens) for tokens in TOKEN_AXIS if tokens != SWEEP_TOKENS]
+        found += [Cell(level, size, tokens) for size in ("0.1M", "0.4M") for tokens in MORE_FOR_THE_SMALL]
+        found += [Cell(level, "tiny", TOKENS_PER_SECOND * 60 * minutes, minutes=minutes) for minutes in MINUTES]
+    found += [Cell(level, "tiny", SWEEP_TOKENS, tokenizer) for level in (1, 2) for tokenizer in ("bpe:512", "bpe:2048")]
+    return sorted(found, key=lambda cell: cell.cost)
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Cell -> its line."""
+    if not RESULTS.is_file():
+        return {}
+    lines = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+    return {line["cell"]: line for line in lines}
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Trains the cell's model, or goes on where it was killed, and grades it."""
+    import torch
+
+    from minilm import runtime
+    from minilm.evaluation.text_metrics import coherence
+    from minilm.model.hub import step_folders
+    from minilm.options import build, read_preset
+    from minilm.text.prepare import prepare
+    from minilm.text.shards import open_shards
+    from minilm.training.loop import train
+
+    data = prepare("tales", level=cell.level, megabytes=100.0, tokenizer=cell.tokenizer)
+    layers, heads, width = SIZES[cell.size]
+    tiny = build(read_preset("tiny"))
+    T = BLOCK_SIZE[cell.level] * (2 if cell.tokenizer.startswith("bpe") else 1)
+    steps = cell.tokens // TOKENS_PER_STEP
+    folder = RUNS / cell.name
+    resumed = bool(step_folders(folder))
+    config = replace(
+        tiny,
+        model=replace(tiny.model, n_layer=layers, n_head=heads, n_embd=width, block_size=T),
+        data=str(data),
+        out_dir=str(folder),
+        existing="resume" if resumed else "overwrite",
+        max_steps=steps,
+        batch_size=TOKENS_PER_STEP // T,
+        lr=LR_OF_TINY * (WIDTH_OF_TINY / width) ** 0.5,
+        compile="on",
+        seed=SEED,
+        eval_every_steps=0,
+        save_every_steps=500,
+        keep_checkpoints=1,
+    )
+    if resumed:
+        saved = build(read_preset(str(folder / "config.toml")))
+        config = replace(saved, existing="resume", out_dir=str(folder))
+    result = train(config)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    shards = open_shards(data)
+    n_bytes = shards.meta.splits["val"].bytes / shards.splits["val"].n_tokens
+    started = time.perf_counter()
+    graded = coherence(result.model, result.tokenizer, train=shards.splits["train"], level=cell.level)
+    assert result.val_loss is not None
+    layers_only = sum(p.numel() for name, p in result.model.named_parameters() if name.startswith("h."))
+    line = {
+        "cell": cell.name,
+        "level": cell.level,
+        "size": cell.size,
+        "tokenizer": cell.tokenizer,
+        "minutes": cell.minutes,
+        "parameters": result.model.num_params(),
+        "parameters_in_blocks": layers_only,
+        "tokens": result.tokens,
+        "steps": result.step,
+        "block_size": T,
+        "lr": config.lr,
+        "train_seconds": round(result.seconds, 1),
+        "val_loss": round(result.val_loss, 4),
+        "bits_per_byte": round(result.val_loss / 0.6931471805599453 / n_bytes, 4),
+        "passed": graded.passed,
+        "n_stories": graded.n_stories,
+        "low": round(graded.low, 4),
+        "high": round(graded.high, 4),
+        "mean_before": round(graded.mean_before, 4),
+        "failures": graded.failures,
+        "grade_seconds": round(time.perf_counter() - started, 1),
+        "sample": graded.samples[0],
+        "threads": torch.get_num_threads(),
+        "resumed": resumed,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": runtime.git_commit()[:10],
+        "torch": torch.__version__,
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+    shutil.rmtree(folder)
+    return line
+
+
+@contextmanager
+def claimed(cell: Cell) -> Iterator[bool]:
+    """Whether this process alone has the cell."""
+    path = RUNS / (cell.name.replace("/", "_") + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_all(pattern: str, threads: int) -> None:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    import torch
+
+    from minilm import runtime
+
+    runtime.tune_allocator()
+    if threads:
+        torch.set_num_threads(threads)
+    RESULTS.parent.mkdir(exist_ok=True)
+    for cell in cells():
+        if not fnmatch(cell.name, pattern):
+            continue
+        with claimed(cell) as mine:
+            if not mine or cell.name in results():
+                continue
+            print(f"== {cell.name}", flush=True)
+            line = run(cell)
+            share = line["passed"] / line["n_stories"]
+            print(
+                f"== {cell.name}: {share:.1%} coherent, {line['mean_before']:.0%} before; loss {line['val_loss']}; "
+                f"{line['train_seconds']:.0f} s + {line['grade_seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=("list", "run", "report"))
+    parser.add_argument("--only", default="*", help="a pattern of cells (*)")
+    parser.add_argument("--threads", type=int, default=0, help="of torch (all cores)")
+    options = parser.parse_args()
+    if options.job == "run":
+        run_all(options.only, options.threads)
+    elif options.job == "report":
+        sys.path.insert(0, str(Path(__file__).resolve().parent))
+        import tales_report
+
+        tales_report.write(cells(), results())
+    else:
+        done = results()
+        for cell in cells():
+            print(f"{cell.name:40}{'done' if cell.name in done else ''}")
+
+
+if __name__ == "__main__":
+    main()
