@@ -88,7 +88,7 @@ def test_report_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_text_is_that_of_the_study() -> None:
-    """Other text makes every result void: hours of training. Change it only for a reason, and then run the study again."""
+    """Other text makes every result void: hours of training. Change it for a reason only, then run the study again."""
     assert [study.corpus(level) for level in tales.LEVELS] == [
         "a66835dc2731",
         "f53379ae4afc",
