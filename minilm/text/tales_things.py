@@ -104,7 +104,7 @@ def smile(s: State, x: str, t: str) -> str | None:
 
 
 def want(kind: str) -> Handler:
-    """Back, or as a present, one wants what is one's own; and back only what is away."""
+    """One wants back, or to give away, what is one's own, and to get what is another's."""
 
     def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
         if s.want or (kind in OWN and (s.owner.get(t) == x) != OWN[kind]):
