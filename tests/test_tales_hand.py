@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ def read(path: Path) -> list[Hand]:
     """The stories of a file and, made from them by the stated change, the bad ones."""
     found = []
     for i, entry in enumerate(tomllib.loads(path.read_text("ascii"))["story"]):
-        level = entry.get("level") or int(path.stem.removeprefix("level")[:1]) if path.stem.startswith("level") else 1
+        level = entry.get("level") or int(path.stem.removeprefix("level")[:1])
         text = " ".join(entry["text"].split())
         found.append(Hand(level, text, entry.get("rule"), entry.get("why", ""), f"{path.stem}-{i}"))
         for j, bad in enumerate(entry.get("bad", [])):
@@ -37,7 +36,7 @@ def read(path: Path) -> list[Hand]:
     return found
 
 
-HAND = [hand for path in [*sorted(FOLDER.glob("*.toml")), FOLDER.with_suffix(".toml")] for hand in read(path)]
+HAND = [hand for path in sorted(FOLDER.glob("*.toml")) for hand in read(path)]
 
 
 @pytest.mark.parametrize("hand", HAND, ids=[f"{hand.where}-{hand.rule or 'good'}" for hand in HAND])
