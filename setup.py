@@ -15,6 +15,8 @@ extras = {
         "mwparserfromhell>=0.6",
         "gigatoken>=0.10; platform_machine == 'x86_64'",
     ],
+    # Quality of generated text; other people's benchmarks.
+    "eval": ["sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "mauve-text>=0.4", "lm-eval>=0.4.5"],
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
     "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
@@ -28,7 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "text/*.toml", "py.typed"]},
+    package_data={"minilm": ["presets/*.toml", "text/*.toml", "evaluation/*.toml", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",
