@@ -15,6 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
+    if options.protocols:
+        from minilm.evaluation.protocols import protocol_table
+
+        print(protocol_table())
+        return 0
     if options.grade is not None:
         if options.model is not None:
             raise UsageError("--grade judges a file and needs no model: leave out one of the two")
@@ -44,6 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--all", action="store_true", help="every protocol whose data can be had, beside published figures"
     )
+    parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
     parser.add_argument("--out", metavar="FILE", help="write the perplexity with its protocol as JSON")
     add = parser.add_argument_group("benchmarks").add_argument
     add("--benchmark", metavar="B", help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; its file is --source")
