@@ -22,7 +22,9 @@ from minilm.model_config import Position as Position
 Optimizer = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "muon", "adafactor", "lion"]
 DecayOn = Literal["matrices", "tables", "all"]
 Schedule = Literal["cosine", "linear", "constant", "cosine_restarts", "inverse_sqrt", "polynomial", "step", "wsd"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_fp16"]
+Rounding = Literal["nearest", "stochastic", "kahan"]
+GuardMode = Literal["stop", "skip", "rollback"]
 Compile = Literal["auto", "on", "off"]
 Existing = Literal["refuse", "resume", "overwrite"]
 
@@ -115,8 +117,19 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest gradient norm. 0: off."""
 
+    guard: GuardMode = "stop"
+    """A step whose loss or gradient is not finite, or spikes: end the run, skip it, or go back and halve the rate."""
+    guard_spike: float = 0.0
+    """Spreads above the median of the last 64 steps from which a loss or gradient norm is a spike. 0: never."""
+    patience: int = 0
+    """Validations without a new best after which the run stops early; every best is then saved. 0: never."""
+    target_loss: float = 0.0
+    """Validation loss whose first reaching is logged in steps and tokens. 0: none."""
+
     precision: Precision = "auto"
-    """Of matrix products; weights and optimizer state stay fp32. auto: bf16 where this device is faster in it."""
+    """Of matrix products; pure_*: of weights, gradients and optimizer state too. auto: the fastest with fp32 state."""
+    rounding: Rounding = "nearest"
+    """pure_*: how an update is written to 16 bits; kahan keeps the rest in 16 bits more."""
     compile: Compile = "auto"
     """torch.compile. auto: where the run is long enough to repay it."""
     device: str = "auto"
@@ -145,11 +158,14 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank"),
+            *("unfreeze_every_steps", "lora_rank", "patience"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"):
+        for name in (
+            *("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"),
+            *("guard_spike", "target_loss"),
+        ):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("beta1", "beta2", "momentum", "lora_dropout"):
