@@ -24,10 +24,12 @@ from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
+from minilm.text.prompts import PromptWeights
 from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.finetune import Unfreezing, report, write_start
+from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, lr_factor, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
 from minilm.training.setup import (
@@ -67,7 +69,7 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches
+    batches: Batches | PromptWeights
     val: Split
     optimizers: list[torch.optim.Optimizer]
     state: dict[str, Any]  # of the last whole step: what state.json holds
@@ -99,7 +101,10 @@ def train(config: TrainConfig) -> Result:
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
     T = config.model.block_size
+    batches: Batches | PromptWeights
     batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
+    if config.prompt_end:
+        batches = PromptWeights(batches, tokenizer, config.prompt_end, config.prompt_weight)
     if not resuming:
         open_run(config, setup)
     optimizers = build_optimizers(model, config)
@@ -115,7 +120,8 @@ def _steps(run: _Run) -> Result:
     config, setup, model, first = run.config, run.setup, run.model, run.state["step"]
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
-    loss_of = loss_function(model, setup)
+    objective = build_objective(model, config, run.tokenizer)
+    loss_of = loss_function(objective, setup)
     metrics = Metrics(run.folder / "metrics.jsonl", keep_until_step=first)
     clock, losses, val_loss = Clock(run.state["seconds"]), [], run.state["val_loss"]
     saved = step_folders(run.folder)[-1] if first else None
@@ -127,9 +133,11 @@ def _steps(run: _Run) -> Result:
         for step in range(first, config.max_steps):
             runtime.set_step_seed(config.seed, step)
             unfreezing.begin_step(step)
+            objective.begin_step()
             factor = lr_factor(step, config)
             set_rates(run.optimizers, factor)
-            stepped = train_step(run, run.batches.batch(step), loss_of, interrupt, bar)
+            batch = run.batches.batch(step)
+            stepped = train_step(run, batch, loss_of, interrupt, bar)
             if stepped is None:
                 break
             losses.append(stepped[0])
@@ -148,6 +156,7 @@ def _steps(run: _Run) -> Result:
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
                 values = {"loss": loss, "grad_norm": norm, "lr": config.lr * factor, "tokens_per_second": speed}
+                values |= objective.means(batch.n_targets)
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values)
             if validating:
                 with clock.apart("eval"):
@@ -184,15 +193,15 @@ def _steps(run: _Run) -> Result:
 def train_step(
     run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar
 ) -> tuple[Tensor, Tensor] | None:
-    """One optimizer step: (loss in nats per target, gradient norm before clipping), or None when interrupted."""
-    n_targets = int((batch.targets != IGNORE).sum())
+    """One optimizer step: (loss per target, gradient norm before clipping), or None when interrupted."""
+    n_targets = batch.n_targets
     total = torch.zeros((), device=run.model.device)
     size = run.setup.micro_batch_size
     n_micro = -(-len(batch.ids) // size)
     for i in range(n_micro):
         rows = slice(i * size, (i + 1) * size)
-        ids, targets = _to(batch.ids[rows], run.model.device), _to(batch.targets[rows], run.model.device)
-        loss = loss_of(ids, targets) / n_targets
+        arrays = [a[rows] for a in (batch.ids, batch.targets, batch.weights) if a is not None]
+        loss = loss_of(*(_to(a, run.model.device) for a in arrays)) / n_targets
         loss.backward()
         total += loss.detach()
         bar.micro(i + 1, n_micro)
