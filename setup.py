@@ -4,7 +4,21 @@ from setuptools import setup
 
 rooms = ["text", "model", "decoding", "evaluation", "training"]
 extras = {
+    # Reading parquet and zstd, cleaning, deduplicating, and a tokenizer that is faster than tiktoken with equal ids.
+    "data": [
+        "pyarrow>=17",
+        "zstandard>=0.22",
+        "ftfy>=6.2",
+        "langdetect>=1.0.9",
+        "datasketch>=1.6",
+        "trafilatura>=2.0",
+        "mwparserfromhell>=0.6",
+        "gigatoken>=0.10; platform_machine == 'x86_64'",
+    ],
+    # Quality of generated text; other people's benchmarks.
+    "eval": ["sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "mauve-text>=0.4", "lm-eval>=0.4.5"],
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
+    "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
@@ -16,7 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "text/*.toml", "py.typed"]},
+    package_data={"minilm": ["presets/*.toml", "text/*.toml", "evaluation/*.toml", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

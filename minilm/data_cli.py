@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minilm.command_line import Parser
 from minilm.config import nearest
@@ -14,17 +15,29 @@ from minilm.text.scripts import known_datasets, load_dataset, prepare_words, spl
 
 FIRST_DOCUMENTS = 3  # shown of text that is made here
 
-USAGE = """minilm data list                       the data sets, their licences, and what is prepared
+if TYPE_CHECKING:
+    from minilm.text.shards import ShardFolder, Split
+
+USAGE = """minilm data list                       the data sets: size, whether GPT-2 saw them, licence; what is prepared
 minilm data prepare NAME_OR_PATH ...   tokens of a data set or of your own text (NAME --help: its options)
-minilm data show NAME_OR_FOLDER        counts of a prepared folder, and its first document
+minilm data show NAME_OR_FOLDER ...    counts, lengths as a picture, documents (--split, --documents, --chars)
                                        (NAME:option=value,option=value is one with these options: tales:level=2)
+minilm data check NAME_OR_FOLDER       every shard against meta.json, SHA-256 too
+minilm data overlap CORPUS PROBE       n-grams of PROBE that CORPUS has too (--n, --corpus_split, --probe_split)
 minilm data train-tokenizer PATH ...   a vocabulary from your text (--help: options)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the first word says; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    jobs = {"list": _list, "prepare": _prepare, "show": _show, "train-tokenizer": _train_tokenizer}
+    jobs = {
+        "list": _list,
+        "prepare": _prepare,
+        "show": _show,
+        "check": _check,
+        "overlap": _overlap,
+        "train-tokenizer": _train_tokenizer,
+    }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
@@ -38,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(words: list[str]) -> None:
     from minilm.text.folders import data_folder
 
+    print(f"{'name':16}{'download':>14}  {'in GPT-2':9}licence")
     for name in known_datasets():
         dataset = load_dataset(name)
-        print(f"{name:16} {dataset.description} Licence: {dataset.licence}.")
+        print(f"{name:16}{dataset.size():>14}  {dataset.in_gpt2:9}{dataset.licence}")
+        print(f"{'':41}{dataset.description}")
     prepared = sorted(path.parent for path in data_folder().glob("*/meta.json"))
     print(f"prepared in {data_folder()}: {', '.join(folder.name for folder in prepared) or 'nothing yet'}")
 
@@ -52,29 +67,90 @@ def _prepare(words: list[str]) -> None:
 
 
 def _show(words: list[str]) -> None:
+    from minilm.text.look import length_histogram
     from minilm.text.prepare import summary
     from minilm.text.shards import open_shards
 
-    if len(words) != 1:
-        raise UsageError("name one prepared folder, or a data set: minilm data show tales")
-    folders = [Path(words[0])] if (Path(words[0]) / "meta.json").is_file() else _prepared_of(words[0])
+    parser = Parser(prog="minilm data show")
+    parser.add_argument("folder", help="a prepared folder, or a data set that is prepared")
+    parser.add_argument("--split", default="", help="train, val or test (the first there is)")
+    parser.add_argument("--documents", type=int, default=3, help="how many documents to print (3)")
+    parser.add_argument("--chars", type=int, default=500, help="how much of each (500; 0 is all)")
+    options = parser.parse_words(words)
+    folders = _prepared_folders(options.folder)
     if not folders:
-        _show_unprepared(words[0])
+        _show_unprepared(options.folder)
         return
     shards = open_shards(folders[0])
+    name, split = _split_of(shards, options.split)
     tokenizer = shards.tokenizer()
-    print(summary(folders[0]))
-    for name, split in shards.splits.items():
-        print(f"  first document of {name}: {tokenizer.decode(split.document(0)[:200])!r}")
-    print(f"  made by: {shards.rebuild_command}")
+    print(f"{summary(folders[0])}\nmade by: {shards.rebuild_command}")
     if others := [folder.name for folder in folders[1:]]:
-        print(f"  prepared in other ways too: {', '.join(others)}")
+        print(f"prepared in other ways too: {', '.join(others)}")
+    print(f"\nlengths of {name}'s documents")
+    print(length_histogram(split))
+    for i in range(min(options.documents, split.n_documents)):
+        ids = split.document(i)
+        text = tokenizer.decode(ids)
+        shown = text[: options.chars or None]
+        more = f" [{len(text) - len(shown):,} characters more]" if len(shown) < len(text) else ""
+        print(f"\n{tokenizer.end_token} document {i} of {name}, {len(ids):,} tokens\n{shown}{more}")
 
 
-def _prepared_of(words: str) -> list[Path]:
-    """Prepared folders of a data set, options behind its name or none, those with its defaults first; or those whose
-    names begin so."""
+def _check(words: list[str]) -> None:
+    from minilm.text.shards import open_shards
+
+    parser = Parser(prog="minilm data check")
+    parser.add_argument("folder", help="a prepared folder, or a data set that is prepared")
+    folder = _prepared_folder(parser.parse_words(words).folder)
+    shards = open_shards(folder)
+    shards.check()
+    n_shards = sum(len(split.shards) for split in shards.splits.values())
+    n_tokens = sum(split.n_tokens for split in shards.splits.values())
+    print(f"{folder}: {n_shards} shards with {n_tokens:,} tokens are as meta.json says, SHA-256 and all")
+
+
+def _overlap(words: list[str]) -> None:
+    from minilm.text.look import documents, overlap
+    from minilm.text.shards import open_shards
+
+    parser = Parser(prog="minilm data overlap")
+    parser.add_argument("corpus", help="what is trained on: a prepared folder, or a data set that is prepared")
+    parser.add_argument("probe", help="what is tested with: the same")
+    parser.add_argument("--corpus_split", default="train", help="(train)")
+    parser.add_argument("--probe_split", default="", help="(test, else val)")
+    parser.add_argument("--n", type=int, default=8, help="words of an n-gram (8, as in GPT-2's report)")
+    options = parser.parse_words(words)
+    corpus, probe = open_shards(_prepared_folder(options.corpus)), open_shards(_prepared_folder(options.probe))
+    probe_split = options.probe_split or next((name for name in ("test", "val") if name in probe.splits), "train")
+    texts = [
+        documents(_split_of(shards, name)[1], shards.tokenizer())
+        for shards, name in ((corpus, options.corpus_split), (probe, probe_split))
+    ]
+    print(overlap(texts[0], texts[1], options.n))
+
+
+def _prepared_folder(name: str) -> Path:
+    folders = _prepared_folders(name)
+    if not folders:
+        raise UsageError(f"{name} is not prepared: make it with `minilm data prepare {name}`")
+    return folders[0]
+
+
+def _split_of(shards: ShardFolder, name: str) -> tuple[str, Split]:
+    name = name or next(iter(shards.splits))
+    if name not in shards.splits:
+        raise UsageError(f"{shards.folder} has no split {name!r}: it has {', '.join(shards.splits)}")
+    return name, shards.splits[name]
+
+
+def _prepared_folders(words: str) -> list[Path]:
+    """The prepared folder itself; those of a data set, options behind its name or none, with its defaults first; or
+    those whose names begin so."""
     from minilm.text.folders import data_folder, made_of
+
+    if (Path(words).expanduser() / "meta.json").is_file():
+        return [Path(words).expanduser()]
 
     name, options = split_name(words)
     folders = sorted(path.parent for path in data_folder().glob("*/meta.json"))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from training_helpers import prepared
 
 from minilm import cli
 from minilm.cli import run_door
+from minilm.text.look import document_lengths, overlap
+from minilm.text.scripts import known_datasets, load_dataset
+from minilm.text.shards import open_shards
 from minilm.text.tokenizer import get_tokenizer
 
 
@@ -50,11 +56,13 @@ def test_other_kinds(kind: str, text: Path, tmp_path: Path, capsys: pytest.Captu
     ("words", "message"),
     [
         (["prepar"], "minilm data has no 'prepar' (did you mean prepare?)"),
-        (["prepare"], "name what to prepare: tales, textfiles"),
+        (["prepare"], "name what to prepare: ag_news, "),
         (["prepare", "tale"], "(did you mean tales?)"),
         (["prepare", "tales", "--megabyte", "3"], "no option '--megabyte' (did you mean --megabytes?)"),
-        (["show"], "name one prepared folder"),
+        (["show"], "the following arguments are required: folder"),
         (["show", "nowhere"], "nowhere is not prepared: make it with `minilm data prepare nowhere`"),
+        (["check", "nowhere"], "nowhere is not prepared"),
+        (["overlap", "nowhere"], "the following arguments are required: probe"),
         (["train-tokenizer"], "the following arguments are required: path"),
         (["train-tokenizer", "nowhere", "--vocab_size", "300"], "nowhere does not exist"),
         (["train-tokenizer", "TEXT"], "a bpe needs its size: add --vocab_size"),
@@ -88,3 +96,58 @@ def test_console_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert cli.main() == code
         printed = capsys.readouterr()
         assert message in printed.out + printed.err
+
+
+def test_show_check_and_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "books.jsonl"
+    shared = "the quick brown fox jumps over the lazy dog and sleeps"
+    other = "something else that nobody has said before in these lines"
+    texts = [f"{i} {shared if i % 2 else other} {i}" for i in range(40)]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    assert run_door("data", ["prepare", str(path), "--tokenizer", "bytes"]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert run_door("data", ["show", "books", "--documents", "2", "--chars", "20", "--split", "train"]) == 0
+    shown = capsys.readouterr().out
+    lengths = document_lengths(open_shards(folder).splits["train"])
+    first = open_shards(folder).tokenizer().decode(open_shards(folder).splits["train"].document(0))
+    assert f"<|endoftext|> document 0 of train, {len(first.encode())} tokens\n{first[:20]} [" in shown
+    assert f"       32–63       {((lengths >= 32) & (lengths < 64)).sum():13,}" in shown
+    assert f"longest {lengths.max()}" in shown
+    assert run_door("data", ["check", "books"]) == 0
+    assert "2 shards with" in capsys.readouterr().out
+    assert run_door("data", ["show", "books", "--split", "tset"]) == 2
+    assert "has no split 'tset': it has train, val" in capsys.readouterr().err
+    assert run_door("data", ["overlap", str(folder), "books", "--n", "5", "--probe-split", "train"]) == 0
+    assert capsys.readouterr().out.startswith("100.00% of ")
+    shard = folder / "train_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-3] + b"\x07\x00\x00")
+    assert run_door("data", ["check", str(folder)]) == 2
+    assert "has changed: rebuild it with `minilm data prepare" in capsys.readouterr().err
+
+
+@given(st.lists(st.text("abc ", max_size=30), max_size=6), st.lists(st.text("abc ", max_size=30), max_size=6),
+       st.integers(1, 4))  # fmt: skip
+def test_overlap_counts_as_sets_of_words_do(corpus: list[str], probe: list[str], n: int) -> None:
+    def grams(text: str) -> list[tuple[str, ...]]:
+        words = text.split()
+        return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+    there = {gram for text in corpus for gram in grams(text)}
+    found = [[gram in there for gram in grams(text)] for text in probe]
+    result = overlap(corpus, probe, n)
+    assert (result.ngrams, result.found) == (sum(map(len, found)), sum(map(sum, found)))
+    assert (result.documents, result.touched) == (sum(map(bool, found)), sum(map(any, found)))
+    assert result.mostly == sum(2 * sum(one) >= len(one) for one in found if one)
+
+
+def test_overlap_is_of_words_not_of_letters() -> None:
+    result = overlap(["He said: a b, C d e-f g!"], ["(a B c D e f g)", "nothing here", ""], 7)
+    assert (result.found, result.documents) == (1, 1)
+    assert result.examples == ("'a B c D e f g'",)
+
+
+def test_readme_lists_every_data_set() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for name in known_datasets():
+        dataset = load_dataset(name)
+        assert f"| `{name}` | {dataset.size()} | {dataset.in_gpt2} | {dataset.licence} |" in readme, name

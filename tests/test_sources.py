@@ -289,3 +289,90 @@ def test_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "repo" / "deep").mkdir()
     monkeypatch.chdir(tmp_path / "repo" / "deep")
     assert data_folder() == tmp_path / "repo" / "data" / "shards"
+
+
+# Archives in archives, zstd, and archives that mean harm
+
+
+def packed(members: dict[str, bytes], mode: str = "w") -> bytes:
+    """A tar of the members."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+PAGES = {"a/1.txt": b"one", "a/2.txt": b"two" * 100_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.zip", zip_of({"in.tar.gz": packed(PAGES, "w:gz")})),
+        ("x.tar.xz", packed({"in.zip": zip_of(PAGES)}, "w:xz")),
+        ("x.tar", packed({"in.tar": packed(PAGES), "b.txt.gz": gzip.compress(b"three")})),
+        ("x.tar.xz", packed({"part-1_data.xz": packed(PAGES, "w:xz"), "b.txt.gz": gzip.compress(b"three")}, "w:xz")),
+        ("x.zip", zip_of({"part-1_data.xz": packed(PAGES, "w:xz"), "b.txt.xz": lzma.compress(b"three")})),
+    ],
+)
+def test_archives_in_archives(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    found = {member.name: member.text() for member in Files.at(tmp_path).find("*.txt")}
+    expected = {"a/1.txt": "one", "a/2.txt": "two" * 100_000, "b.txt": "three"}
+    assert found == {name: text for name, text in expected.items() if name in found}
+    assert len(found) >= 2
+
+
+def test_zstd_frames_and_tars(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    first, second = (zstandard.ZstdCompressor().compress(data) for data in (b"one\n" * 50_000, b"two\n"))
+    (tmp_path / "a.txt.zst").write_bytes(first + second)
+    (tmp_path / "b.tar.zst").write_bytes(zstandard.ZstdCompressor().compress(packed(PAGES)))
+    texts = [member.text() for member in Files.at(tmp_path).find("*.txt")]
+    assert texts == ["one\n" * 50_000 + "two\n", "one", "two" * 100_000]
+    for name, data in (("a.txt.zst", first[:-5]), ("a.txt.zst", b"not zstd at all"), ("b.tar.zst", first[:-9])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MinilmError, match=rf"{name} is damaged or cut short"):
+            [member.text() for member in Files.at(tmp_path / name).find("*")]
+
+
+@pytest.mark.parametrize("name", ["../x.txt", "a/../../x.txt", "/etc/x.txt", "C:x.txt", "a\\..\\x.txt", "\\x.txt"])
+@pytest.mark.parametrize("pack", [packed, zip_of])
+def test_a_member_that_leads_out_of_its_archive_is_refused(
+    name: str, pack: Callable[[dict[str, bytes]], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / ("x.tar" if pack is packed else "x.zip")
+    path.write_bytes(pack({name: b"text"}))
+    with pytest.raises(UsageError, match="that leads out of it: do not trust this archive"):
+        list(Files.at(path).find("*"))
+    path.write_bytes(pack({"a..b/..c.txt": b"text"}))
+    assert [member.text() for member in Files.at(path).find("*")] == ["text"]
+
+
+@pytest.mark.parametrize("pack", ["gz", "zip", "tar.xz", "zip in tar"])
+def test_a_zip_bomb_is_refused(pack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minilm.text.sources.UNPACKED_BYTES", 1 << 20)
+    zeros = bytes(8 << 20)
+    name, data = {
+        "gz": ("x.txt.gz", gzip.compress(zeros)),
+        "zip": ("x.zip", zip_of({f"{i}.txt": zeros[: 1 << 20] for i in range(8)})),
+        "tar.xz": ("x.tar.xz", packed({"x.txt": zeros}, "w:xz")),
+        "zip in tar": ("x.tar", packed({"x.zip": zip_of({"x.txt": zeros})})),
+    }[pack]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=r"unpacks to more than 0.0 GB, over 200 times its size \(a zip bomb\?\)"):
+        [member.text() for member in Files.at(tmp_path).find("*")]
+    (tmp_path / name).write_bytes(gzip.compress(random.Random(1).randbytes(1 << 18) * 16))  # 4 MB from 4 MB: fine
+    if pack == "gz":
+        assert len(next(Files.at(tmp_path).find("*")).open().read()) == 1 << 22

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from minilm.errors import UsageError
 from minilm.text import encodings, holdout
-from minilm.text.clean import wikitext_articles
 from minilm.text.encode import Counts, encode_documents, pieces
 from minilm.text.encodings import detect, open_text
 from minilm.text.holdout import choose, paragraph_border
 from minilm.text.sources import Files
+from minilm.text.upstream import wikitext_articles
 from minilm.text.userfiles import read_documents
 
 

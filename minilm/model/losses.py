@@ -85,7 +85,8 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             rows, table = x.to(dtype), weight.to(dtype)
             grad_x = torch.empty_like(rows) if wants_x else None
-            grad_weight = torch.zeros_like(weight) if wants_weight else None
+            wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over chunks does so in fp32
+            grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
             sums = factors.new_zeros(len(factors))
             for first in range(0, len(rows), n):
                 part = slice(first, min(first + n, len(rows)))
@@ -103,7 +104,8 @@ class _Chunked(torch.autograd.Function):
                     grad_weight.addmm_(grad.t(), rows[part])
                 elif grad_weight is not None:
                     grad_weight += grad.t() @ rows[part]
-        ctx.save_for_backward(None if grad_x is None else grad_x.to(x.dtype), grad_weight)
+        grads = [None if g is None else g.to(like.dtype) for g, like in ((grad_x, x), (grad_weight, weight))]
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -27,31 +27,82 @@ OFFLINE_WAY = "fetch the file by other means and pass its path as --source"
 
 @dataclass(frozen=True)
 class Source:
-    """One file to download, exactly as it was when the script was written."""
+    """One file to download, exactly as it was when the script was written.
+
+    Where nobody has published a checksum, `bytes` is 0 and `sha256` empty: the first download records its SHA-256 in
+    `<name>.sha256` beside it, and a later one must equal that.
+    """
 
     url: str
-    bytes: int
-    sha256: str
+    bytes: int = 0
+    sha256: str = ""
+    path: str = ""
+    """Under the data set's folder of downloads, where the address's last part would not tell files apart."""
+    pause_seconds: float = 0.0
+    """Waited after the download, where a host asks for that."""
 
     @property
     def name(self) -> str:
-        return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+        return self.path or self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def download(source: Source, folder: Path) -> Found:
     """The file of `source` in `folder`, from there or from its address. Raises MinilmError where it cannot be had."""
     target = folder / source.name
-    if target.is_file() and target.stat().st_size == source.bytes:
-        return Found(target, source.bytes, target.stat().st_mtime_ns)
+    known = replace(source, sha256=source.sha256 or recorded_sha256(source, folder))
+    if target.is_file() and known.sha256 and target.stat().st_size == (source.bytes or target.stat().st_size):
+        return Found(target, target.stat().st_size, target.stat().st_mtime_ns)
+    found = _download(replace(known, bytes=source.bytes or _size(source)), folder)
+    if not source.sha256:
+        with disk_errors(folder):
+            line = f"{file_sha256(found.path)}  {found.path.name}\n"  # as sha256sum writes it
+            found.path.with_name(f"{found.path.name}.sha256").write_text(line, encoding="utf-8")
+    time.sleep(source.pause_seconds)
+    return found
+
+
+def recorded_sha256(source: Source, folder: Path) -> str:
+    """What an earlier download recorded, or nothing."""
+    record = folder / f"{source.name}.sha256"
+    return record.read_text(encoding="utf-8").split()[0] if record.is_file() else ""
+
+
+def _size(source: Source) -> int:
+    """The file's size as its host states it."""
+    import requests
+
+    headers = {"User-Agent": f"minilm/{__version__}", "Accept-Encoding": "identity"}
+    for attempt in range(RETRIES + 1):
+        try:
+            with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+                status, length = answer.status_code, answer.headers.get("Content-Length")
+        except requests.RequestException as error:
+            status, length = 503, None
+            reason = "no connection to the host" if isinstance(error, requests.ConnectionError) else f"{error}"
+        else:
+            reason = f"HTTP {status}"
+        if status < 400:
+            if not length:
+                raise MinilmError(f"{source.url} states no size, so a broken download could not be told: {OFFLINE_WAY}")
+            return int(length)
+        if status < 500 and status not in (408, 429):
+            raise MinilmError(f"{source.url} answers HTTP {status}: the file has moved or is closed; {OFFLINE_WAY}")
+        if attempt < RETRIES:
+            time.sleep(BACKOFF_SECONDS * 2**attempt)
+    raise MinilmError(f"could not download {source.url} ({reason}): try again later, or {OFFLINE_WAY}")
+
+
+def _download(source: Source, folder: Path) -> Found:
+    target = folder / source.name
     part = folder / f"{source.name}.part"
     have = part.stat().st_size if part.is_file() else 0
     check_space(folder, source.bytes - have, f"downloading {source.name}")
     resumed = have > 0
     while True:
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
             _fetch(source, part)
-            if file_sha256(part) == source.sha256:
+            if not source.sha256 or file_sha256(part) == source.sha256:
                 part.replace(target)
                 return Found(target, source.bytes, target.stat().st_mtime_ns)
             part.unlink()

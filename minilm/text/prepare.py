@@ -20,7 +20,7 @@ from tqdm import tqdm
 from minilm import __version__
 from minilm.errors import MinilmError, UsageError
 from minilm.log import say
-from minilm.text.download import download
+from minilm.text.download import download, recorded_sha256
 from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
 from minilm.text.folders import (
     check_space,
@@ -146,15 +146,15 @@ class _Job:
                 yield from ((split, text) for text in texts)
 
     def texts(self, files: Files, split: str) -> Iterator[str]:
-        return islice(self.dataset.documents(files, split, **self.options), self.max_docs or None)
+        documents = islice(self.dataset.documents(files, split, **self.options), self.max_docs or None)
+        return (document if isinstance(document, str) else document[0] for document in documents)
 
 
 def _build(job: _Job, recipe: dict[str, Any], folder: Path) -> None:
-    files = job.files or _downloaded(job.dataset)
-    hashes = files.sha256s() if job.files else {source.name: source.sha256 for source in job.dataset.sources}
+    files, hashes = (job.files, job.files.sha256s()) if job.files else _downloaded(job.dataset, job.options)
     local = {"stat_key": files.stat_key(), "content_key": digest(hashes)} if job.files else {}
     text_bytes = job.made.text_bytes if job.made else files.text_bytes()
-    if "val" not in job.dataset.splits:
+    if "train" in job.dataset.splits and "val" not in job.dataset.splits:
         with _progress("reading", text_bytes) as advance:
             job.holdout = choose(_heard(job.texts(files, "train"), advance))
         text_bytes = job.holdout.text_bytes
@@ -246,9 +246,14 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _downloaded(dataset: Dataset) -> Files:
+def _downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[str, str]]:
+    """The data set's files and the SHA-256 of each."""
     folder = data_folder() / "downloads" / dataset.name
-    return Files(folder, {source.name: download(source, folder) for source in dataset.sources})
+    sources = dataset.downloads(folder, options)
+    missing = sum(source.bytes for source in sources if not (folder / source.name).is_file())
+    check_space(folder, missing, f"downloading {dataset.name}")
+    found = {source.name: download(source, folder) for source in sources}
+    return Files(folder, found), {source.name: source.sha256 or recorded_sha256(source, folder) for source in sources}
 
 
 def _shard_bytes(text_bytes: int, tokenizer: Tokenizer) -> int:

@@ -1,10 +1,10 @@
 """What a data script declares, how it is found by name, and its command line.
 
 A script in the top-level folder `data/` holds one `DATASET` and ends with `script_main(DATASET)` under its main guard.
-`documents(files, split, *, option=default, ...)` yields the texts of one split; its keyword arguments are the script's
-options, on the command line too, and behind the name wherever a data set is named: `tales:level=2,style=fable`. A split
-that the source lacks yields nothing. Where a script has no "val" among its splits, validation documents are held out of
-"train" (`holdout.py`).
+`documents(files, split, *, option=default, ...)` yields the texts of one split, or (text, label) where its documents
+have labels (`--control_codes` can use them); its keyword arguments are the script's options, on the command line too,
+and behind the name wherever a data set is named: `tales:level=2,style=fable`. A split that the source lacks yields
+nothing. Where a script has no "val" among its splits, validation documents are held out of "train" (`holdout.py`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text.download import Source
 from minilm.text.folders import slug
+from minilm.text.hub_files import HubFiles
 
 TEXT_FILES = "textfiles"  # the script that reads a user's own text
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+Document = str | tuple[str, str]
+"""A text, or a text and its label."""
 
 
 class Made(NamedTuple):
@@ -45,8 +50,14 @@ class Dataset:
     description: str
     licence: str
     citation: str
-    documents: Callable[..., Iterable[str]]
-    sources: tuple[Source, ...] = ()
+    documents: Callable[..., Iterable[Document]]
+    sources: tuple[Source | HubFiles, ...] | Callable[..., Sequence[Source | HubFiles]] = ()
+    """What is downloaded; where that depends on the options, a function of them."""
+    about_bytes: int = 0
+    """Of the download, where `sources` do not state it."""
+    in_gpt2: Literal["partly", "no"] = "no"
+    """Whether GPT-2 saw it in pretraining. WebText, which was never released, has pages that Reddit linked to by the
+    end of 2017, without Wikipedia's (Radford 2019). partly: some of the documents may be such pages."""
     splits: tuple[str, ...] = ("train", "val", "test")
     tokenizer: str = "gpt2"
     made: Callable[..., Made] | None = None
@@ -57,6 +68,29 @@ class Dataset:
         """The script's own options with their defaults, whose types they have."""
         parameters = inspect.signature(self.documents).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def downloads(self, folder: Path, options: Mapping[str, Any]) -> list[Source]:
+        """Every file to download into `folder`. Raises MinilmError where a listing cannot be had."""
+        stated = self.stated_sources(options)
+        return [one for entry in stated for one in (entry.listed(folder) if isinstance(entry, HubFiles) else [entry])]
+
+    def stated_sources(self, options: Mapping[str, Any]) -> Sequence[Source | HubFiles]:
+        return self.sources(**options) if callable(self.sources) else self.sources
+
+    def size(self) -> str:
+        """Of the download with the default options: 84 MB, or about 84 MB where the host has published no size."""
+        n_bytes = self.about_bytes
+        if not n_bytes:
+            n_bytes = sum(entry.bytes for entry in self.stated_sources(self.options) if isinstance(entry, Source))
+        if not n_bytes:
+            return "made here" if self.made else "yours"
+        size = f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.{n_bytes < 1e7:d}f} MB"
+        return f"about {size}" if self.about_bytes else size
+
+    def choices(self, option: str) -> tuple[Any, ...]:
+        """Of an option whose annotation is a `Literal`; empty for the others."""
+        hint = get_type_hints(self.documents)[option]
+        return get_args(hint) if get_origin(hint) is Literal else ()
 
     def check_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options whole. Raises UsageError for one that is unknown or of a wrong type."""
@@ -70,6 +104,8 @@ class Dataset:
                 value = float(value)
             if type(value) is not kind:
                 raise UsageError(f"{name} takes {kind.__name__}, not {value!r}")
+            if (choices := self.choices(name)) and value not in choices:
+                raise UsageError(f"{name} is {value!r}: choose {', '.join(map(str, choices))}{nearest(value, choices)}")
             options[name] = value
         return options
 

@@ -1,7 +1,8 @@
 """Files read where they lie, in folders and archives alike.
 
-Nothing is unpacked to disk: zip, tar, gz, bz2 and xz are read in place, one member at a time, so a hostile archive has
-no path to write to.
+Nothing is unpacked to disk: zip, tar, gz, bz2, xz and zst are read in place, one member at a time, archives in archives
+too. A member's name that leads out of its archive is refused, and so is an archive that unpacks to over UNPACKED_TIMES
+its size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import tarfile
 import zipfile
 import zlib
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -31,8 +34,14 @@ OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": lambda stream: cast(BinaryIO, gzip.GzipFile(fileobj=stream)),
     ".bz2": lambda stream: cast(BinaryIO, bz2.BZ2File(stream)),
     ".xz": lambda stream: cast(BinaryIO, lzma.LZMAFile(stream)),  # noqa: SIM115
+    ".zst": lambda stream: cast(BinaryIO, io.BufferedReader(_Zstd(stream))),
 }
-TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACKED_TIMES, UNPACKED_BYTES = 200, 1 << 30
+"""Of text, compressors make a tenth; of a zip bomb a thousandth. Under a gibibyte nothing is refused."""
+NESTED_ZIP_BYTES = 1 << 28  # a zip inside an archive is held in memory: its directory stands at its end
+TAR_MARK = slice(257, 262)  # "ustar" (POSIX.1-1988)
+LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,11 @@ class Member:
     def text(self, encoding: str = "utf-8") -> str:
         return "".join(self.lines(encoding))
 
-    def lines(self, encoding: str = "utf-8") -> Iterator[str]:
+    def lines(self, encoding: str = "utf-8", errors: str = "strict") -> Iterator[str]:
         """Lines with their "\\n", "\\r" left where it is. Raises UsageError where the bytes are not of `encoding`."""
         with self.open() as stream:
             try:
-                yield from io.TextIOWrapper(stream, encoding, newline="\n")
+                yield from io.TextIOWrapper(stream, encoding, errors, newline="\n")
             except UnicodeDecodeError as error:
                 raise UsageError(f"{self.name} is not text in {encoding}: {error.reason}") from error
 
@@ -137,43 +146,93 @@ def walk(path: Path) -> Iterator[tuple[str, Found]]:
 
 
 def _members(path: Path, name: str) -> Iterator[Member]:
-    if name.lower().endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if not info.is_dir():
-                    yield _packed(path, info.filename, partial(archive.open, info))
-    elif name.lower().endswith(TAR_ENDINGS):
-        with tarfile.open(path, "r|*") as tar:  # a stream: seeking back in a compressed tar would start it over
-            for entry in tar:
-                if entry.isfile():
-                    yield _packed(path, entry.name, partial(tar.extractfile, entry))
+    guard = _Guard(path)
+    if name.lower().endswith((".zip", *TAR_ENDINGS)):
+        yield from _archived(guard, name, path.open("rb"))
     elif name.lower().endswith(tuple(OPENERS)):
-        yield _packed(path, name, partial(_open, path))
+        yield _packed(guard, name, partial(_open, path))
     else:
         yield Member(name, partial(_open, path))
 
 
-def _packed(path: Path, name: str, open_: Callable[[], Any]) -> Member:
+def _archived(guard: _Guard, name: str, stream: BinaryIO) -> Iterator[Member]:
+    """The members of an archive, and of archives among them."""
+    with stream:
+        if name.lower().endswith(".zip"):
+            with zipfile.ZipFile(stream) as archive:
+                for info in archive.infolist():
+                    if not info.is_dir():
+                        yield from _inner(guard, info.filename, partial(archive.open, info))
+        else:
+            # A stream: seeking back in a compressed tar would start it over.
+            unpacked = OPENERS[".zst"](stream) if name.lower().endswith(".zst") else stream
+            with tarfile.open(fileobj=unpacked, mode="r|*") as tar:
+                for entry in tar:
+                    if entry.isfile():
+                        yield from _inner(guard, entry.name, partial(tar.extractfile, entry))
+
+
+def _inner(guard: _Guard, name: str, open_: Callable[[], Any]) -> Iterator[Member]:
+    if LEADS_OUT.search(name):
+        raise UsageError(f"{guard.path} holds a member {name!r} that leads out of it: do not trust this archive")
+    lower = name.lower()
+    if lower.endswith(".zip"):
+        data = io.BufferedReader(_Packed(guard, open_)).read(NESTED_ZIP_BYTES + 1)
+        if len(data) > NESTED_ZIP_BYTES:
+            raise UsageError(f"{guard.path} holds a large zip, {name}: unpack it yourself and name the folder")
+        yield from _archived(guard, lower, io.BytesIO(data))
+    elif lower.endswith(TAR_ENDINGS):
+        yield from _archived(guard, lower, io.BufferedReader(_Packed(guard, open_)))
+    elif lower.endswith(tuple(OPENERS)):
+        member = _packed(guard, name, open_)
+        stream = cast(io.BufferedReader, member.open())
+        if stream.peek(512)[TAR_MARK] == b"ustar":  # OpenWebText's parts are tars called .xz
+            yield from _archived(guard, "tar", stream)
+        else:
+            opened = [stream]  # in a tar there is no second try: what was peeked at is what is read
+            yield Member(member.name, lambda: opened.pop() if opened else member.open())
+    else:
+        yield _packed(guard, name, open_)
+
+
+def _packed(guard: _Guard, name: str, open_: Callable[[], Any]) -> Member:
     stem, dot, ending = name.rpartition(".")
     if opener := OPENERS.get(f"{dot}{ending}".lower()):
-        return Member(stem, lambda: io.BufferedReader(_Packed(path, lambda: opener(open_()))))
-    return Member(name, lambda: io.BufferedReader(_Packed(path, open_)))
+        return Member(stem, lambda: io.BufferedReader(_Packed(guard, lambda: opener(open_()))))
+    return Member(name, lambda: io.BufferedReader(_Packed(guard, open_)))
+
+
+class _Guard:
+    """Counts what comes out of one archive and refuses it when that is out of all proportion."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.unpacked = path, 0
+        self.limit = max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+
+    def count(self, n_bytes: int) -> None:
+        self.unpacked += n_bytes
+        if self.unpacked > self.limit:
+            raise UsageError(
+                f"{self.path} unpacks to more than {self.limit / 1e9:.1f} GB, over {UNPACKED_TIMES} times its size (a "
+                f"zip bomb?): unpack it yourself and name the folder, if you trust it"
+            )
 
 
 class _Packed(io.RawIOBase):
     """A stream that names its archive when it turns out to be damaged."""
 
-    def __init__(self, path: Path, open_: Callable[[], BinaryIO]) -> None:
-        self._path = path
-        with naming_damage(path):
+    def __init__(self, guard: _Guard, open_: Callable[[], BinaryIO]) -> None:
+        self._guard = guard
+        with naming_damage(guard.path):
             self._stream = open_()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with naming_damage(self._path):
+        with naming_damage(self._guard.path):
             data = self._stream.read(len(buffer))
+        self._guard.count(len(data))
         buffer[: len(data)] = data
         return len(data)
 
@@ -181,6 +240,47 @@ class _Packed(io.RawIOBase):
         if not self.closed:
             self._stream.close()
         super().close()
+
+
+class _Zstd(io.RawIOBase):
+    """Zstandard frames in a row (RFC 8878). Raises EOFError where the last one is cut short."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        needed("zstandard")
+        self._stream, self._frame = stream, None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = (self._frame.unused_data if self._frame and self._frame.eof else b"") or self._stream.read(1 << 16)
+            if not data:
+                if self._frame and not self._frame.eof:
+                    raise EOFError("a zstd frame has no end")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = needed("zstandard").ZstdDecompressor().decompressobj()
+            self._ready = memoryview(_zstd(self._frame, data))
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+
+def _zstd(frame: Any, data: bytes) -> bytes:
+    try:
+        return cast(bytes, frame.decompress(data))
+    except needed("zstandard").ZstdError as error:
+        raise zlib.error(str(error)) from error
+
+
+def needed(module: str) -> Any:
+    """An optional package. Raises UsageError that names the extra where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(f'this needs the package {module}: run pip install "minilm[data]"') from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from minilm.text.tales_events import apply
 from minilm.text.tales_grammar import STYLES, Grammar, Reading, grammar, split_words
-from minilm.text.tales_words import VERB_FORMS
+from minilm.text.tales_words import PEOPLE, VERB_FORMS
 from minilm.text.tales_world import State
 
 SEX_OF = {
@@ -127,7 +127,7 @@ class _Reader:
                 sex = SEX_OF[SLOT_SEX[slot]].get(word.lower())
                 if sex is None:
                     return "parse"
-                if rule := self._pronoun(letter, sex, first, found):
+                if rule := self._pronoun(letter, sex, first, found, self._apart(reading, letter, slot)):
                     return rule
         for letter, sex in spoken.items():
             if letter in reading.people and letter in found and g.lexicon.sex[found[letter]] != sex:
@@ -147,21 +147,33 @@ class _Reader:
         if self.narrator == word and slot != "own":
             return "style"
         if found.setdefault(letter, word) != word:
-            return "introduced" if letter in reading.new or slot == "own" else "pronoun"
+            return "style" if slot == "own" else "introduced" if letter in reading.new else "pronoun"
         return None
 
-    def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str]) -> str | None:
+    @staticmethod
+    def _apart(reading: Reading, letter: str, slot: str) -> bool:
+        """Whether the pronoun cannot mean someone else in the sentence: Ann asked her, Ann, her cousin."""
+        return slot == "him" or (slot == "his" and letter not in reading.new and not reading.new.isdisjoint(PEOPLE))
+
+    def _pronoun(
+        self, letter: str, sex: str, first: dict[str, str], found: dict[str, str], apart: bool = False
+    ) -> str | None:
         """A pronoun means the first of its sex in the sentence, else the one spoken of last, else the only one."""
         sexes = self.g.lexicon.sex
         meant = first.get(sex)
+        others = [x for other, x in found.items() if apart and other != letter]
+        if meant in others:
+            meant = found.get(letter)
+            meant = meant if meant and sexes[meant] == sex and meant != self.narrator else None
         if meant is None:
-            able = [x for x in self.people if sexes[x] == sex and x != self.narrator]
-            able = able or [x for x in self.state.people if sexes[x] == sex and x != self.narrator]
+            fit = [x for x in self.state.people if sexes[x] == sex and x != self.narrator and x not in others]
+            able = [x for x in self.people if x in fit] or fit
             if not self.state.people and letter not in found:
                 return "introduced"
             if len(able) != 1:
                 return "pronoun"
-            meant = first[sex] = able[0]
+            meant = able[0]
+            first.setdefault(sex, meant)
         return None if found.setdefault(letter, meant) == meant else "pronoun"
 
     def _unsaid_people(self, reading: Reading, found: dict[str, str]) -> str | None:
@@ -178,7 +190,7 @@ class _Reader:
             found[letter] = able[0]
         people = [found[letter] for letter in reading.people]
         if len(set(people)) < len(people):
-            return "introduced"
+            return "pronoun"
         if people:
             self.people = people
         return None
@@ -224,6 +236,11 @@ class _Reader:
 
     def _happen(self, reading: Reading, found: dict[str, str]) -> str | None:
         for kind, *letters in reading.events:
-            if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
+            args = [found[letter] for letter in letters]
+            if kind == "key" and not args[0].endswith(" key"):
+                return "cause"
+            if kind == "use" and self.g.lexicon.verbs[args[1].split()[1]][0] == "mend":
+                self.state.facts.discard(("broken", args[1]))
+            if rule := apply(self.state, (kind, *args)):
                 return rule
         return None

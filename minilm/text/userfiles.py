@@ -69,10 +69,11 @@ def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separ
         return _jsonl(text, name, field)
     if ending in TABLES:
         return _table(text, name, field, TABLES[ending])
-    return _separated(text, separator) if separator else iter([text.read()])
+    return between_separators(text, separator) if separator else iter([text.read()])
 
 
-def _separated(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
+def between_separators(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
+    """What stands between separators, line ends around it dropped; memory holds one document and a little more."""
     rest = ""
     while piece := text.read(max(READ_CHARS, len(rest))):  # doubling: a file without separators costs linear time
         *whole, rest = (rest + piece).split(separator)

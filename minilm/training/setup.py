@@ -29,6 +29,7 @@ from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.finetune import adapt
 from minilm.training.objective import Objective, check_tokenizer
+from minilm.training.precision import autocast
 
 LossFunction = Callable[..., Tensor]
 
@@ -45,20 +46,21 @@ class Setup:
     """How a run computes. Stored in run.json."""
 
     device_type: str
-    precision: str  # fp32 or bf16
+    precision: str  # one of runtime.PRECISIONS
     compile: bool
     micro_batch_size: int  # sequences
     peak_flops: float  # what MFU is a share of
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+    def autocast(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        return autocast(self.device_type, self.precision)
 
 
 def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
     """Measures and decides what the config leaves to "auto"."""
-    dtype = runtime.pick_dtype(config.precision, device, config.model.n_embd)
-    peak = runtime.peak_flops(device, dtype)
+    precision = runtime.pick_precision(config.precision, device, config.model.n_embd)
+    sixteen = {"bf16": torch.bfloat16, "fp16": torch.float16 if device.type != "cpu" else torch.float32}
+    peak = runtime.peak_flops(device, sixteen.get(precision.removeprefix("pure_"), torch.float32))
     flops = model.flops_per_token(config.model.block_size)
     total = flops * config.batch_size * config.model.block_size * config.max_steps
     compiled = config.compile == "on" or (
@@ -69,7 +71,7 @@ def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
         compiled = False
     return Setup(
         device_type=device.type,
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=precision,
         compile=compiled,
         micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device),
         peak_flops=peak,
@@ -97,7 +99,7 @@ def loss_function(objective: Objective, setup: Setup) -> LossFunction:
     """
 
     def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
-        with torch.autocast(setup.device_type, dtype=torch.bfloat16, enabled=setup.precision == "bf16"):
+        with setup.autocast():
             return objective(*batch, blocks=blocks)
 
     if not setup.compile:

@@ -1,0 +1,33 @@
+"""enwik8: the first 100 MB of a Wikipedia dump of 2006, markup and all; 90, 5 and 5 MB, each one document."""
+
+from collections.abc import Iterator
+
+from minilm.text.download import Source
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+from minilm.text.upstream import portion
+
+
+def documents(files: Files, split: str) -> Iterator[str]:
+    for file in files.find("enwik8"):
+        yield portion(file.open(), split, (90_000_000, 5_000_000, 5_000_000))
+
+
+DATASET = Dataset(
+    name="enwik8",
+    description="100 MB of raw Wikipedia, counted in bytes.",
+    licence="GFDL",
+    citation="Mahoney 2006, About the Test Data",
+    documents=documents,
+    sources=(
+        Source(
+            "https://mattmahoney.net/dc/enwik8.zip",
+            bytes=35_012_219,
+            sha256="9591b88a79ef28eeef58b6213ffbbc1b793db83d67b7d451061829b38e0dcc69",
+        ),
+    ),
+    tokenizer="bytes",
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)

@@ -1,0 +1,33 @@
+"""Haiku-shaped lines cut from the poetry of Project Gutenberg, three lines a document."""
+
+from collections.abc import Iterator
+
+from minilm.text.download import Source
+from minilm.text.records import records
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+
+HOME = (
+    "https://raw.githubusercontent.com/docmarionum1/haikurnn/082f0e0708a721d405accd597bed418c7e09a25a/input/poems/raw/"
+)
+
+
+def documents(files: Files, split: str) -> Iterator[str]:
+    for row in records(files, "gutenberg.csv"):
+        yield row["haiku"]
+
+
+DATASET = Dataset(
+    name="haiku",
+    description="Three-line poems cut from old poetry.",
+    licence="public domain",
+    citation="Markum 2018, haikurnn",
+    documents=documents,
+    sources=(
+        Source(f"{HOME}gutenberg.csv", 541_231, "43d2fa272b97145f7aa812d0d0ebda96356dd27b22fd344866f324d50557d20a"),
+    ),
+    splits=("train",),
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)

@@ -1,0 +1,37 @@
+"""OpenWebText: 8 million pages that Reddit linked to, the open re-creation of GPT-2's WebText, ready-made."""
+
+import re
+from collections.abc import Iterator
+
+from minilm.text.download import Source
+from minilm.text.records import records, whole
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+
+
+def documents(files: Files, split: str) -> Iterator[str]:
+    for file in files.find("*.txt"):
+        yield re.sub("\n\n\n+", "\n\n", whole(files, file)).strip()
+    for row in records(files, "*.parquet", columns=("text",)):
+        yield row["text"]
+
+
+DATASET = Dataset(
+    name="openwebtext",
+    description="8 million web pages that Reddit users linked to, 38 GB of text.",
+    licence="CC0 for the collection; the pages are their authors'",
+    citation="Gokaslan and Cohen 2019, OpenWebText Corpus",
+    documents=documents,
+    sources=(
+        Source(
+            "https://zenodo.org/record/3834942/files/openwebtext.tar.xz",
+            bytes=12_880_027_468,
+            sha256="9fe39d154c5bc67da8c359415372b79510eb1e2edb0d035fe4f7fc3a732b9336",
+        ),
+    ),
+    in_gpt2="partly",
+    splits=("train",),
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)

@@ -1,0 +1,34 @@
+"""PG-19: 28,752 books of Project Gutenberg from before 1919, the open replacement of BookCorpus.
+
+`--source` takes the makers' folders (train, validation, test, a book a file) or the parquet files of the Hub's copy.
+"""
+
+from collections.abc import Iterator
+
+from minilm.text.hub_files import HubFiles
+from minilm.text.records import records, whole
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+
+
+def documents(files: Files, split: str) -> Iterator[str]:
+    name = "validation" if split == "val" else split
+    for file in files.find(f"{name}/*.txt"):
+        yield whole(files, file)
+    for row in records(files, f"{name}-*.parquet", columns=("text",)):
+        yield row["text"]
+
+
+DATASET = Dataset(
+    name="pg19",
+    description="28,752 books from before 1919, whole.",
+    licence="Apache-2.0; the books are in the public domain",
+    citation="Rae et al. 2019, Compressive Transformers, arXiv:1911.05507",
+    documents=documents,
+    sources=(HubFiles("emozilla/pg19", ("data/*.parquet",)),),
+    about_bytes=6_600_000_000,
+    in_gpt2="partly",
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)

@@ -1,0 +1,27 @@
+"""text8: the first 100 MB of Wikipedia's text of 2006 in a-z and blanks; 90, 5 and 5 MB, each one document."""
+
+from collections.abc import Iterator
+
+from minilm.text.download import Source
+from minilm.text.scripts import Dataset, script_main
+from minilm.text.sources import Files
+from minilm.text.upstream import portion
+
+
+def documents(files: Files, split: str) -> Iterator[str]:
+    for file in files.find("text8"):
+        yield portion(file.open(), split, (90_000_000, 5_000_000, 5_000_000))
+
+
+DATASET = Dataset(
+    name="text8",
+    description="100 MB of Wikipedia's text in 27 characters.",
+    licence="GFDL",
+    citation="Mahoney 2006, About the Test Data",
+    documents=documents,
+    sources=(Source("https://mattmahoney.net/dc/text8.zip", bytes=31_344_016),),
+    tokenizer="chars",
+)
+
+if __name__ == "__main__":
+    script_main(DATASET)
