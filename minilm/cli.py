@@ -1,4 +1,4 @@
-"""`minilm train | sample | data | eval | compare`, and how every door ends: one sentence for an error, never a traceback."""
+"""The console command `minilm`, and how every door ends: one sentence for an error, never a traceback."""
 
 from __future__ import annotations
 
