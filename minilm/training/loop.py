@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ from minilm.text.batches import Batch, Batches
 from minilm.text.prompts import PromptWeights
 from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
-from minilm.training.checkpoint import load_checkpoint, save_checkpoint
-from minilm.training.finetune import Unfreezing, report, write_start
+from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, first_bad
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
@@ -91,7 +92,9 @@ class _Run:
 
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
-        saved = load_checkpoint(step_folders(self.folder)[-1], self.model, self.optimizers)
+        newest = step_folders(self.folder)[-1]
+        Surgery(self.model, self.config).restore(read_state(newest)["step"])
+        saved = load_checkpoint(newest, self.model, self.optimizers)
         for name, part in (("guard", self.guard), ("watch", self.watch), ("precision", self.precision)):
             part.load_state(saved.pop(name))
         self.state = saved
@@ -155,22 +158,24 @@ def _steps(run: _Run) -> Result:
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
-    unfreezing = Unfreezing(model, config.unfreeze_every_steps)
+    unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
+    validate = partial(evaluate, model, setup, run.val, config.eval_tokens)
     if config.init and not first:
         write_start(model, run.folder)
-        val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+        val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         while step < config.max_steps:
+            batch = run.batches.batch(step)
+            surgery.begin_step(step, batch.ids[: setup.micro_batch_size], validate, metrics)
             runtime.set_step_seed(config.seed, step)
             unfreezing.begin_step(step)
             objective.begin_step()
             factor = lr_factor(step, config) * run.guard.rate
             set_rates(run.optimizers, factor)
-            batch = run.batches.batch(step)
             stepped = train_step(run, batch, loss_of, interrupt, bar)
             if stepped is None:
                 break
@@ -203,7 +208,7 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+                    val_loss = validate()
                 run.state["val_loss"] = val_loss
                 metrics.write(step=done, val_loss=val_loss, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
