@@ -62,7 +62,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 def main(argv: Sequence[str] | None = None) -> int:
     """Samples as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    prompt = read_prompt(options)
+    prompt = "" if options.prompts else read_prompt(options)
     from minilm.decoding.engine import settings, stream_batch
 
     decoding = decoding_options(options)
@@ -70,6 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("seed", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
+    if options.prompts:
+        from minilm.sample_prompts import sample_prompts
+
+        path = Path(options.prompts).expanduser()
+        out = Path(options.out).expanduser() if options.out else path.with_suffix(".results.jsonl")
+        seed = options.seed or 0  # a fresh one could not be gone on with
+        model, tokenizer, what = load(options)
+        say(f"{what}, seed {seed}, results in {out}")
+        return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, what))
     seed = secrets.randbits(31) if options.seed is None else options.seed
     model, tokenizer, what = load(options)
     pieces = stream_batch(model, tokenizer, [prompt] * options.num_samples, **decoding, seed=seed)
@@ -85,6 +94,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoint", metavar="X", help="run, step folder, Hugging Face folder, file or Hub name (the newest run)")
     add("--prompt", metavar="TEXT", help="text to continue; empty starts a new document")
     add("--prompt_file", metavar="FILE", help="file that holds the prompt, UTF-8; its last line end is left out")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help='JSON lines, each a text or {"prompt": .., "id": .., "seed": ..}; resumed if cut off',
+    )
+    add("--out", metavar="FILE", help="where --prompts puts its results (FILE.results.jsonl)")
+    add("--alternatives", type=int, metavar="N", help="--prompts: log-probability of each token and of the N likeliest")
     add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
     add("--num_samples", type=int, default=1, metavar="N", help="texts, decoded side by side (%(default)s)")
@@ -100,6 +116,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
+    given = [f"--{n}" for n in ("prompt", "prompt_file") if getattr(options, n) is not None]
+    given += ["--num_samples"] if options.num_samples != 1 else []
+    if options.prompts is not None and (given or options.echo_prompt):
+        raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
+    if options.prompts is None and (options.out is not None or options.alternatives is not None):
+        raise UsageError("--out and --alternatives go with --prompts FILE")
     return options
 
 
@@ -107,6 +129,7 @@ def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about decoding, as keywords of `stream_batch`; the seed is left out."""
     chosen = {name: getattr(options, name) for name, *_ in FILTERS if hasattr(options, name)}
     chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
+    chosen |= {"alternatives": options.alternatives}
     chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
     return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
 
