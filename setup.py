@@ -16,6 +16,7 @@ extras = {
         "gigatoken>=0.10; platform_machine == 'x86_64'",
     ],
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
+    "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
@@ -27,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "text/*.toml", "py.typed"]},
+    package_data={"minilm": ["presets/*.toml", "text/*.toml", "evaluation/*.toml", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

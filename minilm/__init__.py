@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minilm.decoding.engine import generate as generate
     from minilm.decoding.engine import generate_ids as generate_ids
     from minilm.decoding.engine import stream as stream
+    from minilm.evaluation.perplexity import perplexity as perplexity
     from minilm.model.gpt import GPT as GPT
     from minilm.text.prepare import prepare as prepare
     from minilm.text.tokenizer import get_tokenizer as get_tokenizer
@@ -33,6 +34,7 @@ _HOME = {
     "generate": "minilm.decoding.engine",
     "generate_ids": "minilm.decoding.engine",
     "get_tokenizer": "minilm.text.tokenizer",
+    "perplexity": "minilm.evaluation.perplexity",
     "prepare": "minilm.text.prepare",
     "stream": "minilm.decoding.engine",
     "train": "minilm.training.loop",

@@ -19,8 +19,9 @@ from minilm.model_config import Norm as Norm
 from minilm.model_config import NormPosition as NormPosition
 from minilm.model_config import Position as Position
 
-Optimizer = Literal["adamw", "muon"]
-Schedule = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "muon", "adafactor", "lion"]
+DecayOn = Literal["matrices", "tables", "all"]
+Schedule = Literal["cosine", "linear", "constant", "cosine_restarts", "inverse_sqrt", "polynomial", "step", "wsd"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -68,23 +69,49 @@ class TrainConfig:
     """Sequences that go through the model at once; gradients add up. 0: chosen for the device."""
 
     optimizer: Optimizer = "adamw"
-    """adamw, or muon on matrices inside blocks and adamw on the rest."""
+    """muon works on matrices inside blocks, and adamw on the rest."""
     lr: float = 6e-4
     """Peak learning rate."""
+    layer_lr_decay: float = 1.0
+    """Factor on the rate for each layer further down: head 1, last block this, embeddings the smallest rate."""
     schedule: Schedule = "cosine"
     """Shape of the rate after warmup."""
     warmup_steps: int = 100
     """Steps over which the rate rises from 0."""
+    warmup_tokens: int = 0
+    """Warmup in tokens, instead of warmup_steps. 0: off."""
+    warmup_share: float = 0.0
+    """Warmup as a share of the run, instead of warmup_steps. 0: off."""
     final_lr_share: float = 0.1
     """Share of the peak rate that the last step has."""
+    decay_share: float = 0.2
+    """wsd: share of the run after warmup over which the rate falls."""
+    schedule_cycles: int = 4
+    """cosine_restarts: cosines in the run."""
+    schedule_power: float = 2.0
+    """polynomial: its power."""
+    schedule_drops: int = 2
+    """step: falls of the rate, evenly spaced."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices and tables; biases and norms are not decayed."""
+    """Decay of weights; decoupled in adamw, muon, adafactor and lion, L2 in the others."""
+    decay_on: DecayOn = "tables"
+    """What decays: matrices inside blocks; tables (embeddings, positions, head) too; all: biases and norms too."""
     beta1: float = 0.9
-    """Decay of adamw's first moment."""
+    """Decay of the first moment: adamw, adam, lion, adafactor where it has one."""
     beta2: float = 0.95
-    """Decay of adamw's second moment."""
+    """Decay of the second moment: adamw, adam, rmsprop; of lion's only one."""
     eps: float = 1e-8
-    """Added to the root of adamw's second moment."""
+    """Added to the root of the second moment: adamw, adam, adagrad, rmsprop."""
+    momentum: float = 0.95
+    """Of muon and sgd."""
+    nesterov: bool = True
+    """muon and sgd look ahead by their momentum."""
+    adafactor_relative_step: bool = False
+    """Rate min(lr, 1 / sqrt(step)) times each tensor's root mean square (the paper's, with --lr 1e-2)."""
+    adafactor_first_moment: bool = False
+    """A first moment too, and with it the memory that adafactor saves."""
+    adafactor_clip: float = 1.0
+    """Largest root mean square of an update. 0: off."""
     grad_clip: float = 1.0
     """Largest gradient norm. 0: off."""
 
@@ -110,27 +137,31 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"):
+        for name in (
+            *("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"),
+            *("schedule_cycles", "schedule_drops"),
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
-            "micro_batch_size",
-            "warmup_steps",
-            "eval_every_steps",
-            "save_every_steps",
-            "seed",
-            "unfreeze_every_steps",
-            "lora_rank",
+            *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
+            *("unfreeze_every_steps", "lora_rank"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "eps", "grad_clip", "lora_alpha"):
+        for name in ("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "final_lr_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0 - (name != "final_lr_share") * 1e-12:
+        for name in ("beta1", "beta2", "momentum", "lora_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        for name in ("final_lr_share", "warmup_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise UsageError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
+        for name in ("layer_lr_decay", "decay_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise UsageError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        if self.warmup_tokens and self.warmup_share:
+            raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

@@ -13,7 +13,7 @@ from minilm.errors import UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    from minilm import eval_tales
+    from minilm import eval_perplexity, eval_tales
 
     if options.grade is not None:
         if options.model is not None:
@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return eval_tales.grade_file(options)
     if options.model is None:
         raise UsageError("name the model to measure: a run, a step folder, a Hugging Face folder or a Hub name")
-    if not options.coherence:
-        raise UsageError("say what to measure: --coherence (--help lists the options)")
-    return eval_tales.measure_coherence(options)
+    if options.coherence:
+        return eval_tales.measure_coherence(options)
+    return eval_perplexity.measure(options)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,11 +32,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="run, step folder, Hugging Face folder, file or Hub name")
     add("--json", action="store_true", help="print one JSON object instead")
-    add("--data", metavar="X", help="prepared data, or a data set's name (the run's own)")
+    add("--data", metavar="X", help="prepared data, a data set's name, or text (the protocol's, else the run's own)")
+    add("--source", metavar="X", help="a local copy of the data set in its original form")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="fp32", help="of the weights (%(default)s)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(the protocol's; fp32 for --coherence)")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     add("--seed", type=int, default=0, metavar="N", help="of whatever is drawn (%(default)s)")
+    add = parser.add_argument_group("perplexity").add_argument
+    add("--protocol", default="minilm", metavar="P", help="docs/evaluation.md has the table (%(default)s)")
+    add("--all", action="store_true", help="every protocol whose data can be had, beside published figures")
+    add("--out", metavar="FILE", help="write the result with its protocol as JSON")
+    for name, what in (("split", "train, val, test"), ("text", "as_is, rows, wikitext, ptb")):
+        add(f"--{name}", metavar="X", help=f"{what} (the protocol's, as all that follow)")
+    add("--documents", metavar="X", help="joined, each, stream")
+    add("--first", metavar="X", help="unscored, after_eot")
+    add("--unit", metavar="X", help="token, word, byte, character")
+    add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
+    add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")
     add = parser.add_argument_group("tales").add_argument
     add("--grade", metavar="FILE", help="judge a text file: a tale a line, or parted by blank lines or <|endoftext|>")
     add("--coherence", action="store_true", help="share of the model's own tales that the grader passes")

@@ -112,6 +112,7 @@ def measure_coherence(options: argparse.Namespace) -> int:
     level = told.get("level", 1) if options.level is None else options.level
     styles = [style.strip() for style in (options.style or told.get("style", "plain")).split(",")]
     options.checkpoint = options.model
+    options.precision = "fp32" if options.precision == "auto" else options.precision  # how it is always measured
     model, tokenizer, what = load(options)
     say(what)
     copies = copy_check(data.splits["train"], data.tokenizer()) if data and "train" in data.splits else None

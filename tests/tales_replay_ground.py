@@ -59,12 +59,10 @@ class Someone:
         """hungry, fed, tired, asleep, sad, afraid, rained_on, wet, successful"""
         self.owes: set[Someone] = set()
         self.wronged_by: set[Someone] = set()
-        self.sorry_to: set[Someone] = set()
+        self.handed: set[tuple[Someone, Something]] = set()
         self.asked_for: set[tuple[Someone, Something]] = set()
         self.asked_about: set[tuple[Someone, Something]] = set()
         self.promised: set[tuple[Someone, Something]] = set()
-        self.offers: set[tuple[Someone, Something, Something]] = set()
-        self.wishes: set[Something] = set()
         self.used: set[tuple[Something, str]] = set()
 
 
@@ -77,7 +75,7 @@ class Something:
         self.not_at: set[str] = set()
         """Where it was missed since it was lost."""
         self.hidden_by: Someone | None = None
-        self.locked = self.broken = False
+        self.lost = self.locked = self.broken = False
         self.key: Something | None = None
 
     @property
@@ -127,6 +125,11 @@ class Ground:
         for one in self.people.values():
             if one.place == place and "asleep" not in one.is_:
                 one.believes[t] = t.spot  # type: ignore[assignment]
+
+    def could_believe(self, x: Someone, t: Something) -> list:
+        """Where X saw or heard that it is, or could see it now."""
+        now = [t.spot, x.place] if t.place == x.place and not t.hidden_by and not t.locked else []
+        return [*now, x.believes.get(t)]
 
     def in_sight(self, x: Someone, t: Something) -> None:
         need(t.spot == x.place, "it does not lie here")

@@ -13,8 +13,12 @@ DAY = ("morning", "noon", "evening", "night")
 class World(Ground):
     def happen(self, kind: str, args: list) -> None:
         need(not self.over, "the story has ended")
-        for one in args:
-            need(kind == "wake" or not isinstance(one, Someone) or "asleep" not in one.is_, f"asleep at {kind}")
+        spoken_of = {"steal": 2, "tell_who": 3, "want_give": 2, "end_give": 2, "kept": 1, "angry": 1}.get(kind)
+        for i, one in enumerate(args):
+            need(
+                i == spoken_of or kind == "wake" or not isinstance(one, Someone) or "asleep" not in one.is_,
+                f"asleep at {kind}",
+            )
         if kind in DAY:
             need(DAY.index(kind) > self.hour, "time runs backwards")
             self.hour = DAY.index(kind)
@@ -45,6 +49,7 @@ class World(Ground):
     def do_lose(self, x: Someone, t: Something) -> None:
         self.appear(x, t)
         t.not_at.add(x.place)
+        t.lost = True
 
     def do_hold(self, x: Someone, t: Something) -> None:
         self.appear(x, t)
@@ -65,7 +70,7 @@ class World(Ground):
         t.locked = True
 
     def do_key(self, u: Something, t: Something) -> None:
-        need(t.locked, "a key to nothing")
+        need(t.locked and u.noun == "key", "a key to nothing, or no key")
         need(t.key in (None, u), "another key was the only one")
         t.key = u
 
@@ -80,6 +85,7 @@ class World(Ground):
         need(x.place != p, "goes where they are")
         self.known_place(p)
         x.came_from, x.place = x.place, p
+        x.is_.discard("sheltered")
         x.been.add(p)
         x.walks += 1
         if self.sky != "clear":
@@ -110,12 +116,13 @@ class World(Ground):
     # -- what is done with things -----------------------------------------------------------------------------------
 
     def do_take(self, x: Someone, t: Something) -> None:
-        need(t.spot == x.place and not t.hidden_by and not t.locked, "takes what does not lie open here")
-        t.spot = x
+        need(t.spot == x.place and t.hidden_by in (None, x) and not t.locked, "takes what does not lie open here")
+        t.spot, t.hidden_by, t.lost = x, None, False
+        x.is_.discard("sad")
         self.witness(x.place, t)
 
     def do_steal(self, x: Someone, t: Something, y: Someone) -> None:
-        need(t.owner is y and y.place != x.place, "no theft")
+        need(t.owner is y and (y.place != x.place or "asleep" in y.is_), "no theft")
         self.do_take(x, t)
         y.wronged_by.add(x)
 
@@ -130,11 +137,12 @@ class World(Ground):
         t.hidden_by = x
 
     def do_search(self, x: Someone, t: Something) -> None:
-        need(t.hidden_by and t.spot == x.place and self.hour != 3, "searches out what is not hidden here")
+        need(t.hidden_by or t.lost, "searches for what is neither hidden nor lost")
         need(t.hidden_by is not x, "searches for what they hid themselves")
         t.hidden_by = None
+        self.do_find(x, t)
+        t.lost = False
         x.is_.add("successful")
-        x.believes[t] = x.place
 
     def do_find(self, x: Someone, t: Something) -> None:
         if t.spot is None and x.place not in t.not_at:
@@ -158,6 +166,7 @@ class World(Ground):
         x.is_.add("successful")
 
     def do_use(self, x: Someone, t: Something) -> None:
+        t.broken &= self.words.verbs[t.noun][0] != "mend"
         need(t.spot is x and not t.broken, "cannot use it")
         x.used.add((t, x.place))
 
@@ -178,6 +187,8 @@ class World(Ground):
         need(t.spot is x, "hands over what they do not have")
         self.together(x, y)
         t.spot = y
+        x.handed.add((y, t))
+        y.is_.discard("sad")
         self.witness(x.place, t)
         y.owes.add(x)
 
@@ -194,17 +205,19 @@ class World(Ground):
         self.pass_on(x, y, t)
 
     def do_trade(self, x: Someone, y: Someone, u: Something, t: Something) -> None:
-        need((x, t, u) in y.offers, "no such deal")
         need(u.spot is x and t.spot is y, "trades what they do not have")
         self.together(x, y)
         u.spot = u.owner = y
         t.spot = t.owner = x
+        x.handed.add((y, u))
+        y.handed.add((x, t))
         self.witness(x.place, u)
         self.witness(x.place, t)
 
     def do_show(self, x: Someone, y: Someone, t: Something) -> None:
         need(t.spot is x, "shows what they do not have")
         self.together(x, y)
+        self.witness(x.place, t)
 
     # -- what people say and know -----------------------------------------------------------------------------------
 
@@ -216,6 +229,7 @@ class World(Ground):
         need(t.place == p, "it is elsewhere")
 
     def do_recall(self, x: Someone, t: Something, p: str) -> None:
+        need(t.spot is not x, "has it")
         self.be_at(t, p)
         x.believes[t] = t.spot  # type: ignore[assignment]
 
@@ -231,7 +245,7 @@ class World(Ground):
 
     def do_tell(self, y: Someone, x: Someone, t: Something, where: str | Someone) -> None:
         self.together(x, y)
-        need(y.believes.get(t) == where, "tells what they do not know")
+        need(where in self.could_believe(y, t) and x not in (where, t.spot), "tells what they do not know")
         x.believes[t] = where
         x.owes.add(y)
 
@@ -242,7 +256,7 @@ class World(Ground):
         need((y, t) in x.asked_about and t not in y.believes, "not asked, or knows")
 
     def do_believe(self, x: Someone, t: Something, p: str) -> None:
-        need(x.believes.get(t) == p, "has no reason to think so")
+        need(p in self.could_believe(x, t), "has no reason to think so")
 
     def do_ask_for(self, x: Someone, y: Someone, t: Something) -> None:
         self.together(x, y)
@@ -257,23 +271,21 @@ class World(Ground):
     def do_deal(self, y: Someone, x: Someone, t: Something, u: Something) -> None:
         self.together(x, y)
         need(t.spot is y and u.spot is not y, "no deal to make")
-        y.offers.add((x, t, u))
 
     def do_wish(self, y: Someone, u: Something) -> None:
         need(u.spot is not y and u.owner is not y, "has it, or it is theirs")
-        y.wishes.add(u)
 
     def do_glad(self, y: Someone, u: Something) -> None:
-        need(u in y.wishes and u.spot is y, "no reason to be glad")
-        y.wishes.remove(u)
+        need(u.spot is y, "no reason to be glad")
 
     def do_promise(self, x: Someone, y: Someone, t: Something) -> None:
         self.together(x, y)
         need(t.spot is not y, "has it")
         x.promised.add((y, t))
+        y.owes.add(x)
 
     def do_kept(self, x: Someone, y: Someone, t: Something) -> None:
-        need((y, t) in x.promised and t.spot is y, "no promise kept")
+        need((y, t) in x.promised & x.handed and t.spot is y, "no promise kept")
         x.promised.remove((y, t))
         x.is_.add("successful")
 
@@ -283,19 +295,18 @@ class World(Ground):
         y.owes.remove(x)
 
     def do_angry(self, x: Someone, y: Someone) -> None:
-        self.together(x, y)
         need(y in x.wronged_by, "no wrong was done")
+        need(x.place == y.place or y in x.believes.values(), "does not know who did it")
 
     def do_sorry(self, y: Someone, x: Someone) -> None:
         self.together(x, y)
         need(y in x.wronged_by, "no wrong was done")
-        y.sorry_to.add(x)
 
     def do_forgive(self, x: Someone, y: Someone) -> None:
         self.together(x, y)
-        need(x in y.sorry_to, "was not asked to")
-        y.sorry_to.remove(x)
-        x.wronged_by.discard(y)
+        need(y in x.wronged_by, "nothing to forgive")
+        x.wronged_by.remove(y)
+        y.owes.add(x)
 
     # -- how people feel --------------------------------------------------------------------------------------------
 
@@ -312,21 +323,24 @@ class World(Ground):
         need(t.spot is x, "no reason to smile")
 
     def do_wet(self, x: Someone) -> None:
-        self.turn(x, "rained_on", "wet")
+        need("rained_on" in x.is_ or (self.sky != "clear" and "sheltered" not in x.is_), "wet of nothing")
+        x.is_ = x.is_ - {"rained_on"} | {"wet"}
 
     def do_dry(self, x: Someone) -> None:
-        need(self.sky == "clear", "dry in the rain")
-        self.turn(x, "wet")
+        need(self.sky == "clear" and x.is_ & {"rained_on", "wet"}, "dry in the rain, or never wet")
+        x.is_ -= {"rained_on", "wet"}
 
     def do_shelter(self, x: Someone) -> None:
         need(self.sky != "clear", "shelter from nothing")
+        x.is_.add("sheltered")
 
     def do_tired(self, x: Someone) -> None:
-        need(x.walks >= 2, "tired of nothing")
+        need(x.walks, "tired of nothing")
         x.is_.add("tired")
 
     def do_rest(self, x: Someone) -> None:
-        self.turn(x, "tired")
+        need(x.walks or "tired" in x.is_, "rests from nothing")
+        x.is_.discard("tired")
         x.walks = 0
 
     def do_hungry(self, x: Someone) -> None:
@@ -334,7 +348,8 @@ class World(Ground):
         x.is_.add("hungry")
 
     def do_eat(self, x: Someone) -> None:
-        self.turn(x, "hungry", "fed")
+        need("fed" not in x.is_, "eats again")
+        x.is_ = x.is_ - {"hungry"} | {"fed"}
 
     def do_share(self, y: Someone, x: Someone) -> None:
         self.together(x, y)
@@ -365,6 +380,7 @@ class World(Ground):
         self.together(x, y)
         need(x.is_ & {"sad", "afraid"}, "comforted for nothing")
         x.is_ -= {"sad", "afraid"}
+        x.owes.add(y)
 
     def do_proud(self, x: Someone) -> None:
         self.turn(x, "successful")
@@ -374,7 +390,7 @@ class World(Ground):
     def want(self, kind: str, x: Someone, t: Something, *goal: str | Someone) -> None:
         need(not self.wish, "a second want")
         need((kind in ("have", "give")) <= (t.owner is x), "wants back, or to give, what is another's")
-        need((kind == "have") <= (t.place != x.place), "wants back what is here")
+        need((kind == "have") <= (t.spot != x.place), "wants back what is here")
         need((kind == "get") <= (t.owner is not x), "wants what is their own")
         need((kind == "bring") <= (t.place not in goal), "it is there")
         for p in goal:
@@ -387,7 +403,8 @@ class World(Ground):
         kind, x, t, *goal = self.wish
         if kind == "use":
             return (t, *goal) in x.used
-        return t.spot == (goal[0] if goal else x)
+        to = goal[0] if goal else x
+        return t.spot == to and (kind == "bring" or t.owner is to)
 
     def end(self, kind: str, *told: object) -> None:
         need(self.wish and self.wish[1] is told[0], "no want of theirs")

@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from minilm.config import GPTConfig
+from minilm.config import GPTConfig, TrainConfig
 from minilm.options import parse, presets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,3 +66,11 @@ def test_table_of_presets_is_right(name: str) -> None:
     row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
     model = parse(["--config", name], "cuda").config.model
     assert f"| {model.n_layer}, {model.n_head}, {model.n_embd} | {model.block_size:,} |" in row
+
+
+def test_page_on_training_names_every_choice() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    hints = get_type_hints(TrainConfig)
+    for field in ("optimizer", "schedule"):
+        for value in get_args(hints[field]):
+            assert f"| `{value}` |" in page, value

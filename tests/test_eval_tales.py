@@ -123,7 +123,7 @@ def test_a_million_characters_without_an_end(tmp_path: Path, capsys: pytest.Capt
         (["--grade"], "--grade: expected one argument"),
         (["--grad", "TOLD"], "no option '--grad' (did you mean --grade?)"),
         ([], "name the model to measure"),
-        (["runs/x"], "say what to measure"),
+        (["runs/x"], "there is no runs/x"),
         (["runs/x", "--coherence"], "there is no runs/x"),
     ],
 )

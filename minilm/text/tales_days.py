@@ -31,8 +31,8 @@ def sky(before: tuple[str, ...], after: str) -> Handler:
 
 
 def wet(s: State, x: str) -> str | None:
-    """X got wet: X walked through the rain."""
-    if ("soaked", x) not in s.facts:
+    """X got wet: X walked through the rain, or is in it now and under no roof."""
+    if ("soaked", x) not in s.facts and (s.sky == "clear" or ("sheltered", x) in s.facts):
         return "cause"
     s.facts.discard(("soaked", x))
     s.facts.add(("wet", x))
@@ -40,26 +40,27 @@ def wet(s: State, x: str) -> str | None:
 
 
 def dry(s: State, x: str) -> str | None:
-    """X dries: X was wet, and the rain is over."""
-    if ("wet", x) not in s.facts or s.sky != "clear":
+    """X dries: X was in the rain, and the rain is over."""
+    if not s.facts & {("wet", x), ("soaked", x)} or s.sky != "clear":
         return "cause"
-    s.facts.discard(("wet", x))
+    s.facts -= {("wet", x), ("soaked", x)}
     return None
 
 
 def shelter(s: State, x: str) -> str | None:
+    s.facts.add(("sheltered", x))
     return "cause" if s.sky == "clear" else None
 
 
 def tired(s: State, x: str) -> str | None:
-    if s.steps.get(x, 0) < 2:
+    if not s.steps.get(x):
         return "cause"
     s.facts.add(("tired", x))
     return None
 
 
 def rest(s: State, x: str) -> str | None:
-    if ("tired", x) not in s.facts:
+    if ("tired", x) not in s.facts and not s.steps.get(x):
         return "cause"
     s.facts.discard(("tired", x))
     s.steps[x] = 0
@@ -74,7 +75,7 @@ def hungry(s: State, x: str) -> str | None:
 
 
 def eat(s: State, x: str) -> str | None:
-    if ("hungry", x) not in s.facts:
+    if ("fed", x) in s.facts:
         return "cause"
     s.facts.discard(("hungry", x))
     s.facts.add(("fed", x))
@@ -82,7 +83,7 @@ def eat(s: State, x: str) -> str | None:
 
 
 def share(s: State, y: str, x: str) -> str | None:
-    """Y gives the hungry X something to eat."""
+    """Y gives X something to eat."""
     if not s.together(x, y):
         return "where"
     s.facts.add(("owes", x, y))

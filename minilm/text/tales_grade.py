@@ -147,7 +147,7 @@ class _Reader:
         if self.narrator == word and slot != "own":
             return "style"
         if found.setdefault(letter, word) != word:
-            return "introduced" if letter in reading.new or slot == "own" else "pronoun"
+            return "style" if slot == "own" else "introduced" if letter in reading.new else "pronoun"
         return None
 
     def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str]) -> str | None:
@@ -224,6 +224,11 @@ class _Reader:
 
     def _happen(self, reading: Reading, found: dict[str, str]) -> str | None:
         for kind, *letters in reading.events:
-            if rule := apply(self.state, (kind, *[found[letter] for letter in letters])):
+            args = [found[letter] for letter in letters]
+            if kind == "key" and not args[0].endswith(" key"):
+                return "cause"
+            if kind == "use" and self.g.lexicon.verbs[args[1].split()[1]][0] == "mend":
+                self.state.facts.discard(("broken", args[1]))
+            if rule := apply(self.state, (kind, *args)):
                 return rule
         return None

@@ -5,7 +5,7 @@ Handlers as in `tales_things`.
 
 from __future__ import annotations
 
-from minilm.text.tales_things import go
+from minilm.text.tales_things import go, told_at
 from minilm.text.tales_world import Handler, State
 
 
@@ -38,6 +38,7 @@ def follow(s: State, y: str, x: str) -> str | None:
 def show(s: State, x: str, y: str, t: str) -> str | None:
     if s.holder.get(t) != x:
         return "holds"
+    s.seen(s.at[x], t, x)
     return meet(s, x, y)
 
 
@@ -47,6 +48,8 @@ def _hand_over(s: State, x: str, y: str, t: str) -> str | None:
     if not s.together(x, y):
         return "where"
     s.holder[t] = y
+    s.facts.discard(("sad", y))
+    s.facts.add(("handed", x, y, t))
     s.seen(s.at[x], t, y)
     return None
 
@@ -78,13 +81,13 @@ def give_back(s: State, x: str, y: str, t: str) -> str | None:
 def ask_for(s: State, x: str, y: str, t: str) -> str | None:
     if s.holder.get(t) != y:
         return "holds"
-    s.facts.add(("asked", x, y, t))
+    s.facts.add(("begged", x, y, t))
     return meet(s, x, y)
 
 
 def refuse(s: State, y: str, x: str, t: str) -> str | None:
     """Y does not part with what X asked for."""
-    if ("asked", x, y, t) not in s.facts:
+    if ("begged", x, y, t) not in s.facts:
         return "cause"
     if s.holder.get(t) != y:
         return "holds"
@@ -102,14 +105,13 @@ def deal(s: State, y: str, x: str, t: str, u: str) -> str | None:
 
 def trade(s: State, x: str, y: str, u: str, t: str) -> str | None:
     """X gives Y the thing U and gets T for it."""
-    if ("deal", y, x, t, u) not in s.facts:
-        return "cause"
     if s.holder.get(t) != y or s.holder.get(u) != x:
         return "holds"
     if not s.together(x, y):
         return "where"
     s.holder[t] = s.owner[t] = x
     s.holder[u] = s.owner[u] = y
+    s.facts |= {("handed", x, y, u), ("handed", y, x, t)}
     s.seen(s.at[x], t, x)
     s.seen(s.at[x], u, y)
     return None
@@ -117,17 +119,12 @@ def trade(s: State, x: str, y: str, u: str, t: str) -> str | None:
 
 def wish(s: State, y: str, u: str) -> str | None:
     """Y needs U, which is another's."""
-    if y in (s.owner.get(u), s.holder.get(u)):
-        return "want"
-    s.facts.add(("wish", y, u))
-    return None
+    return "want" if y in (s.owner.get(u), s.holder.get(u)) else None
 
 
 def glad(s: State, y: str, u: str) -> str | None:
-    if ("wish", y, u) not in s.facts or s.holder.get(u) != y:
-        return "cause"
-    s.facts.discard(("wish", y, u))
-    return None
+    """Y has U."""
+    return None if s.holder.get(u) == y else "cause"
 
 
 def thank(s: State, y: str, x: str) -> str | None:
@@ -141,8 +138,8 @@ def saw(s: State, y: str, t: str, p: str) -> str | None:
     """Y came by P some time ago and saw T there."""
     if not s.new_place(p):
         return "introduced"
-    if ("absent", t, p) in s.facts or s.place_of(t) not in (None, p):
-        return "where"
+    if rule := told_at(s, t, p):
+        return rule
     if t in s.holder:
         return "holds"
     s.at[t] = s.knows[y, t] = p
@@ -174,9 +171,7 @@ def tell(s: State, y: str, x: str, t: str, where: str) -> str | None:
     """Y tells X the place of T, or who has it, as Y believes."""
     if not s.together(x, y):
         return "where"
-    if s.knows.get((y, t)) != where:
-        return "knows"
-    if where == x:
+    if where not in s.believed(y, t) or x in (where, s.holder.get(t)):
         return "knows"
     s.knows[x, t] = where
     s.facts.add(("owes", x, y))
@@ -192,20 +187,20 @@ def unknown(s: State, y: str, x: str, t: str) -> str | None:
 
 def believe(s: State, x: str, t: str, p: str) -> str | None:
     """X thinks that T is at P: it was when X last saw or heard of it."""
-    return None if s.knows.get((x, t)) == p else "knows"
+    return None if p in s.believed(x, t) else "knows"
 
 
 def promise(s: State, x: str, y: str, t: str) -> str | None:
     """X promises to bring Y the thing T."""
     if s.holder.get(t) == y:
         return "want"
-    s.facts.add(("promise", x, y, t))
+    s.facts |= {("promise", x, y, t), ("owes", y, x)}
     return meet(s, x, y)
 
 
 def kept(s: State, x: str, y: str, t: str) -> str | None:
-    """X has kept the promise."""
-    if ("promise", x, y, t) not in s.facts or s.holder.get(t) != y:
+    """X has kept the promise: Y has T from X."""
+    if not s.facts >= {("promise", x, y, t), ("handed", x, y, t)} or s.holder.get(t) != y:
         return "cause"
     s.facts.discard(("promise", x, y, t))
     s.facts.add(("deed", x))
@@ -213,22 +208,24 @@ def kept(s: State, x: str, y: str, t: str) -> str | None:
 
 
 def angry(s: State, x: str, y: str) -> str | None:
-    """X shows Y anger about a wrong."""
-    return meet(s, x, y) if ("wronged", x, y) in s.facts else "cause"
+    """X is angry about a wrong; of one that was done unseen X has to know who did it."""
+    if ("wronged", x, y) not in s.facts:
+        return "cause"
+    return None if s.together(x, y) or any(s.knows.get((x, t)) == y for t in s.things) else "knows"
 
 
 def sorry(s: State, y: str, x: str) -> str | None:
     """Y is sorry for a wrong done to X."""
     if ("wronged", x, y) not in s.facts:
         return "cause"
-    s.facts.add(("sorry", y, x))
     return meet(s, x, y)
 
 
 def forgive(s: State, x: str, y: str) -> str | None:
-    if ("sorry", y, x) not in s.facts:
+    if ("wronged", x, y) not in s.facts:
         return "cause"
-    s.facts -= {("sorry", y, x), ("wronged", x, y)}
+    s.facts.discard(("wronged", x, y))
+    s.facts.add(("owes", y, x))
     return meet(s, x, y)
 
 
@@ -236,6 +233,7 @@ def comfort(s: State, y: str, x: str) -> str | None:
     if not s.facts & {("sad", x), ("afraid", x)}:
         return "cause"
     s.facts -= {("sad", x), ("afraid", x)}
+    s.facts.add(("owes", x, y))
     return meet(s, x, y)
 
 

@@ -20,7 +20,7 @@ def lose(s: State, x: str, t: str) -> str | None:
     if not s.new_thing(t):
         return "introduced"
     s.owner[t] = x
-    s.facts.add(("absent", t, s.at[x]))
+    s.facts |= {("absent", t, s.at[x]), ("lost", t)}
     return None
 
 
@@ -54,7 +54,7 @@ def locked(s: State, x: str, t: str, p: str) -> str | None:
 
 def key(s: State, u: str, t: str) -> str | None:
     """U is what opens T's box."""
-    if ("locked", t) not in s.facts or u == t:
+    if ("locked", t) not in s.facts or u == t or any(f[0] == "key" and f[2] == t != f[1] != u for f in s.facts):
         return "cause"
     s.facts.add(("key", u, t))
     return None
@@ -76,11 +76,19 @@ def recall(s: State, x: str, t: str, p: str) -> str | None:
     """X learns where a thing is; it must not be known to be elsewhere."""
     if not s.new_place(p):
         return "introduced"
-    if ("absent", t, p) in s.facts or s.place_of(t) not in (None, p):
-        return "where"
+    if s.holder.get(t) == x:
+        return "knows"
+    if rule := told_at(s, t, p):
+        return rule
     if t not in s.holder:
         s.at[t] = s.knows[x, t] = p
     return None
+
+
+def told_at(s: State, t: str, p: str) -> str | None:
+    """T may be at P: it is there, or it is lost and was not missed there."""
+    place = s.place_of(t)
+    return "where" if place != p and (place or ("absent", t, p) in s.facts) else None
 
 
 def sad(s: State, x: str, t: str) -> str | None:
@@ -101,7 +109,7 @@ def want(kind: str) -> Handler:
     def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
         if s.want or (kind in OWN and (s.owner.get(t) == x) != OWN[kind]):
             return "want"
-        if kind == "want_have" and s.place_of(t) == s.at[x]:
+        if kind == "want_have" and s.at.get(t) == s.at[x]:
             return "want"
         if goal and goal[0] not in s.people and not s.new_place(goal[0]):
             return "introduced"
@@ -133,6 +141,7 @@ def go(s: State, x: str, p: str) -> str | None:
         return "introduced"
     if s.at[x] == p:
         return "where"
+    s.facts.discard(("sheltered", x))
     s.came_from[x] = s.at[x]
     s.at[x] = p
     s.facts.add(("been", x, p))
@@ -181,30 +190,32 @@ def hide(s: State, x: str, t: str) -> str | None:
 
 
 def search(s: State, x: str, t: str) -> str | None:
-    """Who hid it need not search."""
+    """X finds what is hidden or lost; who hid it need not search."""
     if ("hid", x, t) in s.facts:
         return "knows"
-    if t in s.holder:
-        return "holds"
-    if s.at.get(t) != s.at[x]:
-        return "where"
-    if s.hour == 3 or ("hidden", t) not in s.facts:
-        return "cause"
+    if not s.facts & {("hidden", t), ("lost", t)}:
+        return "holds" if t in s.holder else "cause"
+    hidden = ("hidden", t) in s.facts
     s.facts.discard(("hidden", t))
+    if rule := find(s, x, t):
+        return rule
+    s.facts.discard(("lost", t))
+    if hidden:
+        s.facts -= {fact for fact in s.facts if fact[0] == "hid" and fact[2] == t}
     s.facts.add(("deed", x))
-    s.knows[x, t] = s.at[x]
     return None
 
 
 def take(s: State, x: str, t: str) -> str | None:
-    """A lost or hidden thing has to be found before it can be taken."""
+    """A lost thing, and one that another hid, has to be found before it can be taken."""
     if t in s.holder:
         return "holds"
-    if t not in s.at or ("hidden", t) in s.facts or ("locked", t) in s.facts:
+    if t not in s.at or ("locked", t) in s.facts or (("hidden", t) in s.facts and ("hid", x, t) not in s.facts):
         return "cause"
     if s.at[t] != s.at[x]:
         return "where"
     del s.at[t]
+    s.facts -= {("hidden", t), ("hid", x, t), ("lost", t), ("sad", x)}
     s.holder[t] = x
     s.seen(s.at[x], t, x)
     return None
@@ -214,7 +225,7 @@ def steal(s: State, x: str, t: str, y: str) -> str | None:
     """X takes, unseen by Y, what is Y's."""
     if s.owner.get(t) != y or x == y:
         return "cause"
-    if s.together(x, y):
+    if s.together(x, y) and y not in s.asleep:
         return "knows"
     s.facts.add(("wronged", y, x))
     return take(s, x, t)

@@ -75,16 +75,23 @@ class State:
     def settled(self) -> bool:
         """Whether the want that was stated has come true."""
         kind, person, thing, *goal = self.want
-        if kind in ("want_have", "want_get"):
-            return self.holder.get(thing) == person
-        if kind == "want_give":
-            return self.holder.get(thing) == goal[0]
+        if kind in ("want_have", "want_get", "want_give"):
+            to = goal[0] if goal else person
+            return self.holder.get(thing) == self.owner.get(thing) == to
         if kind == "want_bring":
             return self.at.get(thing) == goal[0]
         return ("used", person, thing, goal[0]) in self.facts
 
     def together(self, x: str, y: str) -> bool:
         return x != y and self.at[x] == self.at[y]
+
+    def believed(self, person: str, thing: str) -> set[str]:
+        """Where, or with whom, a person takes a thing to be: as last seen or told, or could see now."""
+        known = {self.knows[person, thing]} if (person, thing) in self.knows else set()
+        here = self.at[person]
+        if self.place_of(thing) == here and not self.facts & {("hidden", thing), ("locked", thing)}:
+            known |= {self.holder.get(thing, here), here}
+        return known
 
     def seen(self, place: str, thing: str, where: str) -> None:
         """Everyone awake at `place` learns that the thing is now at, or with, `where`."""

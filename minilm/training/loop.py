@@ -28,8 +28,9 @@ from minilm.text.shards import Split, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.finetune import Unfreezing, report, write_start
-from minilm.training.optim import build_optimizers, lr_factor, set_rates
+from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
+from minilm.training.schedules import lr_factor
 from minilm.training.setup import (
     LossFunction,
     Setup,

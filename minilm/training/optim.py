@@ -1,8 +1,7 @@
-"""Parameter groups, optimizers, and learning rates as pure functions of the step."""
+"""Parameter groups, the registry of optimizers, and optimizer state by parameter name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,100 +9,130 @@ import torch
 from torch import Tensor, nn
 
 from minilm.config import TrainConfig
+from minilm.training.optimizers import Adafactor, Lion
 
-# --- schedules: (share of the run done after warmup, in [0, 1]) -> factor between 1 and final
-
-
-def cosine(done: float, final: float) -> float:
-    """final + (1 - final) * (1 + cos(pi * done)) / 2 (Loshchilov & Hutter 2017, without restarts)."""
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def linear(done: float, final: float) -> float:
-    """1 - (1 - final) * done."""
-    return 1.0 - (1.0 - final) * done
-
-
-def constant(done: float, final: float) -> float:
-    """1, whatever final is."""
-    return 1.0
-
-
-SCHEDULES: dict[str, Callable[[float, float], float]] = {"cosine": cosine, "linear": linear, "constant": constant}
-
-
-def lr_factor(step: int, config: TrainConfig) -> float:
-    """Factor on every peak rate at `step` (0 is the first): linear warmup, then the schedule.
-
-    The first step has 1 / warmup_steps of the peak, not zero; the last step of the run has final_lr_share.
-    """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    last = max(config.max_steps - 1 - config.warmup_steps, 1)
-    done = min((step - config.warmup_steps) / last, 1.0)
-    return SCHEDULES[config.schedule](done, config.final_lr_share)
-
+Group = dict[str, Any]  # of torch.optim: "params", "lr", "weight_decay"
+Groups = dict[str, list[Group]]  # by kind of parameter
 
 # --- parameter groups
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable parameters by how they are treated, each in exactly one group.
+    """Trainable parameters by how they are treated, each of one kind.
 
     matrices: weights of linear layers inside blocks (decayed, muon's); tables: embeddings, positions and head
     (decayed); vectors: biases and norms (not decayed).
     """
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {"matrices": [], "tables": [], "vectors": []}
+    kinds: dict[str, list[tuple[str, nn.Parameter]]] = {"matrices": [], "tables": [], "vectors": []}
     for name, p in model.named_parameters():
         if p.requires_grad:
             kind = "vectors" if p.dim() < 2 else "matrices" if name.startswith("h.") else "tables"
-            groups[kind].append((name, p))
-    counted = sum(p.numel() for group in groups.values() for _, p in group)
-    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+            kinds[kind].append((name, p))
+    return kinds
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> Groups:
+    """torch.optim's groups by kind: what is decayed, and each depth's rate."""
+    decayed = {"matrices": ("matrices",), "tables": ("matrices", "tables"), "all": ("matrices", "tables", "vectors")}
+    groups: Groups = {}
+    for kind, pairs in split_parameters(model).items():
+        decay = config.weight_decay if kind in decayed[config.decay_on] else 0.0
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, p in pairs:
+            by_rate.setdefault(config.lr * config.layer_lr_decay ** layers_above(name, model), []).append(p)
+        groups[kind] = [{"params": params, "lr": lr, "weight_decay": decay} for lr, params in by_rate.items()]
     return groups
+
+
+def layers_above(name: str, model: nn.Module) -> int:
+    """How many layers of weights lie between a parameter and the loss: 0 for the last norm and an untied head, 1 for
+    the last block, blocks + 1 for embeddings and positions (Clark 2020, ELECTRA)."""
+    n_blocks = sum(1 for _ in model.get_submodule("h").children())
+    if name.startswith("h."):
+        return n_blocks - int(name.split(".")[1])
+    return 0 if name.startswith(("ln_f.", "lm_head.", "head_proj.")) else n_blocks + 1
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """The optimizers that share the model's parameters between them; every group carries its peak rate as `peak_lr`."""
-    groups = {kind: [p for _, p in pairs] for kind, pairs in split_parameters(model).items()}
-    build = OPTIMIZERS[config.optimizer]
-    optimizers = build(groups, config)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+    optimizers = [o for o in OPTIMIZERS[config.optimizer](parameter_groups(model, config), config) if o is not None]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["peak_lr"] = group["lr"]
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    trained = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(held) == sorted(trained), "every trained parameter belongs to exactly one group"
     return optimizers
 
 
-def _adamw(groups: dict[str, list[nn.Parameter]], config: TrainConfig) -> list[torch.optim.Optimizer]:
+# --- optimizers: (groups by kind, config) -> what shares them out
+
+
+def _adamw(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
     """AdamW (Loshchilov & Hutter 2019), torch's fused kernel."""
-    decayed = groups["matrices"] + groups["tables"]
-    parts = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": groups["vectors"], "weight_decay": 0.0},
-    ]
-    parts = [part for part in parts if part["params"]]
-    betas = (config.beta1, config.beta2)
-    return [torch.optim.AdamW(parts, lr=config.lr, betas=betas, eps=config.eps, fused=True)] if parts else []
+    return [_on(groups, torch.optim.AdamW, config, betas=_betas(config), eps=config.eps, fused=True)]
 
 
-def _muon(groups: dict[str, list[nn.Parameter]], config: TrainConfig) -> list[torch.optim.Optimizer]:
+def _adam(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    """Adam (Kingma & Ba 2015); weight_decay is L2, added to the gradient."""
+    return [_on(groups, torch.optim.Adam, config, betas=_betas(config), eps=config.eps, fused=True)]
+
+
+def _sgd(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    """SGD with momentum, Nesterov's or heavy ball; weight_decay is L2."""
+    nesterov = config.nesterov and config.momentum > 0
+    return [_on(groups, torch.optim.SGD, config, momentum=config.momentum, nesterov=nesterov, fused=True)]
+
+
+def _adagrad(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    """Adagrad (Duchi 2011); weight_decay is L2."""
+    return [_on(groups, torch.optim.Adagrad, config, eps=config.eps)]
+
+
+def _rmsprop(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    """RMSprop (Hinton 2012), the second moment's decay is beta2; weight_decay is L2."""
+    return [_on(groups, torch.optim.RMSprop, config, alpha=config.beta2, eps=config.eps)]
+
+
+def _muon(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
     """Muon (Jordan 2024), torch's own, on the matrices of blocks; AdamW on tables and vectors.
 
     Updates are scaled to AdamW's size (Liu 2025, section 2.2), so that one peak rate serves both.
     """
-    rest = _adamw({**groups, "matrices": []}, config)
-    if not groups["matrices"]:
-        return rest
-    muon = torch.optim.Muon(
-        groups["matrices"], lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, *rest]
+    options = {"momentum": config.momentum, "nesterov": config.nesterov, "adjust_lr_fn": "match_rms_adamw"}
+    muon = _on({"matrices": groups["matrices"]}, torch.optim.Muon, config, **options)
+    return [muon, *_adamw({**groups, "matrices": []}, config)]
 
 
-OPTIMIZERS: dict[str, Callable[[dict[str, list[nn.Parameter]], TrainConfig], list[torch.optim.Optimizer]]] = {
+def _adafactor(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    beta1 = config.beta1 if config.adafactor_first_moment else None
+    clip, relative = config.adafactor_clip, config.adafactor_relative_step
+    return [_on(groups, Adafactor, config, beta1=beta1, clip=clip, relative_step=relative)]
+
+
+def _lion(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+    return [_on(groups, Lion, config, betas=_betas(config))]
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], list[torch.optim.Optimizer | None]]] = {
     "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+    "adagrad": _adagrad,
+    "rmsprop": _rmsprop,
     "muon": _muon,
+    "adafactor": _adafactor,
+    "lion": _lion,
 }
+
+
+def _on(groups: Groups, kind: Any, config: TrainConfig, **options: Any) -> torch.optim.Optimizer | None:
+    """An optimizer on all groups, or None where there are none."""
+    parts = [group for of_kind in groups.values() for group in of_kind]
+    return kind(parts, lr=config.lr, **options) if parts else None
+
+
+def _betas(config: TrainConfig) -> tuple[float, float]:
+    return (config.beta1, config.beta2)
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -134,8 +163,10 @@ def load_optimizer_state(
         whole["state"] = {i: left.pop(names[p]) for i, p in enumerate(order) if names[p] in left}
         for i, state in whole["state"].items():
             for key, value in state.items():
-                # AdamW's step count is a 0-dimensional tensor beside moments of the parameter's shape.
-                if isinstance(value, Tensor) and value.dim() and value.shape != order[i].shape:
+                # Moments have the parameter's shape, or Adafactor's rows and columns; a step count has none.
+                shape = order[i].shape
+                fitting = ((), shape, shape[:-1], (*shape[:-2], *shape[-1:]))
+                if isinstance(value, Tensor) and tuple(value.shape) not in {tuple(s) for s in fitting}:
                     raise ValueError(f"{key} of {names[order[i]]} has shape {tuple(value.shape)}")
         optimizer.load_state_dict(whole)
     if left:

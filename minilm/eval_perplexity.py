@@ -1,0 +1,129 @@
+"""What `minilm eval` does by protocols: one perplexity, or all of them beside what others published."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minilm.errors import MinilmError, UsageError
+from minilm.log import say
+
+if TYPE_CHECKING:
+    from minilm.evaluation.perplexity import Perplexity
+    from minilm.evaluation.protocols import Protocol
+    from minilm.model.gpt import GPT
+    from minilm.text.shards import ShardFolder
+    from minilm.text.tokenizer import Tokenizer
+
+FIELDS = ("split", "text", "documents", "first", "context", "stride", "unit")
+"""Of a protocol, that options change."""
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Prints a perplexity, or a table of all."""
+    from minilm.evaluation.protocols import PROTOCOLS, get_protocol
+    from minilm.sample_cli import load
+
+    changes = {name: getattr(options, name) for name in FIELDS}
+    if options.precision != "auto":
+        changes["precision"] = options.precision
+    protocols = [get_protocol(name, **changes) for name in (PROTOCOLS if options.all else [options.protocol])]
+    options.checkpoint, options.precision = options.model, "fp32"  # the protocol's is autocast's
+    model, tokenizer, what = load(options)
+    say(what)
+    if not options.all:
+        (protocol,) = protocols
+        print(_report(_measured(options, model, tokenizer, protocol, _data_for(options, protocol)), options))
+        return 0
+    print(f"{'protocol':26}{'ours':>12}  published")
+    n_measured = 0
+    for protocol in protocols:
+        try:
+            found = _measured(options, model, tokenizer, protocol, _data_for(options, protocol))
+        except MinilmError as error:
+            print(f"{protocol.name:26}{'-':>12}  ({error})")
+            continue
+        n_measured += 1
+        print(f"{protocol.name:26}{found.value:12.4f}  {_published(found)}")
+    if not n_measured:
+        raise UsageError("no protocol could be measured: the reasons stand above")
+    return 0
+
+
+def _measured(
+    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, protocol: Protocol, data: str
+) -> Perplexity:
+    from minilm.evaluation.perplexity import perplexity
+
+    source, name = read_data(data, protocol, tokenizer, options.source)
+    return perplexity(model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name)
+
+
+def _data_for(options: argparse.Namespace, protocol: Protocol) -> str:
+    """`--data`, else the protocol's own data set, else what the run was trained on. Of all protocols, those for a data
+    set are measured on it, whatever `--data` says: elsewhere their figures mean nothing."""
+    from minilm.eval_tales import run_data
+
+    if options.data and not (options.all and protocol.data):
+        return str(options.data)
+    if protocol.data:
+        return protocol.data
+    folder = run_data(options.model)
+    if folder is None:
+        raise UsageError(f"protocol {protocol.name} is for any text: name it with --data")
+    return str(folder)
+
+
+def read_data(
+    data: str, protocol: Protocol, tokenizer: Tokenizer, source: str | None
+) -> tuple[ShardFolder | list[str], str]:
+    """What a protocol scores, and what it is called: a prepared folder; a file or folder of text, whole; or a data set,
+    prepared as bytes, which give any tokenizer its text back, or for a stream with the model's own tokenizer."""
+    from minilm.text.prepare import prepare
+    from minilm.text.scripts import known_datasets, split_name
+    from minilm.text.shards import open_shards
+    from minilm.text.sources import Files
+    from minilm.text.userfiles import read_documents
+
+    path = Path(data).expanduser()
+    if (path / "meta.json").is_file():
+        return open_shards(path), ""
+    if split_name(data)[0] not in known_datasets() and path.exists() and protocol.documents != "stream":
+        return list(read_documents(Files.at(path))), str(data)
+    if protocol.documents != "stream":
+        return open_shards(prepare(data, tokenizer="bytes", source=source)), ""
+    return open_shards(prepare(data, tokenizer=saved(tokenizer), source=source)), ""
+
+
+def saved(tokenizer: Tokenizer) -> str:
+    """What `prepare` takes for a tokenizer: its name, or a folder named by its fingerprint that it is saved in."""
+    from minilm.text.folders import data_folder
+
+    if tokenizer.name in ("gpt2", "bytes"):
+        return tokenizer.name
+    folder = data_folder() / "tokenizers" / tokenizer.fingerprint
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer.save(folder)
+    return str(folder)
+
+
+def _report(found: Perplexity, options: argparse.Namespace) -> str:
+    if options.out:
+        try:
+            Path(options.out).write_text(found.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
+    if options.json:
+        return found.to_json()
+    others = _published(found)
+    return f"{found}\n  published: {others}" if others else str(found)
+
+
+def _published(found: Perplexity) -> str:
+    """Figures of this model by this protocol, where it was measured on the data that they are about."""
+    from minilm.evaluation.reference import published
+
+    if found.data != f"{found.protocol.data}, {found.protocol.split}":
+        return ""
+    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(found.model, found.protocol.name))

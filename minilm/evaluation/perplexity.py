@@ -1,0 +1,287 @@
+"""Perplexity by a named protocol, from exact sums and counts, kept together with the protocol that gave it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from minilm.errors import UsageError
+from minilm.evaluation.protocols import TEXTS, WORDS, Protocol, get_protocol, windows
+from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_nats
+from minilm.model.gpt import GPT
+from minilm.text.shards import ShardFolder, Split, open_shards
+from minilm.text.tokenizer import Tokenizer, check_same
+
+LN2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """One measurement: the sum, the counts and the protocol. Every normalisation follows from them."""
+
+    protocol: Protocol
+    """Settled: with the model's own context where it names none."""
+    model: str
+    data: str
+    """What was scored, in words."""
+    text_sha256: str
+    """Of the original text (of the tokens, for a stream)."""
+    tokenizer: str
+    """Fingerprint."""
+    nats: float
+    """Sum of -log p over the scored tokens."""
+    n_tokens: int
+    """Tokens scored."""
+    n_documents: int
+    n_words: int
+    """As the protocol counts them; 0 here and below: not counted (random windows; a stream's characters)."""
+    n_bytes: int
+    n_characters: int
+    standard_error: float | None = None
+    """Of the mean nats per token, where windows were drawn at random."""
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.n_tokens
+
+    @property
+    def token_perplexity(self) -> float:
+        return _exp(self.nats / self.n_tokens)
+
+    @property
+    def word_perplexity(self) -> float:
+        return _exp(self.nats / self.n_words) if self.n_words else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / self.n_bytes / LN2 if self.n_bytes else math.nan
+
+    @property
+    def bits_per_character(self) -> float:
+        return self.nats / self.n_characters / LN2 if self.n_characters else math.nan
+
+    @property
+    def value(self) -> float:
+        """In the protocol's unit: perplexity per token or word, bits per byte or character."""
+        return {
+            "token": lambda: self.token_perplexity,
+            "word": lambda: self.word_perplexity,
+            "byte": lambda: self.bits_per_byte,
+            "character": lambda: self.bits_per_character,
+        }[self.protocol.unit]()
+
+    def check_alike(self, other: Perplexity) -> None:
+        """Raises UsageError, naming what differs, where the two numbers are not comparable."""
+        unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in self.protocol.differences(other.protocol).items()}
+        if self.text_sha256 != other.text_sha256:
+            unlike["the text"] = f"{self.data} and {other.data}"
+        if self.tokenizer != other.tokenizer and self.protocol.unit == "token":
+            unlike["the tokenizer (per token)"] = f"{self.tokenizer} and {other.tokenizer}"
+        if unlike:
+            listed = "; ".join(f"{name}: {pair}" for name, pair in unlike.items())
+            raise UsageError(f"the two numbers were not measured alike ({listed}): measure both by one protocol")
+
+    def to_json(self) -> str:
+        values = {"value": self.value, **asdict(self)}
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Perplexity:
+        """Raises UsageError where the text is none that `to_json` wrote."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            raw.pop("value")
+            return cls(**raw | {"protocol": Protocol(**raw["protocol"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"this is no stored perplexity ({error}): measure it again") from None
+
+    def __str__(self) -> str:
+        unit, spread = self.protocol.unit, ""
+        what = f"{'perplexity' if unit in ('token', 'word') else 'bits'} per {unit}"
+        if self.standard_error is not None:
+            spread = f" (nats per token {self.nats_per_token:.4f}, standard error {self.standard_error:.4f})"
+        lines = [
+            f"{what}: {self.value:.4f}{spread}",
+            f"  {self.model} on {self.data}",
+            f"  protocol {self.protocol}",
+            f"  {self.n_tokens:,} tokens scored of {self.n_documents:,} documents, {self.nats:.2f} nats",
+        ]
+        known = [f"perplexity per token {self.token_perplexity:.4f}"]
+        known += [f"per word {self.word_perplexity:.4f}"] if self.n_words else []
+        known += [f"bits per byte {self.bits_per_byte:.4f}"] if self.n_bytes else []
+        known += [f"per character {self.bits_per_character:.4f}"] if self.n_characters else []
+        lines.append(f"  the same sum: {', '.join(known)}")
+        return "\n".join(lines)
+
+
+def perplexity(
+    model: GPT,
+    text_or_shards: str | Sequence[str] | Path | ShardFolder,
+    protocol: str | Protocol = "minilm",
+    *,
+    tokenizer: Tokenizer | None = None,
+    model_name: str = "model",
+    data_name: str = "",
+    batch_tokens: int = BATCH_TOKENS,
+    nats: list[np.ndarray] | None = None,
+    **changes: Any,
+) -> Perplexity:
+    """How well a model predicts a text. `str()` of it is the report.
+
+    text_or_shards: a text, several (documents, whose order counts), or a prepared folder, of which the protocol's split
+    is read. tokenizer: the model's; needed for text, compared with the shards'. protocol: a name or a value; changes:
+    fields of it that shall differ. batch_tokens: read at once; it changes speed only. nats: a list that each window's
+    -log p are added to, in order.
+
+    Raises UsageError on an empty or too short text, shards of another tokenizer, or a context that the model cannot
+    read.
+    """
+    settled = get_protocol(protocol, **changes).settled(model.config.block_size)
+    source = _Source.of(text_or_shards, settled, tokenizer, data_name)
+    requests = source.requests(settled)
+    total, count, means = 0.0, 0, list[float]()
+    n_total = settled.random_windows * settled.context or source.n_tokens
+    with tqdm(total=n_total, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+        for part in target_nats(model, requests, batch_tokens=batch_tokens, precision=settled.precision):
+            total += float(part.sum(dtype=np.float64))
+            count += len(part)
+            bar.update(len(part))
+            if settled.random_windows:
+                means.append(float(part.mean(dtype=np.float64)))
+            if nats is not None:
+                nats.append(part)
+    if count == 0:
+        raise UsageError(f"{source.name} has {source.n_tokens} tokens, too few to score one: give a longer text")
+    error = float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
+    counts = source.counts(settled)
+    return Perplexity(
+        protocol=settled,
+        model=model_name,
+        data=source.name,
+        text_sha256=source.sha256,
+        tokenizer=source.fingerprint,
+        nats=total,
+        n_tokens=count,
+        n_documents=source.n_documents,
+        n_words=counts[0],
+        n_bytes=counts[1],
+        n_characters=counts[2],
+        standard_error=error,
+    )
+
+
+@dataclass
+class _Source:
+    """What is scored: token sequences, and the text that they came from."""
+
+    name: str
+    fingerprint: str
+    eot: int
+    sha256: str
+    n_documents: int
+    original: list[str]
+    changed: list[str]
+    ids: list[np.ndarray]
+    split: Split | None = None
+    n_bytes: int = 0
+    n_words: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        given: str | Sequence[str] | Path | ShardFolder,
+        protocol: Protocol,
+        tokenizer: Tokenizer | None,
+        name: str,
+    ) -> _Source:
+        if isinstance(given, Path):
+            given = open_shards(given)
+        if isinstance(given, ShardFolder):
+            return cls._of_shards(given, protocol, tokenizer, name)
+        if tokenizer is None:
+            raise UsageError("text needs the model's tokenizer: pass tokenizer=")
+        if protocol.documents == "stream":
+            raise UsageError(f"protocol {protocol.name} reads prepared data as it is: give a prepared folder")
+        return cls._of_texts([given] if isinstance(given, str) else list(given), protocol, tokenizer, name or "text")
+
+    @classmethod
+    def _of_texts(cls, texts: list[str], protocol: Protocol, tokenizer: Tokenizer, name: str) -> _Source:
+        original = ["".join(texts)] if protocol.documents == "joined" else texts
+        changed = [TEXTS[protocol.text](text) for text in original]
+        ids = [np.array(one, np.int64) for one in tokenizer.encode_batch(changed)]
+        sha256 = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+        return cls(name, tokenizer.fingerprint, tokenizer.eot, sha256, len(texts), original, changed, ids)
+
+    @classmethod
+    def _of_shards(cls, shards: ShardFolder, protocol: Protocol, tokenizer: Tokenizer | None, name: str) -> _Source:
+        if protocol.split not in shards.splits:
+            raise UsageError(
+                f"{shards.folder} has no split {protocol.split!r}, which protocol {protocol.name} reads: choose "
+                f"another of {', '.join(shards.splits)}"
+            )
+        split, meta, counts = shards.splits[protocol.split], shards.meta, shards.meta.splits[protocol.split]
+        name = name or f"{meta.name}, {protocol.split}"
+        theirs = shards.tokenizer()
+        if protocol.documents == "stream":
+            if tokenizer is not None:
+                check_same(tokenizer, theirs)
+            sums = hashlib.sha256("".join(shard.sha256 for shard in counts.shards).encode())
+            return cls(
+                name, theirs.fingerprint, theirs.eot, sums.hexdigest(), split.n_documents, [], [], [], split,
+                counts.bytes, counts.words,
+            )  # fmt: skip
+        texts = [theirs.decode(split.document(i)) for i in range(split.n_documents)]
+        if theirs.unknown is not None and any(theirs.count_unknown(split.document(i)) for i in range(len(texts))):
+            raise UsageError(
+                f"{shards.folder} was prepared with a vocabulary that lacks some of its words, so its text cannot be "
+                "had back: prepare it with another tokenizer, or give the text"
+            )
+        return cls._of_texts(texts, protocol, tokenizer or theirs, name)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.split.n_tokens if self.split else sum(map(len, self.ids))
+
+    def requests(self, protocol: Protocol) -> Iterator[Request]:
+        if protocol.random_windows:
+            yield from self._random(protocol)
+        elif self.split is not None:
+            for window in windows(protocol, self.split.n_tokens):
+                ids = self.split.read(window.begin, window.end - window.begin)
+                yield Request(ids, window.scored - window.begin)
+        else:
+            for one in self.ids:
+                ids = np.append(self.eot, one) if protocol.first == "after_eot" else one
+                for window in windows(protocol, len(ids)):
+                    yield Request(ids[window.begin : window.end], window.scored - window.begin)
+
+    def _random(self, protocol: Protocol) -> Iterator[Request]:
+        n = protocol.context + 1
+        if self.n_tokens < n:
+            raise UsageError(f"{self.name} has {self.n_tokens} tokens, fewer than a window of {n}: give a longer text")
+        starts = np.random.default_rng(0).integers(self.n_tokens - n + 1, size=protocol.random_windows)
+        for start in starts.tolist():
+            yield Request(self.split.read(start, n) if self.split else self.ids[0][start : start + n], 1)
+
+    def counts(self, protocol: Protocol) -> tuple[int, int, int]:
+        """Words, bytes and characters; 0 where they are not counted."""
+        if protocol.random_windows:
+            return 0, 0, 0
+        if self.split is not None:
+            return self.n_words, self.n_bytes, 0
+        texts = self.original if protocol.counted == "original" else self.changed
+        count = WORDS[protocol.words]
+        return sum(map(count, texts)), sum(len(text.encode()) for text in texts), sum(map(len, texts))
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf

@@ -1,0 +1,119 @@
+"""What a model thinks of given tokens: nats of each target, batched, the head run only where something is scored.
+
+Windows of like length stand side by side, padded on the right, which causal attention never sees; in fp32 the batch
+size changes nothing but rounding. T tokens, D width, N scored targets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilm.decoding.contexts import evaluating
+from minilm.errors import MinilmError, UsageError
+from minilm.model.gpt import GPT
+
+BATCH_TOKENS = 8192  # read at once: enough to keep a processor or card busy
+LOGIT_BYTES = 1 << 26  # of fp32 logits held at once
+SORTED_BATCHES = 16  # so many batches' windows are sorted by length, so that few tokens are padding
+
+
+class Request(NamedTuple):
+    """ids (T,) int64; those from `scored` (1 or more) on are targets, each predicted from all before it."""
+
+    ids: np.ndarray
+    scored: int
+
+
+def target_nats(
+    model: GPT, requests: Iterable[Request], *, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+) -> Iterator[np.ndarray]:
+    """Yields -log p of each request's targets, (T - scored,) float32, in the order of the requests.
+
+    Raises UsageError where a request is longer than the model can read, or has a token outside its vocabulary;
+    MinilmError where logits are not numbers.
+    """
+    rest = iter(requests)
+    while group := list(_up_to(rest, SORTED_BATCHES * batch_tokens)):
+        for request in group:
+            _check(model, request)
+        found: list[np.ndarray | None] = [None] * len(group)
+        for rows in _batches([len(request.ids) - 1 for request in group], batch_tokens):
+            for row, nats in zip(rows, _score(model, [group[row] for row in rows], precision), strict=True):
+                found[row] = nats
+        yield from (nats for nats in found if nats is not None)
+
+
+def _up_to(requests: Iterator[Request], n_tokens: int) -> Iterator[Request]:
+    for request in requests:
+        yield request
+        if (n_tokens := n_tokens - len(request.ids)) <= 0:
+            return
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows of like length whose padded tokens are batch_tokens at most; a longer row stands alone."""
+    rows = iter(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+    for first in rows:
+        n_rows = max(1, batch_tokens // max(1, lengths[first]))
+        yield [first, *islice(rows, n_rows - 1)]
+
+
+def _check(model: GPT, request: Request) -> None:
+    n_read, V = len(request.ids) - 1, model.config.vocab_used or model.config.vocab_size
+    if n_read > model.wpe.max_tokens:
+        raise UsageError(
+            f"a window reads {n_read} tokens and the model's position table has {model.wpe.max_tokens}: set a "
+            "context that it can read"
+        )
+    low, high = int(request.ids.min()), int(request.ids.max())
+    if low < 0 or high >= V:
+        raise UsageError(
+            f"token {high if high >= V else low} is outside the model's vocabulary (0 to {V - 1}): "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+@torch.inference_mode()
+def _score(model: GPT, requests: list[Request], precision: str) -> list[np.ndarray]:
+    n_read = max(len(request.ids) - 1 for request in requests)
+    ids = np.zeros((len(requests), n_read), np.int64)
+    scored = np.zeros((len(requests), n_read), bool)
+    for row, request in enumerate(requests):
+        n = len(request.ids) - 1
+        ids[row, :n], scored[row, request.scored - 1 : n] = request.ids[:-1], True
+    targets = np.concatenate([request.ids[request.scored :] for request in requests])
+    device = model.device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    with evaluating(model), autocast:
+        x = model.hidden(torch.from_numpy(ids).to(device))[torch.from_numpy(scored).to(device)]  # (N, D)
+        nats = _nats_of(model, x, torch.from_numpy(targets).to(device)).cpu().numpy()
+    if not np.isfinite(nats).all():
+        row = next(i for i, one in enumerate(requests) if not np.isfinite(_part(nats, requests, i)).all())
+        place = int(np.flatnonzero(~np.isfinite(_part(nats, requests, row)))[0])
+        raise MinilmError(
+            f"the model's logits are no numbers at target {place + 1} of a window: its weights are damaged, or "
+            f"overflow in {precision}"
+        )
+    return [_part(nats, requests, i) for i in range(len(requests))]
+
+
+def _part(nats: np.ndarray, requests: list[Request], row: int) -> np.ndarray:
+    start = sum(len(request.ids) - request.scored for request in requests[:row])
+    return nats[start : start + len(requests[row].ids) - requests[row].scored]
+
+
+def _nats_of(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
+    """x (N, D), targets (N,) -> (N,) fp32, never more than LOGIT_BYTES of logits at once."""
+    rows = max(1, LOGIT_BYTES // (4 * (model.config.vocab_used or model.config.vocab_size)))
+    parts = []
+    for some, wanted in zip(x.split(rows), targets.split(rows), strict=True):
+        logits = model.used_logits(some).float()
+        parts.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
+    return torch.cat(parts)

@@ -1,0 +1,163 @@
+"""`minilm eval` by protocols: on a run's own data, on text, on real data sets, with results that can be stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import prepared, sums
+
+from minilm import eval_perplexity
+from minilm.cli import run_door
+from minilm.config import GPTConfig
+from minilm.errors import MinilmError
+from minilm.evaluation.perplexity import Perplexity, perplexity
+from minilm.evaluation.protocols import PROTOCOLS
+from minilm.evaluation.reference import figures, published
+from minilm.model.gpt import GPT
+from minilm.text.tokenizer import get_tokenizer
+
+BYTES = get_tokenizer("bytes")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=257))
+    model.save_pretrained(tmp_path / "gpt2", BYTES)
+    return tmp_path / "gpt2"
+
+
+def measured(capsys: pytest.CaptureFixture[str], *words: object) -> Perplexity:
+    assert run_door("eval", [*map(str, words), "--json", "--device=cpu"]) == 0
+    return Perplexity.from_json(capsys.readouterr().out)
+
+
+def test_prepared_data_text_and_what_is_stored(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = prepared(tmp_path / "sums")
+    model = GPT.from_pretrained(checkpoint)
+    found = measured(capsys, checkpoint, "--data", folder, "--out", tmp_path / "found.json")
+    expected = perplexity(model, folder, "minilm")
+    assert (found.nats, found.n_bytes, found.protocol) == (expected.nats, expected.n_bytes, expected.protocol)
+    assert (found.model, found.data) == (str(checkpoint), "sums, val")
+    assert Perplexity.from_json((tmp_path / "found.json").read_text()) == found
+    text = tmp_path / "book.txt"
+    text.write_text("\n".join(sums(10, 9)), encoding="utf-8")
+    words = ["--protocol=hf-stride-512", "--context=32", "--stride=8", "--unit=byte", "--precision=bf16"]
+    found = measured(capsys, checkpoint, "--data", text, *words)
+    expected = perplexity(
+        model, text.read_text(), "hf-stride-512", tokenizer=BYTES, context=32, stride=8, unit="byte", precision="bf16"
+    )
+    assert (found.value, found.protocol) == (expected.value, expected.protocol)
+    assert found.protocol.name == "hf-stride-512*"
+    assert run_door("eval", [str(checkpoint), "--data", str(text), "--out", str(tmp_path / "no" / "x.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_real_text_under_every_protocol_it_is_for(
+    checkpoint: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All on the same text: the sums agree where only the unit differs, and the counts are those of the file."""
+    lines = (shared_data / "wikitext-2-raw" / "wiki.valid.raw").read_text(encoding="utf-8").splitlines(keepends=True)
+    source = tmp_path / "wikitext-2-raw"
+    source.mkdir()
+    text = "".join(lines[:60])
+    (source / "wiki.valid.raw").write_text(text, encoding="utf-8")
+    words = [checkpoint, "--data=wikitext2", "--source", source, "--split=val", "--context=64"]
+    by_word, by_byte = (measured(capsys, *words, f"--protocol={name}") for name in ("lm-eval", "lm-eval-byte"))
+    assert by_word.nats == by_byte.nats
+    assert by_word.n_bytes == len(text.encode())
+    assert by_word.word_perplexity == pytest.approx(math.exp(by_word.nats / by_word.n_words))
+    loop = measured(capsys, *words, "--protocol=hf-stride-512", "--stride=32")
+    assert loop.data == "wikitext2, val"
+    assert loop.text_sha256 == by_word.text_sha256
+    assert loop.n_tokens > by_word.n_tokens  # rows are joined by blank lines, and nothing is detokenized
+
+
+def test_all_protocols_beside_published_figures(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on its own data set; what cannot be had is a line that says why. Published figures stand only where text and
+    protocol are theirs."""
+    folder = prepared(tmp_path / "sums")
+    text = " = Title = \n" + " \n One , two . \n" * 80
+    real = eval_perplexity.read_data
+
+    def read_data(data: str, *words: Any) -> tuple[Any, str]:
+        if data == str(folder):
+            return real(data, *words)
+        if data != "wikitext2":
+            raise MinilmError(f"{data} cannot be downloaded")
+        return [text], "wikitext2, test"
+
+    monkeypatch.setattr(eval_perplexity, "read_data", read_data)
+    monkeypatch.chdir(tmp_path)
+    assert run_door("eval", ["gpt2", "--all", "--data", str(folder)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows[1:]] == list(PROTOCOLS)
+    by_name = {row.split()[0]: row for row in rows}
+    model = GPT.from_pretrained(checkpoint)
+    for name, source in (("minilm", folder), ("training", folder), ("gpt2-paper-wikitext2", text), ("lm-eval", text)):
+        ours = perplexity(model, source, name, tokenizer=BYTES).value
+        assert float(by_name[name].split()[1]) == pytest.approx(ours, abs=1e-4)
+    assert "29.41 (Radford et al. 2019" in by_name["gpt2-paper-wikitext2"]
+    assert "37.37 (lm-evaluation-harness)" in by_name["lm-eval"]
+    assert "wikitext103 cannot be downloaded" in by_name["megatron"]
+    assert "reads 1023 tokens and the model's position table has 64" in by_name["hf-stride-512"]
+    for words, n_figures in (([], 1), (["--stride=32"], 0), (["--data", str(folder), "--split=val"], 0)):
+        assert run_door("eval", ["gpt2", "--protocol=lm-eval", *words]) == 0
+        assert capsys.readouterr().out.count("published: 37.37") == n_figures
+
+
+def test_published_figures_are_of_protocols_that_exist() -> None:
+    benchmarks = ("lambada-openai", "hellaswag", "cbt-cn", "cbt-ne")
+    for figure in figures():
+        assert figure.key in PROTOCOLS or figure.key.split("/")[0] in benchmarks, figure
+        assert figure.value > 0
+        assert figure.source
+    assert [figure.value for figure in published("openai-community/gpt2", "lm-eval")] == [37.37]
+    assert published("runs/x", "lm-eval") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol=hf"], "there is no protocol 'hf'"),
+        (["--unit=line", "--data=SUMS"], "unit is 'line': choose token, word, byte, character"),
+        (["--data=SUMS", "--context=100"], "reads 100 tokens and the model's position table has 64"),
+        (["--data=SUMS", "--split=test"], "has no split 'test', which protocol minilm* reads"),
+        (["--data=EMPTY"], "too few to score one"),
+        ([], "protocol minilm is for any text: name it with --data"),
+        (["--data=nowhere"], "there is no data set or path 'nowhere'"),
+        (["--data=CHARS", "--protocol=training"], "different tokenizers"),
+    ],
+)
+def test_mistakes(
+    words: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minilm.text.prepare import prepare
+
+    (tmp_path / "empty.txt").write_text("")
+    folders = {"SUMS": lambda: prepared(tmp_path / "sums"), "EMPTY": lambda: tmp_path / "empty.txt"}
+    if "--data=CHARS" in words:
+        (tmp_path / "book.txt").write_text("abc " * 200)
+        folders["CHARS"] = lambda: prepare(tmp_path / "book.txt", tokenizer="chars")
+    for name, made in folders.items():
+        words = [word.replace(name, str(made())) if name in word else word for word in words]
+    assert run_door("eval", [str(checkpoint), *words]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_a_result_is_valid_json(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(capsys, checkpoint, "--data", prepared(tmp_path / "sums"))
+    raw = json.loads(found.to_json())
+    assert raw["value"] == found.value
+    assert raw["protocol"]["context"] == 64
