@@ -2,10 +2,10 @@
 
     python bench/articles.py FOLDER_OF_TEST_DATA
 
-Two sets: `html_article_benchmark` (91 pages with their articles typed off) and `html_readability` (Mozilla's test pages with
-Readability's own output as the answer, which favours what resembles Readability). The measure is the benchmark's: precision and
-recall of 4-word shingles of the whole set's pages, averaged over pages, and their F1. Beside it MB of HTML a second on one
-core. A page on which an extractor raises counts as empty.
+Two sets: `html_article_benchmark` (91 pages with their articles typed off) and `html_readability` (Mozilla's test pages
+with Readability's own output as the answer, which favours what resembles Readability). The measure is the benchmark's:
+precision and recall of 4-word shingles, averaged over pages, and their F1. Beside it MB of HTML a second on one core. A
+page on which an extractor raises counts as empty.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def pages(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """(html, article) of each page of each set."""
     truth = json.loads((folder / "html_article_benchmark" / "ground-truth.json").read_text(encoding="utf-8"))
     zyte = folder / "html_article_benchmark" / "html"
-    typed = [(gzip.open(zyte / f"{k}.html.gz", "rt", encoding="utf-8").read(), v["articleBody"]) for k, v in truth.items()
-             if (zyte / f"{k}.html.gz").is_file()]  # fmt: skip
+    typed = [
+        (gzip.decompress((zyte / f"{key}.html.gz").read_bytes()).decode(), page["articleBody"])
+        for key, page in truth.items()
+        if (zyte / f"{key}.html.gz").is_file()
+    ]
     return {"html_article_benchmark": typed, "html_readability": list(readability(folder / "html_readability"))}
 
 
@@ -88,11 +91,17 @@ def main() -> None:
     for name, known in pages(Path(sys.argv[1])).items():
         for extractor, extract in EXTRACTORS.items():
             p, r, speed, empty = measure(extract, known)
-            print(
-                f"| {name} | {len(known)} | {extractor} | {p:.3f} | {r:.3f} | {2 * p * r / (p + r):.3f} | {speed:.1f} | "
-                f"{empty} |",
-                flush=True,
+            row = (
+                name,
+                len(known),
+                extractor,
+                f"{p:.3f}",
+                f"{r:.3f}",
+                f"{2 * p * r / (p + r):.3f}",
+                f"{speed:.1f}",
+                empty,
             )
+            print("|", *(f"{cell} |" for cell in row), flush=True)
 
 
 if __name__ == "__main__":

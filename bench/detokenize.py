@@ -2,10 +2,10 @@
 
     python bench/detokenize.py FOLDER_OF_TEST_DATA
 
-Penn Treebank: NLTK's 5 % sample has the newspaper's own sentences (raw) beside the tokens (combined), so detokenized tokens are
-compared with what was printed: sentences equal to the character, and words equal. The others' originals are not at hand:
-there the text is tokenized again by rules below that imitate each tokenizer, and what comes back is compared with what was
-given: a lower bound, since the imitation errs too.
+Penn Treebank: NLTK's 5 % sample has the newspaper's own sentences (raw) beside the tokens (combined), so detokenized
+tokens are compared with what was printed: sentences equal to the character, and words equal. The others' originals are
+not at hand: there the text is tokenized again by rules below that imitate each tokenizer, and what comes back is
+compared with what was given: a lower bound, since the imitation errs too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Cleaning documents on their way to a corpus: repair, language, exact and near duplicates, length.
 
-A recipe is a list of steps, `"repair,language:en,near_duplicates:0.7,min_tokens:128"`, run in that order; what each step
-changed and dropped is counted. Every step is deterministic: the same documents in the same order give the same corpus.
+A recipe is a list of steps, `"repair,language:en,near_duplicates:0.7,min_tokens:128"`, run in that order; what each
+step changed and dropped is counted. Every step is deterministic: the same documents in the same order give the same
+corpus.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ class Cleaner:
                 yield cleaned
 
     def clean(self, text: str) -> str | None:
-        current: str | None = text
         for name, step in self.steps:
-            before, current = current, step(current)
             count = self.counts.setdefault(name, Count())
             count.seen += 1
-            count.changed += current is not None and current != before
-            count.dropped += current is None
-            if current is None:
+            cleaned = step(text)
+            if cleaned is None:
+                count.dropped += 1
                 return None
-        return current
+            count.changed += cleaned != text
+            text = cleaned
+        return text
 
     def report(self) -> str:
         """A line for each step."""

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -57,13 +57,21 @@ def encode_documents(
     tokenizer: Tokenizer,
     writer_of: Callable[[str], ShardWriter],
     advance: Callable[[int], object] = lambda n_bytes: None,
+    is_left_out: Callable[[str, int], bool] = lambda split, n_tokens: False,
 ) -> dict[str, Counts]:
-    """Adds each (split, text) to the split's writer, in order; returns the counts. `advance` hears of progress."""
+    """Adds each (split, text) to the split's writer, in order; returns the counts. `advance` hears of progress,
+    `is_left_out` says of a document's split and number of tokens whether it is dropped (a huge one never is)."""
     counts: defaultdict[str, Counts] = defaultdict(Counts)
 
-    def encoded(split: str, texts: list[str]) -> list[list[int]]:
+    def encoded(split: str, texts: list[str], whole: bool = True) -> list[list[int]]:
         n_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
         all_ids = tokenizer.encode_batch(texts)
+        kept = [not (whole and is_left_out(split, len(ids))) for ids in all_ids]
+        if not all(kept):
+            advance(n_bytes)
+            texts, all_ids = list(compress(texts, kept)), list(compress(all_ids, kept))
+            n_bytes = sum(len(text.encode()) for text in texts)
+            advance(-n_bytes)
         counts[split].bytes += n_bytes
         counts[split].words += sum(len(text.split()) for text in texts)
         if tokenizer.unknown is not None:
@@ -75,7 +83,7 @@ def encode_documents(
         if len(batch) == 1:
             (split, text), *_ = batch
             parts = pieces(text) if tokenizer.name in OURS else [text]
-            groups = (encoded(split, group) for group in _batches(parts, len))
+            groups = (encoded(split, group, whole=False) for group in _batches(parts, len))
             writer_of(split).add_pieces(chain.from_iterable(groups))
             continue
         by_split: defaultdict[str, list[str]] = defaultdict(list)
