@@ -103,8 +103,9 @@ def run(cell: Cell) -> dict[str, Any]:
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
     from minilm.training.loop import train
+    from minilm.training.setup import read_setup
 
-    data = prepare("tales", level=cell.level, megabytes=100.0, tokenizer=cell.tokenizer)
+    data = prepare("tales", level=cell.level, tokenizer=cell.tokenizer)
     layers, heads, width = SIZES[cell.size]
     tiny = build(read_preset("tiny"))
     T = BLOCK_SIZE[cell.level] * (2 if cell.tokenizer.startswith("bpe") else 1)
@@ -162,6 +163,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "grade_seconds": round(time.perf_counter() - started, 1),
         "sample": graded.samples[0],
         "threads": torch.get_num_threads(),
+        "precision": read_setup(folder).precision,
         "resumed": resumed,
         "date": time.strftime("%Y-%m-%d"),
         "commit": runtime.git_commit()[:10],

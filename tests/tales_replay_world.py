@@ -390,7 +390,6 @@ class World(Ground):
     def want(self, kind: str, x: Someone, t: Something, *goal: str | Someone) -> None:
         need(not self.wish, "a second want")
         need((kind in ("have", "give")) <= (t.owner is x), "wants back, or to give, what is another's")
-        need((kind == "have") <= (t.spot != x.place), "wants back what is here")
         need((kind == "get") <= (t.owner is not x), "wants what is their own")
         need((kind == "bring") <= (t.place not in goal), "it is there")
         for p in goal:

@@ -104,12 +104,10 @@ def smile(s: State, x: str, t: str) -> str | None:
 
 
 def want(kind: str) -> Handler:
-    """Back, or as a present, one wants what is one's own; and back only what is away."""
+    """One wants back, or to give away, what is one's own, and to get what is another's."""
 
     def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
         if s.want or (kind in OWN and (s.owner.get(t) == x) != OWN[kind]):
-            return "want"
-        if kind == "want_have" and s.at.get(t) == s.at[x]:
             return "want"
         if goal and goal[0] not in s.people and not s.new_place(goal[0]):
             return "introduced"
