@@ -1,5 +1,5 @@
-"""How a stream of tokens becomes rows of T inputs and T targets, one class each in PACKINGS. Each token is a target once
-an epoch in all of them, or is counted as truncated; padding is counted and never a target.
+"""How a stream of tokens becomes rows of T inputs and T targets, one class each in PACKINGS. Each token is a target
+once an epoch in all of them, or is counted as truncated; padding is counted and never a target.
 
 - chunks: contiguous windows, whatever documents they cut. Nothing is padded.
 - documents: one document a row; what is longer than T is truncated.
