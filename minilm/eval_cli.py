@@ -13,12 +13,14 @@ from minilm.errors import UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    from minilm import eval_perplexity, eval_tales
+    from minilm import eval_perplexity, eval_tales, eval_text
 
     if options.grade is not None:
         if options.model is not None:
             raise UsageError("--grade judges a file and needs no model: leave out one of the two")
         return eval_tales.grade_file(options)
+    if options.text_file is not None:
+        return eval_text.measure(options)
     if options.model is None:
         raise UsageError("name the model to measure: a run, a step folder, a Hugging Face folder or a Hub name")
     if options.coherence:
@@ -42,13 +44,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--protocol", default="minilm", metavar="P", help="docs/evaluation.md has the table (%(default)s)")
     add("--all", action="store_true", help="every protocol whose data can be had, beside published figures")
     add("--out", metavar="FILE", help="write the result with its protocol as JSON")
-    for name, what in (("split", "train, val, test"), ("text", "as_is, rows, wikitext, ptb")):
-        add(f"--{name}", metavar="X", help=f"{what} (the protocol's, as all that follow)")
+    add("--split", metavar="X", help="train, val, test (the protocol's, as all that follow)")
+    add("--form", dest="text", metavar="X", help="what is done to the text: as_is, rows, wikitext, ptb")
     add("--documents", metavar="X", help="joined, each, stream")
     add("--first", metavar="X", help="unscored, after_eot")
     add("--unit", metavar="X", help="token, word, byte, character")
     add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
     add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")
+    add = parser.add_argument_group("generated text").add_argument
+    add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
+    add("--reference", metavar="X", help="real texts beside them: such a file, or data of which --split (val) is taken")
+    add("--mauve_tokens", type=int, default=0, metavar="N", help="MAUVE cuts texts to; 0: what nine tenths have")
     add = parser.add_argument_group("tales").add_argument
     add("--grade", metavar="FILE", help="judge a text file: a tale a line, or parted by blank lines or <|endoftext|>")
     add("--coherence", action="store_true", help="share of the model's own tales that the grader passes")

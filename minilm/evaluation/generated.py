@@ -1,0 +1,165 @@
+"""Everything that is measured of generated text, beside the same of real text, as one table with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from minilm.errors import UsageError
+from minilm.evaluation import likeness
+from minilm.evaluation.intervals import Estimate, bootstrap, jackknife
+from minilm.evaluation.ngram import words
+from minilm.evaluation.novelty import blocks, copied_share, longest_matches
+from minilm.evaluation.repetition import distinct_n, rep_r, self_bleu, seq_rep_n, zipf
+from minilm.model.gpt import GPT
+from minilm.text.shards import Split
+from minilm.text.tokenizer import Tokenizer
+
+SELF_BLEU_TEXTS = 100  # its cost grows with the square
+MAUVE_GROUPS = 5
+NOVEL_N = 4
+
+
+class Sample(NamedTuple):
+    """One text."""
+
+    text: str
+    label: str = ""
+    """Of what kind it is, or was asked to be: a control code."""
+    ended: bool | None = None
+    """Whether the model ended it itself, where that is known."""
+
+
+class Row(NamedTuple):
+    """One measure of generated texts and of real ones."""
+
+    name: str
+    generated: Estimate
+    real: Estimate | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        real = str(self.real) if self.real else ""
+        return f"{self.name:28}{self.generated!s:30}{real:30}{self.note}".rstrip()
+
+
+def quality(
+    samples: Sequence[Sample],
+    reference: Sequence[Sample] = (),
+    *,
+    judge: GPT | None = None,
+    tokenizer: Tokenizer | None = None,
+    train: Split | None = None,
+    train_tokenizer: Tokenizer | None = None,
+    mauve_tokens: int = 0,
+    with_obedience: bool = True,
+) -> list[Row]:
+    """Rows of the table: what the texts alone allow; with a reference also its figures, cut to as many texts; with a
+    judge and its tokenizer perplexity and, given a reference, MAUVE; with training tokens and their tokenizer what was
+    copied; with labels on both sides whether they are obeyed.
+
+    mauve_tokens: a text is cut to; 0: what nine tenths of all texts have, 256 at most. Raises UsageError on no texts.
+    """
+    if not samples:
+        raise UsageError("there is no generated text: give a file with one text or more")
+    reference = list(reference)
+    real = reference[: len(samples)]
+    rows = _of_texts(list(samples), real)
+    if train is not None and train_tokenizer is not None:
+        rows += _of_copies(list(samples), real, train, train_tokenizer)
+    if judge is not None and tokenizer is not None:
+        rows += _of_judge([s.text for s in samples], [s.text for s in reference], judge, tokenizer, mauve_tokens)
+    if with_obedience and reference and any(sample.label for sample in samples):
+        found = likeness.obedience(*zip(*[s[:2] for s in samples]), *zip(*[s[:2] for s in reference]))  # noqa: B905
+        note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
+        rows.append(Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note))
+    return rows
+
+
+def _of_texts(samples: list[Sample], real: list[Sample]) -> list[Row]:
+    sides = [[words(sample.text) for sample in side] for side in (samples, real)]
+
+    def both(name: str, measure: Callable[[list[list[str]]], Estimate], note: str = "") -> Row:
+        return Row(name, measure(sides[0]), measure(sides[1]) if real else None, note)
+
+    def mean(measure: Callable[[list[str]], float]) -> Callable[[list[list[str]]], Estimate]:
+        return lambda texts: bootstrap([measure(text) for text in texts])
+
+    def whole(measure: Callable[[list[list[str]]], float]) -> Callable[[list[list[str]]], Estimate]:
+        return lambda texts: jackknife(measure, texts)
+
+    rows = [both("length in words", mean(lambda text: float(len(text))))]
+    if any(sample.ended is not None for sample in samples):
+        rows.append(Row("ended by end-of-text", bootstrap([float(s.ended) for s in samples if s.ended is not None])))
+    rows += [both(f"seq-rep-{n}", mean(partial(seq_rep_n, n=n))) for n in (1, 2, 3, 4)]
+    rows.append(both("rep-r", mean(rep_r)))
+    rows += [both(f"distinct-{n}", whole(partial(distinct_n, n=n)), "jackknife") for n in (1, 2, 3)]
+    rows.append(both("Zipf coefficient", whole(zipf), "jackknife"))
+    if len(samples) > 1:
+        few = [[sample.text for sample in side[:SELF_BLEU_TEXTS]] for side in (samples, real)]
+        scores = [bootstrap(self_bleu(side)) if len(side) > 1 else None for side in few]
+        rows.append(Row("self-BLEU", scores[0] or bootstrap([]), scores[1], f"first {len(few[0])} texts"))
+    return rows
+
+
+def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenizer: Tokenizer) -> list[Row]:
+    sides = [tokenizer.encode_batch([sample.text for sample in side]) for side in (samples, real)]
+    ids = [*sides[0], *sides[1]]
+    matches = longest_matches(ids, blocks(train, max(map(len, ids), default=0)))
+    split = (matches[: len(samples)], matches[len(samples) :])
+    copied = [bootstrap([copied_share(match) for match in side]) for side in split]
+    longest = [bootstrap([float(match.max(initial=0)) for match in side]) for side in split]
+    new = [
+        bootstrap(
+            [float((m[: max(len(m) - NOVEL_N + 1, 0)] < NOVEL_N).sum()) for m in side],
+            [max(len(m) - NOVEL_N + 1, 0) for m in side],
+        )
+        for side in split
+    ]
+    names = ("longest copied span, tokens", "its share of the text", f"new {NOVEL_N}-grams")
+    note = f"against {train.n_tokens:,} training tokens"
+    return [
+        Row(name, one[0], one[1] if real else None, note)
+        for name, one in zip(names, (longest, copied, new), strict=True)
+    ]
+
+
+def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int) -> list[Row]:
+    def of(side: list[str]) -> tuple[Estimate, np.ndarray, np.ndarray]:
+        nats, tokens = likeness.document_nats(judge, tokenizer, side)
+        return bootstrap(nats.tolist(), tokens.tolist()), nats, tokens
+
+    mine = of(texts)[0]
+    if not reference:
+        return [Row("perplexity under the judge", _exp(mine), None, "per token, each text from its beginning")]
+    theirs = of(reference)[0]
+    rows = [Row("perplexity under the judge", _exp(mine), _exp(theirs), "per token, each text from its beginning")]
+    # Independent samples: the intervals' half widths add in squares.
+    gap = mine.value - theirs.value
+    low = gap - float(np.hypot(mine.value - mine.low, theirs.high - theirs.value))
+    high = gap + float(np.hypot(mine.high - mine.value, theirs.value - theirs.low))
+    rows.append(Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real"))
+    lengths = sorted(len(ids) for ids in tokenizer.encode_batch([*texts, *reference]))
+    n_tokens = mauve_tokens or int(min(lengths[len(lengths) // 10], likeness.MAUVE_TOKENS, judge.config.block_size))
+    if n_tokens < 1:
+        return rows
+    found = likeness.mauve(judge, tokenizer, texts, reference, n_tokens=n_tokens)
+    pairs = list(zip(texts, reference, strict=False))
+
+    def again(kept: list[tuple[str, str]]) -> float:
+        left, right = zip(*kept, strict=True)
+        return likeness.mauve(
+            judge, tokenizer, left, right, n_tokens=n_tokens, n_buckets=found.n_buckets
+        ).value  # fmt: skip
+
+    spread = jackknife(again, pairs, MAUVE_GROUPS)
+    half = (spread.high - spread.low) / 2
+    value = Estimate(found.value, found.value - half, found.value + half)
+    return [*rows, Row("MAUVE", value, None, f"jackknife; {found}")]
+
+
+def _exp(nats: Estimate) -> Estimate:
+    return Estimate(*(float(np.exp(value)) for value in nats))

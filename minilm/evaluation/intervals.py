@@ -1,0 +1,55 @@
+"""95 % intervals of what was measured on texts: a bootstrap where each text has its own number, a jackknife where only
+all together have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+RESAMPLES = 2000
+GROUPS = 10  # left out in turn by the jackknife
+Z95 = 1.959964
+
+T = TypeVar("T")
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
+    """Mean over texts, or sum of values over sum of weights, NaN left out; percentiles of 2,000 resamples of texts
+    (Efron 1979)."""
+    x = np.asarray(values, float)
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
+    kept = np.isfinite(x) & (w > 0)
+    x, w = x[kept], w[kept]
+    if not len(x):
+        return Estimate(np.nan, np.nan, np.nan)
+    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
+    means = x[drawn].sum(1) / w[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(x.sum() / w.sum()), float(low), float(high))
+
+
+def jackknife(measure: Callable[[list[T]], float], texts: Sequence[T], groups: int = GROUPS) -> Estimate:
+    """measure(texts) +- 1.96 standard errors from leaving out each of `groups` groups (Quenouille 1956, Tukey 1958).
+
+    For what counts distinct things: a resample repeats texts, and so its value is not one of texts like these.
+    """
+    value = measure(list(texts))
+    groups = min(groups, len(texts))
+    if groups < 2:
+        return Estimate(value, np.nan, np.nan)
+    left = np.array([measure([t for i, t in enumerate(texts) if i % groups != g]) for g in range(groups)])
+    error = float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
+    return Estimate(value, value - Z95 * error, value + Z95 * error)

@@ -1,0 +1,135 @@
+"""`minilm eval --text`: the table, what each part of it needs, and every mistake in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import prepared, sums
+
+from minilm.cli import run_door
+from minilm.config import GPTConfig
+from minilm.eval_text import read_samples
+from minilm.evaluation.generated import Sample, quality
+from minilm.evaluation.likeness import document_nats
+from minilm.evaluation.ngram import words
+from minilm.evaluation.repetition import seq_rep_n
+from minilm.model.gpt import GPT
+from minilm.text.shards import open_shards
+from minilm.text.tales import stories
+from minilm.text.tokenizer import get_tokenizer
+
+BYTES = get_tokenizer("bytes")
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=257, init_std=0.2)).eval()
+    model.save_pretrained(tmp_path / "judge", BYTES)
+    return model
+
+
+def written(path: Path, samples: list[Sample]) -> Path:
+    lines = [json.dumps({k: v for k, v in sample._asdict().items() if v not in ("", None)}) for sample in samples]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_the_table(judge: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for extra in ("sacrebleu", "sklearn", "mauve"):
+        pytest.importorskip(extra)
+    folder = prepared(tmp_path / "sums")
+    copy = sums(10, 1)[0]
+    told = [Sample(text, "a", i % 4 > 0) for i, text in enumerate([copy, *(sums(200 + i, 1)[0] for i in range(11))])]
+    real = [Sample(text, label) for i in range(12) for text, label in ((sums(300 + i, 1)[0], "a"), ("so " * 60, "b"))]
+    texts, reference = written(tmp_path / "told.jsonl", told), written(tmp_path / "real.jsonl", real)
+    arguments = [str(tmp_path / "judge"), "--text", str(texts), "--reference", str(reference), "--data", str(folder)]
+    assert run_door("eval", [*arguments, "--json", "--device=cpu"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["ended by end-of-text"]["generated"][0] == 9 / 12
+    assert rows["label obeyed"]["generated"][0] == 1.0
+    assert "classifier right on 100.0 % of real texts, 2 labels" in rows["label obeyed"]["note"]
+    assert rows["length in words"]["generated"][0] == pytest.approx(np.mean([len(words(s.text)) for s in told]))
+    assert rows["seq-rep-4"]["real"][0] == pytest.approx(np.mean([seq_rep_n(words(s.text), 4) for s in real[:12]]))
+    shares = rows["its share of the text"]
+    assert 1 / 12 < shares["generated"][0] < 1
+    nats, tokens = document_nats(judge, BYTES, [sample.text for sample in told])
+    assert rows["perplexity under the judge"]["generated"][0] == pytest.approx(math.exp(nats.sum() / tokens.sum()))
+    real_nats, real_tokens = document_nats(judge, BYTES, [sample.text for sample in real])
+    gap = nats.sum() / tokens.sum() - real_nats.sum() / real_tokens.sum()
+    assert rows["gap, nats per token"]["generated"][0] == pytest.approx(gap)
+    assert 0 < rows["MAUVE"]["generated"][0] <= 1
+    assert "12 texts of each, cut to 64 tokens of the judge" in rows["MAUVE"]["note"]
+    for row in rows.values():
+        value, low, high = row["generated"]
+        assert low is None or low <= value <= high, row
+    assert run_door("eval", [*arguments, "--device=cpu"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["95", "%", "intervals", "12", "generated", "texts", "12", "real", "ones"]
+    assert [line[:28].strip() for line in shown[1:]] == list(rows)
+
+
+def test_texts_alone(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    names = [row.name for row in quality([Sample(text) for text in sums(10, 3)])]
+    assert names == [
+        "length in words", "seq-rep-1", "seq-rep-2", "seq-rep-3", "seq-rep-4", "rep-r",
+        "distinct-1", "distinct-2", "distinct-3", "Zipf coefficient", "self-BLEU",
+    ]  # fmt: skip
+    rows = {row.name: row for row in quality([Sample("a a a a a a"), Sample("a a a a a a")])}
+    assert rows["seq-rep-1"].generated == (5 / 6, 5 / 6, 5 / 6)
+    assert rows["distinct-1"].generated.value == 1 / 12
+    assert rows["self-BLEU"].generated.value == pytest.approx(100)
+
+
+def test_a_copy_is_found_and_new_text_is_new(tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    shards = open_shards(prepared(tmp_path / "sums"))
+    told = [Sample(sums(12, 1)[0]), Sample("Zürich ~ {x} ~ |y|")]
+    rows = {r.name: r for r in quality(told, train=shards.splits["train"], train_tokenizer=BYTES)}
+    assert rows["its share of the text"].generated.high == 1.0
+    assert rows["new 4-grams"].generated.low == 0.0
+    assert rows["new 4-grams"].generated.high == 1.0
+    n = [len(BYTES.encode(sample.text)) - 3 for sample in told]
+    assert rows["new 4-grams"].generated.value == pytest.approx(n[1] / sum(n))
+
+
+def test_samples_are_read_from_anywhere(tmp_path: Path) -> None:
+    told = list(stories(n=3, style="fable"))
+    bare = [text.removeprefix("fable: ") for text in told]
+    (tmp_path / "told.txt").write_text("\n".join(told))
+    assert read_samples(str(tmp_path / "told.txt")) == [Sample(text, "fable") for text in bare]
+    path = written(tmp_path / "told.jsonl", [Sample(told[0], "fable", True), Sample(bare[1], "fable"), Sample(bare[2])])
+    assert read_samples(str(path)) == [Sample(bare[0], "fable", True), Sample(bare[1], "fable"), Sample(bare[2])]
+    folder = prepared(tmp_path / "sums")
+    assert read_samples(str(folder)) == [Sample(text) for text in sums(100, 12)]
+    assert read_samples(str(folder), "train") == [Sample(text) for text in sums(10, 30)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "holds no text: write one object with a text on every line"),
+        ("[1]", 'line 1 is no object with a "text"'),
+        ('{"texts": "a"}', 'line 1 is no object with a "text"'),
+        ('{"text": 5}', "line 1: text and label are strings"),
+        ('{"text": "a", "ended": "yes"}', "line 1: text and label are strings, ended is true or false"),
+        ("\xff", "cannot be read"),
+        ('{"text": "a", "label": "z"}', "no reference text has the label 'z'"),
+    ],
+)
+def test_mistakes(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "told.jsonl"
+    path.write_bytes(line.encode("latin-1"))
+    real = written(tmp_path / "real.jsonl", [Sample("x y z", "a"), Sample("u v w", "b")])
+    assert run_door("eval", ["--text", str(path), "--reference", str(real)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
