@@ -24,9 +24,11 @@ from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
-from minilm.text.shards import Split, open_shards
+from minilm.text.mixture import open_data
+from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
+from minilm.training.feed import training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.progress import Bar, Clock, Interrupt, progress_text
@@ -87,20 +89,20 @@ def train(config: TrainConfig) -> Result:
     or the disk is full.
     """
     device = runtime.pick_device(config.device)
-    shards = open_shards(config.data)
+    shards = open_data(config.data, config.mix_temperature)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
     model, config = build_model(config, tokenizer, device)
+    config = with_budget(config, shards)
     resuming = config.existing == "resume"
     setup = read_setup(folder) if resuming else settle(config, model, device)
     if setup.device_type != device.type:
         raise UsageError(
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
-    T = config.model.block_size
-    batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
+    batches = training_batches(config, shards, tokenizer)
     if not resuming:
         open_run(config, setup)
     optimizers = build_optimizers(model, config)
