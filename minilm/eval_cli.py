@@ -13,8 +13,13 @@ from minilm.errors import UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    from minilm import eval_perplexity, eval_tales, eval_text
+    from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
+    if options.protocols:
+        from minilm.evaluation.protocols import protocol_table
+
+        print(protocol_table())
+        return 0
     if options.grade is not None:
         if options.model is not None:
             raise UsageError("--grade judges a file and needs no model: leave out one of the two")
@@ -23,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return eval_text.measure(options)
     if options.model is None:
         raise UsageError("name the model to measure: a run, a step folder, a Hugging Face folder or a Hub name")
+    if options.benchmark is not None:
+        return eval_benchmark.measure(options)
     if options.coherence:
         return eval_tales.measure_coherence(options)
     return eval_perplexity.measure(options)
@@ -36,21 +43,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print one JSON object instead")
     add("--data", metavar="X", help="prepared data, a data set's name, or text (the protocol's, else the run's own)")
     add("--source", metavar="X", help="a local copy of the data set in its original form")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(the protocol's; fp32 for --coherence)")
-    add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     add("--seed", type=int, default=0, metavar="N", help="of whatever is drawn (%(default)s)")
-    add = parser.add_argument_group("perplexity").add_argument
-    add("--protocol", default="minilm", metavar="P", help="docs/evaluation.md has the table (%(default)s)")
-    add("--all", action="store_true", help="every protocol whose data can be had, beside published figures")
-    add("--out", metavar="FILE", help="write the result with its protocol as JSON")
-    add("--split", metavar="X", help="train, val, test (the protocol's, as all that follow)")
-    add("--form", dest="text", metavar="X", help="what is done to the text: as_is, rows, wikitext, ptb")
-    add("--documents", metavar="X", help="joined, each, stream")
-    add("--first", metavar="X", help="unscored, after_eot")
-    add("--unit", metavar="X", help="token, word, byte, character")
-    add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
-    add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")
+    add_device(parser)
+    add_protocol(parser)
+    parser.add_argument(
+        "--all", action="store_true", help="every protocol whose data can be had, beside published figures"
+    )
+    parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
+    parser.add_argument("--out", metavar="FILE", help="write the perplexity with its protocol as JSON")
+    add = parser.add_argument_group("benchmarks").add_argument
+    add("--benchmark", metavar="B", help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; its file is --source")
+    add("--limit", type=int, default=0, metavar="N", help="ask the first N questions; 0: all")
     add = parser.add_argument_group("generated text").add_argument
     add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
     add("--reference", metavar="X", help="real texts beside them: such a file, or data of which --split (val) is taken")
@@ -69,3 +72,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)")
     add("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest with mass P; 1: all (%(default)s)")
     return parser.parse_words(argv)
+
+
+def add_device(parser: Parser) -> None:
+    """Where and how a model is run."""
+    add = parser.add_argument
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(the protocol's; else fp32)")
+    add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
+
+
+def add_protocol(parser: Parser) -> None:
+    """A protocol and changes to it."""
+    add = parser.add_argument_group("perplexity").add_argument
+    add("--protocol", default="minilm", metavar="P", help="docs/evaluation.md has the table (%(default)s)")
+    add("--split", metavar="X", help="train, val, test (the protocol's, as all that follow)")
+    add("--form", dest="text", metavar="X", help="what is done to the text: as_is, rows, wikitext, ptb")
+    add("--documents", metavar="X", help="joined, each, stream")
+    add("--first", metavar="X", help="unscored, after_eot")
+    add("--unit", metavar="X", help="token, word, byte, character")
+    add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
+    add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")

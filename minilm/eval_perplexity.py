@@ -22,25 +22,22 @@ FIELDS = ("split", "text", "documents", "first", "context", "stride", "unit")
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a perplexity, or a table of all."""
-    from minilm.evaluation.protocols import PROTOCOLS, get_protocol
+    from minilm.evaluation.protocols import PROTOCOLS
     from minilm.sample_cli import load
 
-    changes = {name: getattr(options, name) for name in FIELDS}
-    if options.precision != "auto":
-        changes["precision"] = options.precision
-    protocols = [get_protocol(name, **changes) for name in (PROTOCOLS if options.all else [options.protocol])]
+    protocols = [protocol_of(options, name) for name in (PROTOCOLS if options.all else [options.protocol])]
     options.checkpoint, options.precision = options.model, "fp32"  # the protocol's is autocast's
     model, tokenizer, what = load(options)
     say(what)
     if not options.all:
         (protocol,) = protocols
-        print(_report(_measured(options, model, tokenizer, protocol, _data_for(options, protocol)), options))
+        print(_report(_measured(options, model, tokenizer, protocol, data_for(options, protocol)), options))
         return 0
     print(f"{'protocol':26}{'ours':>12}  published")
     n_measured = 0
     for protocol in protocols:
         try:
-            found = _measured(options, model, tokenizer, protocol, _data_for(options, protocol))
+            found = _measured(options, model, tokenizer, protocol, data_for(options, protocol))
         except MinilmError as error:
             print(f"{protocol.name:26}{'-':>12}  ({error})")
             continue
@@ -49,6 +46,15 @@ def measure(options: argparse.Namespace) -> int:
     if not n_measured:
         raise UsageError("no protocol could be measured: the reasons stand above")
     return 0
+
+
+def protocol_of(options: argparse.Namespace, name: str = "") -> Protocol:
+    """The protocol of that name (`--protocol`'s), changed as the options say."""
+    from minilm.evaluation.protocols import get_protocol
+
+    changes = {field: getattr(options, field) for field in FIELDS}
+    precision = None if options.precision == "auto" else options.precision
+    return get_protocol(name or options.protocol, precision=precision, **changes)
 
 
 def _measured(
@@ -60,12 +66,12 @@ def _measured(
     return perplexity(model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name)
 
 
-def _data_for(options: argparse.Namespace, protocol: Protocol) -> str:
+def data_for(options: argparse.Namespace, protocol: Protocol) -> str:
     """`--data`, else the protocol's own data set, else what the run was trained on. Of all protocols, those for a data
     set are measured on it, whatever `--data` says: elsewhere their figures mean nothing."""
     from minilm.eval_tales import run_data
 
-    if options.data and not (options.all and protocol.data):
+    if options.data and not (getattr(options, "all", False) and protocol.data):
         return str(options.data)
     if protocol.data:
         return protocol.data

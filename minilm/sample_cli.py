@@ -14,19 +14,47 @@ import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser
+from minilm.decoding.presets import PRESETS
 from minilm.errors import UsageError
 from minilm.log import say
 
 if TYPE_CHECKING:
     import torch
 
-    from minilm.decoding.engine import Piece
+    from minilm.decoding.loop import Piece
     from minilm.model.gpt import GPT
     from minilm.text.tokenizer import Tokenizer
 
+# name, type, metavar, help: fields of `Strategy`. Those that are not given keep the preset's value, or the neutral one.
+FILTERS = [
+    ("temperature", float, "T", "logits divided by T; 0: the likeliest token, always (1)"),
+    ("top_k", int, "K", "only the K likeliest tokens; 0: all (0)"),
+    ("top_p", float, "P", "only the likeliest with mass P; 1: all (1)"),
+    ("min_p", float, "P", "only tokens with P times the likeliest's probability; 0: all (0)"),
+    ("typical_p", float, "P", "only those nearest to the expected surprise, with mass P; 1: all (1)"),
+    ("epsilon", float, "E", "only tokens of probability E or more; 0: all (0)"),
+    ("eta", float, "E", "the same with a bound that falls with the entropy; 0: all (0)"),
+    ("mirostat", float, "BITS", "a cut that keeps the surprise of a token at BITS; 0: off (0)"),
+    ("mirostat_rate", float, "R", "how fast that cut moves (0.1)"),
+    ("repetition_penalty", float, "X", "logits of tokens so far divided by X, negative ones multiplied; 1: off (1)"),
+    ("presence_penalty", float, "X", "X less for a token that the new text holds; 0: off (0)"),
+    ("frequency_penalty", float, "X", "X less for each time that the new text holds it; 0: off (0)"),
+    ("no_repeat_ngram", int, "N", "no N tokens in a row twice; 0: off (0)"),
+    ("min_new_tokens", int, "N", "no end before N new tokens (0)"),
+]
+LISTS = [
+    ("stop", "TEXT", r"end before this text; \n is a line end; may be given several times"),
+    ("stop_token", "ID", "end before this token; may be given several times"),
+    ("choice", "TEXT", "the text becomes one of the choices; given once for each"),
+    (
+        "logit_bias",
+        "TEXT=X",
+        "X added to the logit of the token TEXT, or #ID; -inf forbids it; may be given several times",
+    ),
+]
 SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
@@ -35,26 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Samples as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
     prompt = read_prompt(options)
-    from minilm.decoding.engine import stream_batch
-    from minilm.decoding.strategies import Strategy
+    from minilm.decoding.engine import settings, stream_batch
 
-    strategy = Strategy(options.temperature, options.top_k, options.top_p)
+    decoding = decoding_options(options)
+    settings({**decoding, "logit_bias": {}})  # before the model is loaded; the bias needs its tokenizer
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("seed", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
     seed = secrets.randbits(31) if options.seed is None else options.seed
     model, tokenizer, what = load(options)
+    pieces = stream_batch(model, tokenizer, [prompt] * options.num_samples, **decoding, seed=seed)
     say(f"{what}, seed {seed}")
-    pieces = stream_batch(
-        model,
-        tokenizer,
-        [prompt] * options.num_samples,
-        max_new_tokens=options.max_new_tokens,
-        temperature=strategy.temperature,
-        top_k=strategy.top_k,
-        top_p=strategy.top_p,
-        seed=seed,
-    )
     show(pieces, options.num_samples, prompt if options.echo_prompt else "")
     return 0
 
@@ -69,9 +88,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
     add("--num_samples", type=int, default=1, metavar="N", help="texts, decoded side by side (%(default)s)")
-    add("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token, always (%(default)s)")
-    add("--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)")
-    add("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest with mass P; 1: all (%(default)s)")
+    add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
+    for name, kind, metavar, text in FILTERS:
+        add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    for name, metavar, text in LISTS:
+        add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
@@ -80,6 +101,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
     return options
+
+
+def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about decoding, as keywords of `stream_batch`; the seed is left out."""
+    chosen = {name: getattr(options, name) for name, *_ in FILTERS if hasattr(options, name)}
+    chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
+    chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
+    return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
+
+
+def _bias(words: list[str]) -> dict[int | str, float]:
+    bias: dict[int | str, float] = {}
+    for word in words:
+        token, _, value = word.rpartition("=")
+        try:
+            bias[_id(token[1:]) if token[:1] == "#" and len(token) > 1 else _escaped(token)] = float(value)
+        except ValueError:
+            token = ""
+        if not token:
+            raise UsageError(
+                f'--logit_bias takes TEXT=VALUE or #ID=VALUE, such as " dragon=2" or "#13=-inf", not {word!r}'
+            )
+    return bias
+
+
+def _id(word: str) -> int:
+    if not word.isdecimal():
+        raise UsageError(f"{word!r} is no token id: a whole number, 0 or more")
+    return int(word)
+
+
+def _escaped(text: str) -> str:
+    r"""\n and \t as the line end and the tab that a shell makes hard to write."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def read_prompt(options: argparse.Namespace) -> str:

@@ -85,7 +85,13 @@ class Reader:
                 need(self.teller, "I, before the teller is known")
                 one: Someone | None = self.teller
             elif word.lower() in SEX:
-                one = first.get(SEX[word.lower()]) or self.meant(SEX[word.lower()])
+                one = first.get(SEX[word.lower()])
+                # nobody asks herself, or is her own cousin: another is meant than the one who was named
+                not_self = slot == "him" or (slot == "his" and new & set(PEOPLE))
+                if not_self and one in [other for x, other in who.items() if x != letter]:
+                    one = who.get(letter)
+                    need(not one or (one.sex == SEX[word.lower()] and one is not self.teller), "a wrong pronoun")
+                one = one or self.meant(SEX[word.lower()], list(who.values()) if not_self else [])
             elif letter in new:
                 need(word not in known, "a known person introduced")
                 one = who.get(letter) or Someone(word, self.words.sex[word])
@@ -104,19 +110,21 @@ class Reader:
                 need(letter not in new, "introduced without a name")
                 others = [p for p in self.last_people if p not in who.values()]
                 others = others or [p for p in known.values() if p not in who.values()]
+                if line.events[-1][0].startswith("end") and self.world.wish:
+                    others = [self.world.wish[1]]
                 need(len(others) == 1, "someone unsaid")
                 who[letter] = others[0]
         need(len(set(who.values())) == len(who), "one person in two roles")
         for letter, slot, word in said:
-            if slot in ("girl", "kin"):
+            if slot in ("girl", "kin") and word not in ("cousin", "schoolfellow"):
                 need(self.words.sex[word] == who[letter].sex, f"{word} {who[letter].name}")
         if who:
             self.last_people = list(who.values())
         return who
 
-    def meant(self, sex: str) -> Someone:
-        able = [p for p in self.last_people if p.sex == sex and p is not self.teller]
-        able = able or [p for p in self.world.people.values() if p.sex == sex and p is not self.teller]
+    def meant(self, sex: str, others: list[Someone]) -> Someone:
+        fit = [p for p in self.world.people.values() if p.sex == sex and p is not self.teller and p not in others]
+        able = [p for p in fit if p in self.last_people] or fit
         need(len(able) == 1, "a pronoun for nobody, or for two")
         return able[0]
 

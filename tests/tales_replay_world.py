@@ -130,6 +130,8 @@ class World(Ground):
         need(t.spot is x, "puts down what they do not have")
         t.spot = x.place
         self.witness(x.place, t)
+        if self.wish[:1] == ("bring",) and self.wish[2:] == (t, x.place):
+            self.wish[1].owes.add(x)
 
     def do_hide(self, x: Someone, t: Something) -> None:
         need(not self.company(x), "hides it under eyes")
@@ -194,7 +196,7 @@ class World(Ground):
 
     def do_give(self, x: Someone, y: Someone, t: Something) -> None:
         self.pass_on(x, y, t)
-        t.owner = y
+        t.owner = y if t.owner is x else t.owner
 
     def do_lend(self, x: Someone, y: Someone, t: Something) -> None:
         need(t.owner is x, "lends what is not theirs")
@@ -207,8 +209,9 @@ class World(Ground):
     def do_trade(self, x: Someone, y: Someone, u: Something, t: Something) -> None:
         need(u.spot is x and t.spot is y, "trades what they do not have")
         self.together(x, y)
-        u.spot = u.owner = y
-        t.spot = t.owner = x
+        u.spot, t.spot = y, x
+        u.owner = y if u.owner is x else u.owner
+        t.owner = x if t.owner is y else t.owner
         x.handed.add((y, u))
         y.handed.add((x, t))
         self.witness(x.place, u)
@@ -370,11 +373,12 @@ class World(Ground):
 
     def do_afraid(self, x: Someone) -> None:
         need(self.hour == 3 or self.sky == "storm", "afraid of nothing")
-        x.is_.add("afraid")
+        x.is_ |= {"afraid", "scared"}
 
     def do_calm(self, x: Someone) -> None:
         need(self.hour != 3 and self.sky != "storm", "calm in danger")
-        self.turn(x, "afraid")
+        self.turn(x, "scared")
+        x.is_.discard("afraid")
 
     def do_comfort(self, y: Someone, x: Someone) -> None:
         self.together(x, y)
@@ -390,6 +394,7 @@ class World(Ground):
     def want(self, kind: str, x: Someone, t: Something, *goal: str | Someone) -> None:
         need(not self.wish, "a second want")
         need((kind in ("have", "give")) <= (t.owner is x), "wants back, or to give, what is another's")
+        need((kind == "have") <= (t.lost or t.spot != x.place), "wants back what is here")
         need((kind == "get") <= (t.owner is not x), "wants what is their own")
         need((kind == "bring") <= (t.place not in goal), "it is there")
         for p in goal:

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minilm.config import GPTConfig
-from minilm.decoding import contexts, engine, parallel
-from minilm.decoding.engine import _decode, generate, generate_ids, row_seeds, stream, stream_batch
+from minilm.decoding import contexts, loop, parallel
+from minilm.decoding.engine import generate, generate_ids, row_seeds, stream, stream_batch
+from minilm.decoding.loop import Job, decode
+from minilm.decoding.penalties import History
 from minilm.decoding.strategies import STEPS, Strategy, choose, draw, filtered
 from minilm.errors import MinilmError, UsageError
 from minilm.model.gpt import GPT
@@ -90,7 +92,7 @@ def test_steps_equal_transformers(name: str, value: float, vocab_size: int) -> N
     spread = torch.tensor([[0.1], [1], [2], [4], [9], [30]])
     # float64: the two add up in opposite directions, and a token on the border of top-p must not hang on a rounding.
     logits = torch.randn(6, vocab_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * spread
-    ours = STEPS[name].apply(logits, value)
+    ours = STEPS[name].apply(logits, value, History([], 0))
     theirs = warpers[name](value)(None, logits)
     assert torch.equal(ours == -INF, theirs == -INF)
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1))
@@ -108,8 +110,8 @@ def test_order_equals_transformers() -> None:
 
 
 def test_steps_are_the_fields_of_a_strategy() -> None:
-    assert list(STEPS) == list(Strategy.__dataclass_fields__)
     neutral = Strategy()
+    assert set(STEPS) | {"mirostat", "mirostat_rate"} == set(Strategy.__dataclass_fields__)
     assert all(getattr(neutral, name) == step.neutral for name, step in STEPS.items())
 
 
@@ -292,8 +294,9 @@ def test_cached_equals_uncached_and_batch_equals_single(variant: str, temperatur
     def run(rows: list[int], use_cache: bool) -> list[list[int]]:
         out: list[list[int]] = [[] for _ in rows]
         chosen, their_seeds = [prompts[i] for i in rows], [seeds[i] for i in rows]
-        for row, token, _ in _decode(model, chosen, Strategy(temperature, top_k=30), 50, their_seeds, eot, use_cache):
-            out[row].append(token)
+        job = Job(model, chosen, their_seeds, Strategy(temperature, top_k=30), 50, (eot,), use_cache=use_cache)
+        for piece in decode(job):
+            out[piece.row].append(piece.token)
         return out
 
     together = run(list(range(6)), use_cache=True)
@@ -332,14 +335,31 @@ def test_seeds() -> None:
         generate_ids(model, prompts, 1, seed=-1)
 
 
-def test_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", [1, 2, 4])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_rows_that_take_the_place_of_others(room: int, use_cache: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 1 to 40 tokens join as rows end, longer and shorter than those that are decoded, and roll over."""
+    model = tiny()
+    monkeypatch.setattr(loop, "capacity", lambda *_: room)
+    prompts = [[1 + (7 * i + j) % 49 for j in range(n)] for i, n in enumerate((3, 1, 16, 40, 2, 9, 1, 1, 15, 5, 30))]
+    settings: dict[str, Any] = {"no_repeat_ngram": 3, "repetition_penalty": 1.1, "frequency_penalty": 0.1}
+
+    def run(rows: list[int]) -> list[list[int]]:
+        out: list[list[int]] = [[] for _ in rows]
+        job = Job(model, [prompts[i] for i in rows], rows, Strategy(**settings), 25, (3, 9, 12), use_cache=use_cache)
+        for piece in decode(job):
+            out[piece.row].append(piece.token)
+        return out
+
+    together = run(list(range(11)))
+    assert together == [run([i])[0] for i in range(11)]
+    assert len({len(row) for row in together}) > 4
+
+
+def test_capacity() -> None:
     model = tiny(block_size=64)
-    prompts = torch.randint(0, 50, (7, 3), generator=torch.Generator().manual_seed(1))
-    whole = generate_ids(model, prompts, 12, seed=3, eot=7)
-    two_rows = 2 * (15 * 2 * 2 * 32 * 4 + 32 * 50)
-    monkeypatch.setattr(engine, "CACHE_BYTES", two_rows)
-    assert list(contexts.groups(model, range(3, 10), [15] * 7, two_rows)) == [[3, 4], [5, 6], [7, 8], [9]]
-    assert torch.equal(whole, generate_ids(model, prompts, 12, seed=3, eot=7))
+    per_row = 15 * 2 * 2 * 32 * 4 + 32 * 50
+    assert [contexts.capacity(model, 15, n) for n in (1, 2 * per_row, 2 * per_row - 1)] == [1, 2, 1]
 
 
 def test_rows_on_several_threads_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,8 +369,8 @@ def test_rows_on_several_threads_are_the_same_rows(monkeypatch: pytest.MonkeyPat
 
     def run() -> list[list[int]]:
         out: list[list[int]] = [[] for _ in prompts]
-        for row, token, _ in _decode(model, prompts, Strategy(), 30, seeds, 12, True):
-            out[row].append(token)
+        for piece in decode(Job(model, prompts, seeds, Strategy(), 30, (12,))):
+            out[piece.row].append(piece.token)
         return out
 
     alone = run()

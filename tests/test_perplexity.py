@@ -19,7 +19,7 @@ from training_helpers import prepared, sums
 
 from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
-from minilm.evaluation.perplexity import Perplexity, perplexity
+from minilm.evaluation.perplexity import Part, Perplexity, perplexity
 from minilm.evaluation.protocols import PROTOCOLS, TEXTS, WORDS, Protocol, get_protocol, windows
 from minilm.evaluation.scoring import Request, target_nats
 from minilm.model.gpt import GPT
@@ -247,9 +247,10 @@ def test_documents_are_seen_apart(model: GPT, text: str) -> None:
     assert whole.nats == pytest.approx(sum(alone), rel=1e-6)
     ids = [BYTES.eot, *BYTES.encode(documents[1])]
     expected = brute_force(model, ids, PROTOCOLS["minilm"].settled(32))
-    parts: list[np.ndarray] = []
-    perplexity(model, documents[1], "minilm", tokenizer=BYTES, nats=parts)
-    assert np.concatenate(parts).tolist() == pytest.approx(expected, abs=2e-5)
+    parts: list[Part] = []
+    perplexity(model, documents, "minilm", tokenizer=BYTES, parts=parts)
+    of_second = np.concatenate([part.nats for part in parts if part.document == 1])
+    assert of_second.tolist() == pytest.approx(expected, abs=2e-5)
 
 
 def test_shards_as_a_stream_and_as_documents(model: GPT, tmp_path: Path) -> None:

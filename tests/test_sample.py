@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 from minilm import sample_cli
 from minilm.cli import run_door
 from minilm.config import GPTConfig
-from minilm.decoding.engine import Piece, generate
+from minilm.decoding.engine import generate
+from minilm.decoding.loop import Piece
+from minilm.decoding.strategies import Strategy
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import Tokenizer, get_tokenizer
@@ -74,6 +78,25 @@ def test_several_samples(model: GPT, loaded: Tokenizer, capsys: pytest.CaptureFi
     texts = expected(model, loaded, ["ab"] * 3, max_new_tokens=30, seed=8)
     out = capsys.readouterr().out
     assert out == "".join(f"--- sample {i} of 3\nab{text}\n" for i, text in enumerate(texts, 1))
+
+
+def test_every_option_reaches_the_engine(model: GPT, loaded: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    values: dict[str, Any] = {"temperature": 0.9, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95}
+    values |= {"epsilon": 1e-4, "eta": 1e-3, "repetition_penalty": 1.1, "presence_penalty": 0.1}
+    values |= {"frequency_penalty": 0.2, "no_repeat_ngram": 3, "min_new_tokens": 4, "max_new_tokens": 30, "seed": 3}
+    named = {name for name, *_ in sample_cli.FILTERS}
+    assert named == {f.name for f in fields(Strategy)} - {"logit_bias"}
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    words += ["--stop", r"\n", "--stop", "zz", "--stop_token", "33", "--logit_bias", "e=2", "--logit_bias", "#120=-inf"]
+    assert run_door("sample", ["--prompt", "Once", *words]) == 0
+    [text] = expected(
+        model, loaded, ["Once"], **values, stop=["\n", "zz"], stop_tokens=[33], logit_bias={"e": 2.0, 120: -math.inf}
+    )
+    assert capsys.readouterr().out == text + "\n"
+    assert (
+        run_door("sample", ["--prompt", "Is it?", "--choice", "yes", "--choice", "no", "--strategy", "mirostat"]) == 0
+    )
+    assert capsys.readouterr().out in ("yes\n", "no\n")
 
 
 def test_seed_is_said_and_repeats(loaded: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +188,13 @@ def test_long_prompt_is_said(loaded: Tokenizer, caplog: pytest.LogCaptureFixture
         (["--top_p", "0"], "top_p must lie in (0, 1], not 0.0"),
         (["--top_k", "-1"], "top_k must be a whole number, 0 (off) or more, not -1"),
         (["--temperature", "-1"], "temperature must be 0 (greedy) or more"),
+        (["--strategy", "nucleas"], "--strategy: invalid choice: 'nucleas'"),
+        (["--mirostat", "3", "--top_p", "0.9"], "leave out top_p"),
+        (["--logit_bias", "dragon"], "--logit_bias takes TEXT=VALUE or #ID=VALUE"),
+        (["--logit_bias", "#x=1"], "not '#x=1'"),
+        (["--logit_bias", "ab=1"], "'ab' is 2 tokens of this tokenizer"),
+        (["--stop_token", "-1"], "'-1' is no token id"),
+        (["--stop", ""], "stop must be a list of texts"),
         (["--max_new_tokens", "0"], "--max_new_tokens must be 1 or more"),
         (["--num_samples", "0"], "--num_samples must be 1 or more"),
         (["--seed", "-3"], "--seed must be 0 or more"),

@@ -16,63 +16,61 @@ from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
 
 
-def groups(model: GPT, numbers: Sequence[int], lengths: list[int], cache_bytes: int) -> Iterator[list[int]]:
-    """Consecutive rows, by number, whose cache and logits stay below cache_bytes; lengths are tokens at the end."""
+def capacity(model: GPT, n_slots: int, n_bytes: int) -> int:
+    """Rows whose cache of n_slots tokens each and logits stay below n_bytes; 1 at least."""
     c = model.config
     per_token = 2 * c.n_layer * c.kv_heads * c.head_width * model.wte.weight.element_size()
-    rows: list[int] = []
-    widest = 0
-    for row, length in zip(numbers, lengths, strict=True):
-        widest = max(widest, min(length, c.block_size))
-        if rows and (len(rows) + 1) * (widest * per_token + 32 * c.vocab_size) > cache_bytes:
-            yield rows
-            rows, widest = [], min(length, c.block_size)
-        rows.append(row)
-    if rows:
-        yield rows
+    return max(1, n_bytes // (n_slots * per_token + 32 * c.vocab_size))
 
 
 class Contexts:
-    """The context of each row, and a cache that has read all of it but the last token."""
+    """The context of each row, and a cache that has read all of it but the last token.
 
-    def __init__(self, model: GPT, rows: list[list[int]], max_new_tokens: int, use_cache: bool) -> None:
+    n_slots: tokens that the cache is made for; a context never grows beyond block_size.
+    """
+
+    def __init__(self, model: GPT, rows: Sequence[Sequence[int]], n_slots: int, use_cache: bool) -> None:
         self.model = model
         self.block_size = model.config.block_size
         self.n_kept = max(1, self.block_size // 2)
-        self.rows = [row[-self.block_size :] for row in rows]
-        self.cache: Cache | None = None
-        if use_cache:
-            # The last token is never read, so it needs no slot.
-            longest = max(map(len, self.rows))
-            self.cache = self._new_cache(len(rows), min(self.block_size, longest + max_new_tokens - 1))
+        self.rows = [list(row[-self.block_size :]) for row in rows]
+        self.cache = self._new_cache(len(rows), n_slots) if use_cache else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where logits are: mps has no float64, which draws need."""
+        return torch.device("cpu") if self.model.device.type == "mps" else self.model.device
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
         """Reads what has not been read; logits of the next token (B, vocabulary in use)."""
         with evaluating(self.model):
-            return self.model.used_logits(self._read()[:, -1])
+            return self.model.used_logits(self._read()[:, -1]).to(self.device)
 
     @torch.inference_mode()
-    def advance(self, kept: list[int], tokens: list[int]) -> None:
-        """Keeps these rows, adds a token to each, and shortens a context that has become too long to its last half."""
+    def advance(self, kept: list[int], tokens: Sequence[int], joining: Sequence[Sequence[int]] = ()) -> None:
+        """Keeps these rows, adds a token to each, and shortens a context that has become too long to its last half.
+
+        joining: prompts whose rows stand behind those that are kept.
+        """
         dropped = len(kept) < len(self.rows)
         self.rows = [self.rows[i] for i in kept]
-        full = []
+        unread = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             row.append(token)
             if len(row) > self.block_size:
                 del row[: -self.n_kept]
-                full.append(i)
-        if self.cache is not None and (dropped or full):
-            self._repack(self.cache, kept if dropped else None, full)
+                unread.append(i)
+        unread += range(len(kept), len(kept) + len(joining))
+        self.rows += [list(row[-self.block_size :]) for row in joining]
+        if self.cache is not None and (dropped or unread):
+            self._repack(self.cache, kept if dropped else None, len(joining), unread)
 
     def _read(self) -> Tensor:
         """Hidden states (B, T, D) of the tokens that no cache holds yet."""
         if self.cache is not None and self.cache.length:
             return self.model.hidden(self._tensor([row[-1:] for row in self.rows]), cache=self.cache)
-        lengths = [len(row) for row in self.rows]
-        ids = self._tensor([[0] * (max(lengths) - len(row)) + row for row in self.rows])
-        starts = self._starts(lengths)
+        ids, starts = self._padded(self.rows)
         if self.cache is not None:
             self.cache.starts = starts
             return self.model.hidden(ids, cache=self.cache)
@@ -80,23 +78,40 @@ class Contexts:
         documents = None if starts is None else (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None]).int()
         return self.model.hidden(ids, documents)
 
-    def _repack(self, cache: Cache, kept: list[int] | None, full: list[int]) -> None:
-        """Takes other rows out of the cache and slots that no row needs from its left; reads `full` rows again."""
+    def _repack(self, cache: Cache, kept: list[int] | None, n_joining: int, unread: list[int]) -> None:
+        """Takes other rows out of the cache, makes room for those that join, and reads `unread` rows whole.
+
+        Rows end together: slots move left where no row needs those on the left, right where a longer row joins.
+        """
         if kept is not None:
             cache.keys, cache.values = cache.keys[:, kept], cache.values[:, kept]
+        if n_joining:
+            room = self._new_cache(n_joining, cache.max_tokens)
+            cache.keys = torch.cat((cache.keys, room.keys), dim=1)
+            cache.values = torch.cat((cache.values, room.values), dim=1)
         lengths = [len(row) - 1 for row in self.rows]
-        surplus, cache.length = cache.length - max(lengths), max(lengths)
-        if surplus:
+        before, cache.length = cache.length, max(lengths)
+        n = min(before, cache.length)
+        if before != cache.length:
             for slots in (cache.keys, cache.values):
-                slots[..., : cache.length, :] = slots[..., surplus : surplus + cache.length, :].clone()
-        if full and self.n_kept > 1:
-            part = self._new_cache(len(full), self.n_kept - 1)
+                slots[..., cache.length - n : cache.length, :] = slots[..., before - n : before, :].clone()
+        rows = [self.rows[i][:-1] for i in unread]
+        longest = max(map(len, rows), default=0)
+        if longest:
+            ids, starts = self._padded(rows)
+            part = self._new_cache(len(rows), longest)
+            part.starts = starts
             with evaluating(self.model):
-                self.model.hidden(self._tensor([self.rows[i][:-1] for i in full]), cache=part)
-            begin = cache.length - part.max_tokens
-            cache.keys[:, full, :, begin : cache.length] = part.keys
-            cache.values[:, full, :, begin : cache.length] = part.values
+                self.model.hidden(ids, cache=part)
+            cache.keys[:, unread, :, cache.length - longest : cache.length] = part.keys
+            cache.values[:, unread, :, cache.length - longest : cache.length] = part.values
         cache.starts = self._starts(lengths)
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+        """ids (B, T) flush right, and their starts."""
+        lengths = [len(row) for row in rows]
+        longest = max(lengths)
+        return self._tensor([[0] * (longest - len(row)) + row for row in rows]), self._starts(lengths)
 
     def _starts(self, lengths: list[int]) -> Tensor | None:
         """(B,) slot of each row's first token where rows end together; None where all begin in slot 0: no mask."""

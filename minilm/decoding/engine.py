@@ -1,11 +1,10 @@
-"""From prompts to text: the prompts are read at once, then one token per row and pass, both into one cache.
+"""From prompts to text: options checked, prompts encoded, the loop run, tokens turned into characters.
 
 - A row's text follows from the model, its prompt and its own seed; in fp32 the rest of the batch does not change it.
 - Prompts of different lengths stand flush right; the padding on their left is never attended to (`Cache.starts`).
 - Window: a prompt is read from its last block_size tokens. Where a row has filled its context, its last
   block_size / 2 tokens are read again as if they were all there is, and decoding goes on behind them. The rule looks
   at the row's own length only, with and without a cache, whatever the kind of positions.
-- Rows that are done leave the batch when they are a quarter of it. Nothing is drawn from torch's global generator.
 
 B batch (rows), T tokens, V vocabulary.
 """
@@ -14,16 +13,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack, overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.decoding.contexts import Contexts, evaluating, groups
-from minilm.decoding.parallel import shares, spread
-from minilm.decoding.strategies import Strategy, choose
+from minilm.config import nearest
+from minilm.decoding.contexts import evaluating
+from minilm.decoding.loop import Job, Piece, decode
+from minilm.decoding.penalties import Trie
+from minilm.decoding.strategies import Strategy, make_strategy
+from minilm.decoding.texts import GrowingText
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 
@@ -31,34 +34,74 @@ if TYPE_CHECKING:
     from minilm.text.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 256
-CACHE_BYTES = 1 << 30  # many prompts are decoded in groups whose cache and logits stay below this
 
 _log = logging.getLogger("minilm")
 
 
-class Piece(NamedTuple):
-    """What `stream_batch` yields."""
+class Filters(TypedDict, total=False):
+    """Keywords of everything that decodes: a preset's name, and the fields of `Strategy`, which win over it."""
 
-    row: int
-    text: str  # may be empty
-    last: bool  # the row is done
-
-
-class Options(TypedDict, total=False):
-    """Keywords of `generate`, `stream` and `stream_batch`; that one's signature has their defaults."""
-
-    max_new_tokens: int
-    """At most so many tokens per text, 0 or more."""
+    strategy: str
     temperature: float
-    """0 is greedy; this and the next two: see `Strategy`."""
     top_k: int
     top_p: float
+    min_p: float
+    typical_p: float
+    epsilon: float
+    eta: float
+    mirostat: float
+    mirostat_rate: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram: int
+    min_new_tokens: int
+    logit_bias: Mapping[Any, float]
+    """Keys are token ids; where there is a tokenizer, also texts of one token."""
+
+
+class Options(Filters, total=False):
+    """Keywords of `generate`, `stream` and `stream_batch`; `Run` has their defaults."""
+
+    max_new_tokens: int
     seed: int | Sequence[int] | None
-    """One for the batch, or one for each prompt: see `row_seeds`. None: fresh randomness."""
+    stop: Sequence[str]
+    stop_tokens: Sequence[int]
     stop_at_eot: bool
-    """A text ends before end-of-text."""
+    choices: Sequence[str]
+    alternatives: int | None
     use_cache: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is decoded until when. Raises UsageError on a value out of range."""
+
+    max_new_tokens: int = MAX_NEW_TOKENS
+    """At most so many tokens per text, 0 or more."""
+    seed: int | Sequence[int] | None = None
+    """One for the batch, or one for each prompt: see `row_seeds`. None: fresh randomness."""
+    stop: Sequence[str] = ()
+    """A text ends before the first of these strings, wherever tokens are cut."""
+    stop_tokens: Sequence[int] = ()
+    """A text ends before one of these tokens."""
+    stop_at_eot: bool = True
+    """A text ends before end-of-text."""
+    choices: Sequence[str] = ()
+    """Every text becomes one of these, token by token among those that are still possible."""
+    alternatives: int | None = None
+    """Pieces have the token's log-probability and those of so many likeliest tokens. None: neither."""
+    use_cache: bool = True
     """False reads the whole context for every token, to the same result."""
+
+    def __post_init__(self) -> None:
+        _check_count("max_new_tokens", self.max_new_tokens)
+        if self.alternatives is not None:
+            _check_count("alternatives", self.alternatives)
+        for name in ("stop", "choices"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+                raise UsageError(f"{name} must be a list of texts that are not empty, not {texts!r}")
 
 
 @overload
@@ -74,8 +117,9 @@ def generate(
     starts a new document (from end-of-text). Nothing is put before a prompt that is not empty. A prompt longer than
     the context is read from its last tokens, which is logged as a warning.
 
-    options: max_new_tokens=256, temperature=1.0, top_k=0, top_p=1.0, seed=None, stop_at_eot=True, use_cache=True; see
-    `Options`. Raises UsageError on one out of range, and on a tokenizer larger than the model's vocabulary.
+    options: those of `Run` (max_new_tokens=256, seed=None, stop=(), ...) and `Strategy` (temperature=1.0, top_p=1.0,
+    ...), and strategy="name" for a preset of `presets.py`. Raises UsageError on one that is unknown or out of range,
+    and on a tokenizer larger than the model's vocabulary.
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [""] * len(prompts)
@@ -90,45 +134,50 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Unpack
     return (piece.text for piece in stream_batch(model, tokenizer, [prompt], **options) if piece.text)
 
 
-def stream_batch(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int | Sequence[int] | None = None,
-    stop_at_eot: bool = True,
-    use_cache: bool = True,
-) -> Iterator[Piece]:
-    """Yields the texts of several prompts as they grow, one piece per row and token; see `Options`."""
-    strategy = Strategy(temperature, top_k, top_p)
-    seeds = row_seeds(seed, len(prompts))
-    _check_count(max_new_tokens)
+def stream_batch(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Unpack[Options]) -> Iterator[Piece]:
+    """Yields the texts of several prompts as they grow, one piece per row and token. Options and errors: `generate`."""
+    return decode(text_job(model, tokenizer, prompts, **options))
+
+
+def text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Unpack[Options]) -> Job:
+    """What `stream_batch` decodes."""
+    strategy, run = settings(dict(options), tokenizer)
     if tokenizer.vocab_size > _vocab_used(model):
         raise UsageError(
             f"the tokenizer ({tokenizer.name}) has {tokenizer.vocab_size} tokens and the model only "
             f"{_vocab_used(model)}: use the tokenizer that the model was trained with"
         )
     rows = [[int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot] for prompt in prompts]
-    eot = tokenizer.eot if stop_at_eot else None
-    _check_ids(model, rows)
-    tokens = _decode(model, rows, strategy, max_new_tokens, seeds, eot, use_cache, tokenizer.vocab_size)
+    _check_ids(model, [*rows, list(run.stop_tokens), list(strategy.logit_bias)])
+    _warn_of_long_prompts(model, rows)
+    ends = dict.fromkeys((*run.stop_tokens, *([tokenizer.eot] if run.stop_at_eot or run.choices else ())))
+    texts: dict[int, GrowingText] = {}
 
-    def pieces() -> Iterator[Piece]:
-        decoders = []
-        for prompt_ids in rows:
+    def watch(row: int, token: int, last: bool) -> tuple[str, bool]:
+        if row not in texts:
             # A decoder that has read the prompt knows what to put between it and the first new token.
-            decoders.append(tokenizer.stream_decoder())
-            for token in prompt_ids[-model.config.block_size :]:
-                decoders[-1].push(token)
-        for row, token, done in tokens:
-            text = decoders[row].push(token) if token != eot else ""
-            yield Piece(row, text + decoders[row].flush() if done else text, done)
+            decoder = tokenizer.stream_decoder()
+            for prompt_token in rows[row][-model.config.block_size :]:
+                decoder.push(prompt_token)
+            texts[row] = GrowingText(decoder, run.stop, ends)
+        text, stopped = texts[row].push(token, last)
+        if last or stopped:
+            del texts[row]
+        return text, stopped
 
-    return pieces()
+    return Job(
+        model,
+        rows,
+        row_seeds(run.seed, len(prompts)),
+        strategy,
+        run.max_new_tokens,
+        tuple(ends),
+        tokenizer.vocab_size,
+        _trie(run, tokenizer),
+        run.alternatives,
+        watch,
+        run.use_cache,
+    )
 
 
 def generate_ids(
@@ -136,34 +185,48 @@ def generate_ids(
     ids: Tensor,
     max_new_tokens: int = MAX_NEW_TOKENS,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int | Sequence[int] | None = None,
     eot: int | None = None,
+    stop_tokens: Sequence[int] = (),
     use_cache: bool = True,
+    **filters: Unpack[Filters],
 ) -> Tensor:
     """ids (B, T) -> (B, T + n): ids and n = max_new_tokens more; options are `generate`'s.
 
-    eot: a token that ends its row; it is part of the row, which is filled up with it, and n is what the longest row
-    needed. Raises UsageError where ids are empty, not (B, T) of integers, or outside the vocabulary.
+    eot, stop_tokens: tokens that end their row; the token is part of the row, which is filled up with it, and n is what
+    the longest row needed. Raises UsageError where ids are empty, not (B, T) of integers, or outside the vocabulary.
     """
     if ids.dim() != 2 or 0 in ids.shape or ids.is_floating_point():
         raise UsageError(
             f"generate_ids takes integers (B, T), at least one each, not {ids.dtype} {tuple(ids.shape)}: "
             "an empty prompt starts from end-of-text"
         )
-    strategy = Strategy(temperature, top_k, top_p)
-    _check_count(max_new_tokens)
-    seeds, prompts = row_seeds(seed, len(ids)), ids.tolist()
-    _check_ids(model, prompts)
+    strategy, run = settings({**filters, "max_new_tokens": max_new_tokens, "seed": seed, "use_cache": use_cache})
+    prompts, ends = ids.tolist(), (*stop_tokens, *(() if eot is None else (eot,)))
+    _check_ids(model, [*prompts, list(strategy.logit_bias)])
+    _warn_of_long_prompts(model, prompts)
+    job = Job(model, prompts, row_seeds(run.seed, len(ids)), strategy, max_new_tokens, ends, use_cache=use_cache)
     new: list[list[int]] = [[] for _ in prompts]
     with evaluating(model):
-        for row, token, _ in _decode(model, prompts, strategy, max_new_tokens, seeds, eot, use_cache):
-            new[row].append(token)
+        for piece in decode(job):
+            new[piece.row].append(piece.token)
     n = max(map(len, new))
-    filled = [row + [eot or 0] * (n - len(row)) for row in new]
+    filled = [row + row[-1:] * (n - len(row)) for row in new]
     return torch.cat((ids, torch.tensor(filled, dtype=ids.dtype, device=ids.device).view(len(ids), n)), dim=1)
+
+
+def settings(options: dict[str, Any], tokenizer: Tokenizer | None = None) -> tuple[Strategy, Run]:
+    """Options sorted into how tokens are chosen and until when. UsageError on an unknown one names the nearest."""
+    ours = {f.name for f in fields(Run)}
+    known = [*ours, *(f.name for f in fields(Strategy)), "strategy"]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
+    run = Run(**{name: value for name, value in options.items() if name in ours})
+    filters = {name: value for name, value in options.items() if name not in ours and name != "strategy"}
+    if tokenizer is not None and "logit_bias" in filters:
+        filters["logit_bias"] = {_one_token(key, tokenizer): v for key, v in filters["logit_bias"].items()}
+    return make_strategy(options.get("strategy") or "", **filters), run
 
 
 def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
@@ -184,9 +247,38 @@ def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
     return seeds
 
 
-def _check_count(max_new_tokens: int) -> None:
-    if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise UsageError(f"max_new_tokens must be a whole number, 0 or more, not {max_new_tokens!r}")
+def _trie(run: Run, tokenizer: Tokenizer) -> Trie | None:
+    if not run.choices:
+        return None
+    trie = Trie()
+    for choice in run.choices:
+        tokens = [int(i) for i in tokenizer.encode(choice)]
+        if tokenizer.count_unknown(tokens):
+            raise UsageError(f"the choice {choice!r} holds what the tokenizer ({tokenizer.name}) has no token for")
+        if len(tokens) > run.max_new_tokens:
+            raise UsageError(
+                f"the choice {choice!r} needs {len(tokens)} tokens: raise max_new_tokens ({run.max_new_tokens})"
+            )
+        trie.add(tokens)
+    return trie
+
+
+def _one_token(key: int | str, tokenizer: Tokenizer) -> int:
+    if isinstance(key, int):
+        return key
+    tokens = tokenizer.encode(key, special=True)
+    if len(tokens) != 1 or tokenizer.count_unknown(tokens):
+        raise UsageError(
+            f"logit_bias: {key!r} is {len(tokens)} tokens of this tokenizer: name its tokens by id, one by one"
+            if len(tokens) != 1
+            else f"logit_bias: the tokenizer ({tokenizer.name}) has no token {key!r}"
+        )
+    return int(tokens[0])
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 0:
+        raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
 
 
 def _vocab_used(model: GPT) -> int:
@@ -194,73 +286,20 @@ def _vocab_used(model: GPT) -> int:
 
 
 def _check_ids(model: GPT, rows: list[list[int]]) -> None:
-    V, block_size = _vocab_used(model), model.config.block_size
+    V = _vocab_used(model)
     for row in rows:
-        wrong = next((i for i in (min(row), max(row)) if not 0 <= i < V), None)
+        wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < V), None)
         if wrong is not None:
             raise UsageError(
                 f"token {wrong} is outside the model's vocabulary (0 to {V - 1}): use the tokenizer that the model was "
                 "trained with"
             )
+
+
+def _warn_of_long_prompts(model: GPT, rows: list[list[int]]) -> None:
+    block_size = model.config.block_size
     longest = max(map(len, rows), default=0)
     if longest > block_size:
         _log.warning(
             f"the prompt has {longest} tokens and the model's context {block_size}: only the last {block_size} are read"
         )
-
-
-def _decode(
-    model: GPT,
-    prompts: list[list[int]],
-    strategy: Strategy,
-    max_new_tokens: int,
-    seeds: list[int],
-    eot: int | None,
-    use_cache: bool,
-    vocab_size: int | None = None,
-) -> Iterator[tuple[int, int, bool]]:
-    """Yields (row, token, whether the row is done). vocab_size: tokens from there on are never drawn."""
-
-    def decode(rows: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
-        limit = CACHE_BYTES // n_threads
-        return _decode_rows(model, prompts, rows, strategy, max_new_tokens, seeds, eot, use_cache, vocab_size, limit)
-
-    n_threads = shares(model, len(prompts))
-    everything = range(len(prompts))
-    return decode(everything) if n_threads == 1 else spread(decode, len(prompts), n_threads)
-
-
-def _decode_rows(
-    model: GPT,
-    prompts: list[list[int]],
-    rows: Sequence[int],
-    strategy: Strategy,
-    max_new_tokens: int,
-    seeds: list[int],
-    eot: int | None,
-    use_cache: bool,
-    vocab_size: int | None,
-    cache_bytes: int,
-) -> Iterator[tuple[int, int, bool]]:
-    if max_new_tokens == 0:
-        return
-    for members in groups(model, rows, [len(prompts[row]) + max_new_tokens for row in rows], cache_bytes):
-        contexts = Contexts(model, [prompts[row] for row in members], max_new_tokens, use_cache)
-        random = [np.random.Generator(np.random.Philox(seeds[row])) for row in members]
-        done = [False] * len(members)
-        for n in range(1, max_new_tokens + 1):
-            logits = contexts.logits()[:, :vocab_size]
-            logits = logits.cpu() if logits.device.type == "mps" else logits  # no float64 there
-            uniforms = torch.tensor([r.random() for r in random], dtype=torch.float64, device=logits.device)
-            tokens = choose(logits, strategy, uniforms).tolist()
-            for i, token in enumerate(tokens):
-                if not done[i]:
-                    done[i] = token == eot or n == max_new_tokens
-                    yield members[i], token, done[i]
-            kept = [i for i, is_done in enumerate(done) if not is_done]
-            if not kept:
-                break
-            if 4 * len(kept) > 3 * len(done):
-                kept = list(range(len(done)))
-            contexts.advance(kept, [tokens[i] for i in kept])
-            members, random, done = [members[i] for i in kept], [random[i] for i in kept], [done[i] for i in kept]

@@ -1,24 +1,29 @@
 """From logits to a token: pure functions of the logits, in one stated order.
 
-`STEPS` is the order of application, each step skipped at its neutral value: temperature, top-k, top-p, then one draw
-from what is left. The order is that of transformers' `generate`, so that equal settings mean equal distributions.
-Every filter keeps the likeliest token, and all that tie with the last one it keeps: what is kept never depends on how
-a sort breaks ties.
+`STEPS` is the order of application, each step skipped at its neutral value: what may be said at all (choices, bias),
+what has been said (penalties, n-grams), what may not end yet, temperature, then the filters, then one draw from what is
+left. The order is that of transformers' `generate`, so that equal settings mean equal distributions. Temperature 0
+takes the likeliest token after the penalties. Every filter keeps at least one token (all but typical: the likeliest),
+and all that tie with the last one it keeps: what is kept never depends on how a sort breaks ties.
 
-B batch, V vocabulary. Logits are (..., V); a row without any finite logit is an error, -inf is never drawn.
+B batch, V vocabulary. Logits are (B, V); a row without any finite logit is an error, -inf is never drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minilm.config import nearest
+from minilm.decoding import penalties
+from minilm.decoding.penalties import History, Trie
+from minilm.decoding.presets import PRESETS
 from minilm.errors import MinilmError, UsageError
 
 _FP32 = torch.finfo(torch.float32)
@@ -30,7 +35,7 @@ _NUCLEUS = (512, 8192)  # tokens that top-p looks at first: all of 50,257 sorted
 class Strategy:
     """How the next token is chosen. The defaults sample from the model's own distribution.
 
-    Raises UsageError on a value outside its range.
+    Raises UsageError on a value outside its range, and on settings that contradict each other.
     """
 
     temperature: float = 1.0
@@ -39,14 +44,93 @@ class Strategy:
     """Only the k likeliest tokens (Fan 2018). 0: all; more than V is V."""
     top_p: float = 1.0
     """Only the smallest set of likeliest tokens with mass p or more (nucleus; Holtzman 2020). 1: all."""
+    min_p: float = 0.0
+    """Only tokens with min_p times the probability of the likeliest, or more (Nguyen 2024). 0: all."""
+    typical_p: float = 1.0
+    """Only the tokens nearest to the expected surprise, with mass p or more (Meister 2022). 1: all."""
+    epsilon: float = 0.0
+    """Only tokens of probability epsilon or more (Hewitt 2022). 0: all."""
+    eta: float = 0.0
+    """Only tokens of probability min(eta, sqrt(eta) e^-entropy) or more (Hewitt 2022). 0: all."""
+    mirostat: float = 0.0
+    """Surprise to aim at, in bits a token: a cut that follows what was drawn (v2; Basu 2021). 0: off."""
+    mirostat_rate: float = 0.1
+    """Share of the error by which mirostat's cut moves."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens so far, prompt included: divided by it if positive, else multiplied (Keskar 2019). 1: off."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that the new text holds. 0: off."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time that the new text holds it. 0: off."""
+    no_repeat_ngram: int = 0
+    """No n tokens in a row occur twice, the prompt's included (Paulus 2018). 0: off."""
+    min_new_tokens: int = 0
+    """No end before so many new tokens."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens; -inf forbids one."""
 
     def __post_init__(self) -> None:
         if not (_is_number(self.temperature) and 0.0 <= self.temperature < math.inf):
             raise UsageError(f"temperature must be 0 (greedy) or more, not {self.temperature!r}")
-        if type(self.top_k) is not int or self.top_k < 0:
-            raise UsageError(f"top_k must be a whole number, 0 (off) or more, not {self.top_k!r}")
-        if not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
-            raise UsageError(f"top_p must lie in (0, 1], not {self.top_p!r}")
+        for name in ("top_k", "no_repeat_ngram", "min_new_tokens"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise UsageError(f"{name} must be a whole number, 0 (off) or more, not {getattr(self, name)!r}")
+        for name in ("top_p", "typical_p", "mirostat_rate"):
+            if not (_is_number(getattr(self, name)) and 0.0 < getattr(self, name) <= 1.0):
+                raise UsageError(f"{name} must lie in (0, 1], not {getattr(self, name)!r}")
+        for name in ("min_p", "epsilon", "eta"):
+            if not (_is_number(getattr(self, name)) and 0.0 <= getattr(self, name) <= 1.0):
+                raise UsageError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
+        if not (_is_number(self.mirostat) and 0.0 <= self.mirostat < math.inf):
+            raise UsageError(f"mirostat must be 0 (off) or bits a token, not {self.mirostat!r}")
+        if not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty < math.inf):
+            raise UsageError(f"repetition_penalty must be above 0 (1: off), not {self.repetition_penalty!r}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not (_is_number(getattr(self, name)) and math.isfinite(getattr(self, name))):
+                raise UsageError(f"{name} must be a number (0: off), not {getattr(self, name)!r}")
+        for token, value in self.logit_bias.items():
+            if not (type(token) is int and token >= 0 and _is_number(value) and value < math.inf):
+                raise UsageError(f"logit_bias maps token ids to numbers or -inf, not {token!r} to {value!r}")
+        if self.mirostat:
+            other = [name for name in CUTS if getattr(self, name) != STEPS[name].neutral]
+            if other or self.temperature == 0.0:
+                raise UsageError(
+                    f"mirostat decides by itself what is cut off: leave out {', '.join(other) or 'temperature 0'}"
+                )
+
+    def history(
+        self,
+        prompts: list[list[int]],
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        ends: tuple[int, ...] = (),
+        choices: Trie | None = None,
+    ) -> History:
+        """Of rows that begin with these prompts, with what this strategy's steps read."""
+        return History(
+            prompts,
+            vocab_size,
+            device,
+            counts=bool(self.presence_penalty or self.frequency_penalty),
+            seen=self.repetition_penalty != 1.0,
+            ngram=self.no_repeat_ngram,
+            mu=2 * self.mirostat,
+            ends=ends,
+            choices=choices,
+        )
+
+
+def make_strategy(preset: str = "", **settings: Any) -> Strategy:
+    """A preset with these fields changed. Raises UsageError on an unknown preset or field, naming the nearest."""
+    if preset and preset not in PRESETS:
+        raise UsageError(
+            f"there is no strategy {preset!r}{nearest(preset, PRESETS)}: it is one of {', '.join(PRESETS)}"
+        )
+    known = [f.name for f in fields(Strategy)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
+    return Strategy(**{**(PRESETS[preset].settings if preset else {}), **settings})
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
@@ -74,45 +158,131 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < likeliest.gather(-1, n_kept - 1), -math.inf)
 
 
+def min_p(logits: Tensor, value: float) -> Tensor:
+    """-inf for every token with less than value times the probability of the likeliest."""
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < value * probabilities.amax(dim=-1, keepdim=True), -math.inf)
+
+
+def typical_p(logits: Tensor, mass: float) -> Tensor:
+    """-inf for every token when those whose surprise -ln p is nearer to the entropy H have the mass already."""
+    log_p = logits.log_softmax(dim=-1)
+    probabilities = log_p.exp()
+    entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
+    distance = (log_p + entropy).abs()
+    nearest_first = distance.sort(dim=-1)
+    mass_so_far = probabilities.gather(-1, nearest_first.indices).cumsum(dim=-1)
+    last = (mass_so_far < mass).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill(distance > nearest_first.values.gather(-1, last), -math.inf)
+
+
+def epsilon(logits: Tensor, value: float) -> Tensor:
+    """-inf for every token of probability below value, but the likeliest."""
+    return _cut(logits, logits.softmax(dim=-1), value)
+
+
+def eta(logits: Tensor, value: float) -> Tensor:
+    """-inf for every token of probability below min(value, sqrt(value) exp(-H)), H the entropy, but the likeliest."""
+    probabilities = logits.softmax(dim=-1)
+    entropy = torch.special.entr(probabilities).sum(dim=-1, keepdim=True)
+    return _cut(logits, probabilities, (math.sqrt(value) * (-entropy).exp()).clamp(max=value))
+
+
+def mirostat(logits: Tensor, mu: Tensor) -> Tensor:
+    """-inf for every token whose surprise, -log2 p, is above mu (B,) bits, but the likeliest."""
+    return _cut(logits, logits.softmax(dim=-1), torch.exp2(-mu)[:, None].to(logits.dtype))
+
+
+def mirostat_next(mu: Tensor, surprise: Tensor, target: float, rate: float) -> Tensor:
+    """The cut after a token of this surprise (bits, before the cut): mu - rate (surprise - target); first 2 target."""
+    return mu - rate * (surprise - target)
+
+
+def _cut(logits: Tensor, probabilities: Tensor, least: Tensor | float) -> Tensor:
+    below = (probabilities < least) & (logits < logits.amax(dim=-1, keepdim=True))
+    return logits.masked_fill(below, -math.inf)
+
+
 class Step(NamedTuple):
-    """One stage: its function of (logits, value), and the value at which it changes nothing."""
+    """One stage: its function of (logits, value, history), and the value at which it changes nothing."""
 
-    apply: Callable[[Tensor, Any], Tensor]
-    neutral: float
+    apply: Callable[[Tensor, Any, History], Tensor]
+    neutral: Any
 
 
-STEPS: dict[str, Step] = {
-    "temperature": Step(temperature, 1.0),
-    "top_k": Step(top_k, 0),
-    "top_p": Step(top_p, 1.0),
+def _filter(function: Callable[[Tensor, Any], Tensor], neutral: Any) -> Step:
+    return Step(lambda logits, value, _: function(logits, value), neutral)
+
+
+BEFORE: dict[str, Step] = {
+    "logit_bias": _filter(penalties.logit_bias, {}),
+    "repetition_penalty": Step(lambda x, v, past: penalties.repetition_penalty(x, v, _known(past.seen)), 1.0),
+    "presence_penalty": Step(lambda x, v, past: penalties.presence_penalty(x, v, _known(past.counts)), 0.0),
+    "frequency_penalty": Step(lambda x, v, past: penalties.frequency_penalty(x, v, _known(past.counts)), 0.0),
+    "no_repeat_ngram": Step(lambda x, _, past: penalties.forbid(x, past.repeating()), 0),
+    "min_new_tokens": Step(lambda x, n, past: penalties.forbid(x, past.unripe(n)), 0),
 }
+"""What greedy decoding obeys too."""
+CUTS: dict[str, Step] = {
+    "top_k": _filter(top_k, 0),
+    "top_p": _filter(top_p, 1.0),
+    "min_p": _filter(min_p, 0.0),
+    "typical_p": _filter(typical_p, 1.0),
+    "epsilon": _filter(epsilon, 0.0),
+    "eta": _filter(eta, 0.0),
+}
+"""What takes tokens out of a draw."""
+STEPS: dict[str, Step] = {**BEFORE, "temperature": _filter(temperature, 1.0), **CUTS}
+_NO_HISTORY = History([], 0)
 
 
-def filtered(logits: Tensor, strategy: Strategy) -> Tensor:
-    """Logits (..., V) after every step in order, fp32; temperature must not be 0."""
-    logits = logits.float()
-    for name, step in STEPS.items():
-        value = getattr(strategy, name)
-        if value != step.neutral:
-            logits = step.apply(logits, value)
-    return logits
+def filtered(logits: Tensor, strategy: Strategy, history: History = _NO_HISTORY) -> Tensor:
+    """Logits (B, V) after every step in order, fp32, mirostat's cut included; temperature must not be 0."""
+    logits = _apply(BEFORE, logits.float(), strategy, history)
+    logits = _apply({"temperature": STEPS["temperature"], **CUTS}, logits, strategy, history)
+    return logits if not strategy.mirostat else mirostat(logits, history.mu)
 
 
-def choose(logits: Tensor, strategy: Strategy, uniforms: Tensor | None = None) -> Tensor:
+def choose(
+    logits: Tensor, strategy: Strategy, uniforms: Tensor | None = None, history: History = _NO_HISTORY
+) -> Tensor:
     """Tokens (B,) for logits (B, V); uniforms (B,) in [0, 1), float64, decide the draws (not needed by greedy).
 
-    A row's token is a function of its logits and its uniform alone. Raises MinilmError where the logits hold NaN or
+    A row's token is a function of its logits, its uniform and its history alone. history: `Strategy.history` of the
+    rows, needed where a step reads it; the caller adds the tokens. Raises MinilmError where the logits hold NaN or
     +inf, or nothing but -inf.
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise MinilmError(
             "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
         )
+    if any(node is not None for node in history.nodes):
+        logits = penalties.allow_only(logits, history.allowed())
     if strategy.temperature == 0.0:
-        return logits.argmax(dim=-1)
+        return _apply(BEFORE, logits.float(), strategy, history).argmax(dim=-1)
     if uniforms is None:
         raise ValueError("sampling needs uniforms")
-    return draw(filtered(logits, strategy), uniforms)
+    if not strategy.mirostat:
+        return draw(filtered(logits, strategy, history), uniforms)
+    whole = _apply({**BEFORE, "temperature": STEPS["temperature"]}, logits.float(), strategy, history)
+    tokens = draw(mirostat(whole, history.mu), uniforms)
+    surprise = -whole.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0] / math.log(2)
+    history.mu = mirostat_next(history.mu, surprise.to(history.mu), strategy.mirostat, strategy.mirostat_rate)
+    return tokens
+
+
+def _apply(steps: Mapping[str, Step], logits: Tensor, strategy: Strategy, history: History) -> Tensor:
+    for name, step in steps.items():
+        value = getattr(strategy, name)
+        if value != step.neutral:
+            logits = step.apply(logits, value, history)
+    return logits
+
+
+def _known(table: Tensor | None) -> Tensor:
+    if table is None:
+        raise ValueError("this strategy needs the rows' history: Strategy.history(prompts, vocab_size)")
+    return table
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -79,6 +80,12 @@ class Perplexity:
             "character": lambda: self.bits_per_character,
         }[self.protocol.unit]()
 
+    @property
+    def measure(self) -> str:
+        """What `value` is."""
+        unit = self.protocol.unit
+        return f"perplexity per {unit}" if unit in ("token", "word") else f"bits per {unit}"
+
     def check_alike(self, other: Perplexity) -> None:
         """Raises UsageError, naming what differs, where the two numbers are not comparable."""
         unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in self.protocol.differences(other.protocol).items()}
@@ -105,12 +112,11 @@ class Perplexity:
             raise UsageError(f"this is no stored perplexity ({error}): measure it again") from None
 
     def __str__(self) -> str:
-        unit, spread = self.protocol.unit, ""
-        what = f"{'perplexity' if unit in ('token', 'word') else 'bits'} per {unit}"
+        spread = ""
         if self.standard_error is not None:
             spread = f" (nats per token {self.nats_per_token:.4f}, standard error {self.standard_error:.4f})"
         lines = [
-            f"{what}: {self.value:.4f}{spread}",
+            f"{self.measure}: {self.value:.4f}{spread}",
             f"  {self.model} on {self.data}",
             f"  protocol {self.protocol}",
             f"  {self.n_tokens:,} tokens scored of {self.n_documents:,} documents, {self.nats:.2f} nats",
@@ -123,6 +129,15 @@ class Perplexity:
         return "\n".join(lines)
 
 
+class Part(NamedTuple):
+    """The targets of one window."""
+
+    document: int
+    """Its number where documents are scored each by itself, else 0."""
+    nats: np.ndarray
+    """-log p of each target, fp32."""
+
+
 def perplexity(
     model: GPT,
     text_or_shards: str | Sequence[str] | Path | ShardFolder,
@@ -132,33 +147,34 @@ def perplexity(
     model_name: str = "model",
     data_name: str = "",
     batch_tokens: int = BATCH_TOKENS,
-    nats: list[np.ndarray] | None = None,
+    parts: list[Part] | None = None,
     **changes: Any,
 ) -> Perplexity:
     """How well a model predicts a text. `str()` of it is the report.
 
     text_or_shards: a text, several (documents, whose order counts), or a prepared folder, of which the protocol's split
     is read. tokenizer: the model's; needed for text, compared with the shards'. protocol: a name or a value; changes:
-    fields of it that shall differ. batch_tokens: read at once; it changes speed only. nats: a list that each window's
-    -log p are added to, in order.
+    fields of it that shall differ. batch_tokens: read at once; it changes speed only. parts: a list that each window's
+    scores are added to, in order.
 
     Raises UsageError on an empty or too short text, shards of another tokenizer, or a context that the model cannot
     read.
     """
     settled = get_protocol(protocol, **changes).settled(model.config.block_size)
     source = _Source.of(text_or_shards, settled, tokenizer, data_name)
-    requests = source.requests(settled)
+    requests, owners = tee(source.requests(settled))
     total, count, means = 0.0, 0, list[float]()
     n_total = settled.random_windows * settled.context or source.n_tokens
     with tqdm(total=n_total, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
-        for part in target_nats(model, requests, batch_tokens=batch_tokens, precision=settled.precision):
+        found = target_nats(model, (r for _, r in requests), batch_tokens=batch_tokens, precision=settled.precision)
+        for (document, _), part in zip(owners, found, strict=True):
             total += float(part.sum(dtype=np.float64))
             count += len(part)
             bar.update(len(part))
             if settled.random_windows:
                 means.append(float(part.mean(dtype=np.float64)))
-            if nats is not None:
-                nats.append(part)
+            if parts is not None:
+                parts.append(Part(document, part))
     if count == 0:
         raise UsageError(f"{source.name} has {source.n_tokens} tokens, too few to score one: give a longer text")
     error = float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
@@ -251,18 +267,19 @@ class _Source:
     def n_tokens(self) -> int:
         return self.split.n_tokens if self.split else sum(map(len, self.ids))
 
-    def requests(self, protocol: Protocol) -> Iterator[Request]:
+    def requests(self, protocol: Protocol) -> Iterator[tuple[int, Request]]:
+        """Each with the number of its document, or 0 where all are one text."""
         if protocol.random_windows:
-            yield from self._random(protocol)
+            yield from ((0, request) for request in self._random(protocol))
         elif self.split is not None:
             for window in windows(protocol, self.split.n_tokens):
                 ids = self.split.read(window.begin, window.end - window.begin)
-                yield Request(ids, window.scored - window.begin)
+                yield 0, Request(ids, window.scored - window.begin)
         else:
-            for one in self.ids:
+            for document, one in enumerate(self.ids):
                 ids = np.append(self.eot, one) if protocol.first == "after_eot" else one
                 for window in windows(protocol, len(ids)):
-                    yield Request(ids[window.begin : window.end], window.scored - window.begin)
+                    yield document, Request(ids[window.begin : window.end], window.scored - window.begin)
 
     def _random(self, protocol: Protocol) -> Iterator[Request]:
         n = protocol.context + 1

@@ -116,15 +116,15 @@ def afraid(s: State, x: str) -> str | None:
     """Of the dark or of the storm."""
     if s.hour != 3 and s.sky != "storm":
         return "cause"
-    s.facts.add(("afraid", x))
+    s.facts |= {("afraid", x), ("scared", x)}
     return None
 
 
 def calm(s: State, x: str) -> str | None:
     """The fear passes with what caused it."""
-    if ("afraid", x) not in s.facts or s.hour == 3 or s.sky == "storm":
+    if ("scared", x) not in s.facts or s.hour == 3 or s.sky == "storm":
         return "cause"
-    s.facts.discard(("afraid", x))
+    s.facts -= {("afraid", x), ("scared", x)}
     return None
 
 

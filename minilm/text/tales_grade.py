@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from minilm.text.tales_events import apply
 from minilm.text.tales_grammar import STYLES, Grammar, Reading, grammar, split_words
-from minilm.text.tales_words import VERB_FORMS
+from minilm.text.tales_words import PEOPLE, VERB_FORMS
 from minilm.text.tales_world import State
 
 SEX_OF = {
@@ -21,6 +21,9 @@ SEX_OF = {
     "he": {"he": "he", "she": "she"},
 }
 """Slot -> word -> sex."""
+
+EITHER_SEX = ("cousin", "schoolfellow")
+"""Kin whom the tables draw for one sex only, though the word fits both."""
 
 CODE = re.compile(rf"({'|'.join(STYLES)}): ")
 
@@ -110,7 +113,8 @@ class _Reader:
                     return rule
                 first.setdefault(g.lexicon.sex[word], word)
             elif slot in ("girl", "kin"):
-                spoken[letter] = (g.lexicon.girls if slot == "girl" else g.lexicon.kin)[word]
+                if word not in EITHER_SEX:
+                    spoken[letter] = (g.lexicon.girls if slot == "girl" else g.lexicon.kin)[word]
             elif slot in ("adj", "trait"):
                 if (article := words[i - 1].lower()) in ("a", "an") and (article == "an") != (word[0] in "aeiou"):
                     return "parse"
@@ -127,7 +131,7 @@ class _Reader:
                 sex = SEX_OF[SLOT_SEX[slot]].get(word.lower())
                 if sex is None:
                     return "parse"
-                if rule := self._pronoun(letter, sex, first, found):
+                if rule := self._pronoun(letter, sex, first, found, self._apart(reading, letter, slot)):
                     return rule
         for letter, sex in spoken.items():
             if letter in reading.people and letter in found and g.lexicon.sex[found[letter]] != sex:
@@ -150,18 +154,30 @@ class _Reader:
             return "style" if slot == "own" else "introduced" if letter in reading.new else "pronoun"
         return None
 
-    def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str]) -> str | None:
+    @staticmethod
+    def _apart(reading: Reading, letter: str, slot: str) -> bool:
+        """Whether the pronoun cannot mean someone else in the sentence: Ann asked her, Ann, her cousin."""
+        return slot == "him" or (slot == "his" and letter not in reading.new and not reading.new.isdisjoint(PEOPLE))
+
+    def _pronoun(
+        self, letter: str, sex: str, first: dict[str, str], found: dict[str, str], apart: bool = False
+    ) -> str | None:
         """A pronoun means the first of its sex in the sentence, else the one spoken of last, else the only one."""
         sexes = self.g.lexicon.sex
         meant = first.get(sex)
+        others = [x for other, x in found.items() if apart and other != letter]
+        if meant in others:
+            meant = found.get(letter)
+            meant = meant if meant and sexes[meant] == sex and meant != self.narrator else None
         if meant is None:
-            able = [x for x in self.people if sexes[x] == sex and x != self.narrator]
-            able = able or [x for x in self.state.people if sexes[x] == sex and x != self.narrator]
+            fit = [x for x in self.state.people if sexes[x] == sex and x != self.narrator and x not in others]
+            able = [x for x in self.people if x in fit] or fit
             if not self.state.people and letter not in found:
                 return "introduced"
             if len(able) != 1:
                 return "pronoun"
-            meant = first[sex] = able[0]
+            meant = able[0]
+            first.setdefault(sex, meant)
         return None if found.setdefault(letter, meant) == meant else "pronoun"
 
     def _unsaid_people(self, reading: Reading, found: dict[str, str]) -> str | None:
@@ -172,13 +188,16 @@ class _Reader:
                 continue
             if letter in reading.new or not self.state.people:
                 return "introduced"
+            if reading.events[-1][0].startswith("end") and self.state.want:
+                found[letter] = self.state.want[1]  # an ending that names nobody speaks of the want's own
+                continue
             able = [x for x in self.people if x not in said] or [x for x in self.state.people if x not in said]
             if len(able) != 1:
                 return "pronoun"
             found[letter] = able[0]
         people = [found[letter] for letter in reading.people]
         if len(set(people)) < len(people):
-            return "introduced"
+            return "pronoun"
         if people:
             self.people = people
         return None

@@ -57,9 +57,15 @@ def _hand_over(s: State, x: str, y: str, t: str) -> str | None:
 def give(s: State, x: str, y: str, t: str) -> str | None:
     if rule := _hand_over(s, x, y, t):
         return rule
-    s.owner[t] = y
+    _own(s, x, y, t)
     s.facts.add(("owes", y, x))
     return None
+
+
+def _own(s: State, x: str, y: str, t: str) -> None:
+    """What X passes on for good becomes Y's if it was X's; a stolen thing does not."""
+    if s.owner[t] == x:
+        s.owner[t] = y
 
 
 def lend(s: State, x: str, y: str, t: str) -> str | None:
@@ -109,8 +115,9 @@ def trade(s: State, x: str, y: str, u: str, t: str) -> str | None:
         return "holds"
     if not s.together(x, y):
         return "where"
-    s.holder[t] = s.owner[t] = x
-    s.holder[u] = s.owner[u] = y
+    s.holder[t], s.holder[u] = x, y
+    _own(s, y, x, t)
+    _own(s, x, y, u)
     s.facts |= {("handed", x, y, u), ("handed", y, x, t)}
     s.seen(s.at[x], t, x)
     s.seen(s.at[x], u, y)

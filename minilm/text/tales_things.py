@@ -109,6 +109,8 @@ def want(kind: str) -> Handler:
     def state_want(s: State, x: str, t: str, *goal: str) -> str | None:
         if s.want or (kind in OWN and (s.owner.get(t) == x) != OWN[kind]):
             return "want"
+        if kind == "want_have" and s.at.get(t) == s.at[x] and ("lost", t) not in s.facts:
+            return "want"
         if goal and goal[0] not in s.people and not s.new_place(goal[0]):
             return "introduced"
         s.want = (kind, x, t, *goal)
@@ -235,6 +237,8 @@ def put(s: State, x: str, t: str) -> str | None:
     del s.holder[t]
     s.at[t] = s.at[x]
     s.seen(s.at[x], t, s.at[x])
+    if s.want[:1] == ("want_bring",) and s.want[2:] == (t, s.at[x]):
+        s.facts.add(("owes", s.want[1], x))
     return None
 
 

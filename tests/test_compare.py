@@ -1,0 +1,146 @@
+"""Comparing: the interval and p against scipy-like closed forms and full enumeration; the door on trained models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import prepared, sums
+
+from minilm.cli import run_door
+from minilm.config import GPTConfig
+from minilm.errors import UsageError
+from minilm.evaluation.compare import difference, paired
+from minilm.evaluation.perplexity import Part, Perplexity, perplexity
+from minilm.model.gpt import GPT
+from minilm.text.tokenizer import get_tokenizer
+
+BYTES = get_tokenizer("bytes")
+
+
+def test_p_is_that_of_all_flips() -> None:
+    """Of eight pairs all 256 ways to flip them can be tried."""
+    d = np.array([0.3, 0.1, -0.2, 0.5, 0.4, 0.2, -0.1, 0.35])
+    exact = np.mean([abs((d * flips).sum()) >= abs(d.sum()) - 1e-12 for flips in product((-1, 1), repeat=8)])
+    found, p = paired(np.zeros(8), d, np.ones(8))
+    assert p == pytest.approx(exact, abs=0.015)
+    assert found.value == pytest.approx(d.mean())
+    assert paired(np.zeros(8), d, np.ones(8)) == (found, p)
+    assert paired(d, np.zeros(8), np.ones(8))[0].value == -found.value
+    assert paired(np.ones(5), np.ones(5), np.ones(5))[1] == 1.0
+
+
+def test_intervals_and_p_hold_what_they_promise() -> None:
+    """Of 300 comparisons of equal models 5 % are called different; of shifted ones the interval holds the shift."""
+    r = np.random.default_rng(0)
+    wrong = held = 0
+    for seed in range(300):
+        sizes = r.integers(5, 50, size=60).astype(float)
+        x = sizes * 3 + r.normal(size=60) * 5
+        y = x + r.normal(size=60) * sizes**0.5
+        wrong += paired(x, y, sizes, resamples=500, seed=seed)[1] < 0.05
+        found, _ = paired(x, y + 0.1 * sizes, sizes, resamples=500, seed=seed)
+        held += found.low <= 0.1 <= found.high
+    assert 5 <= wrong <= 26
+    assert 270 <= held <= 297
+
+
+def measured(model: GPT, texts: list[str], name: str, **changes: Any) -> tuple[Perplexity, list[Part]]:
+    parts: list[Part] = []
+    found = perplexity(model, texts, "minilm", tokenizer=BYTES, model_name=name, parts=parts, **changes)
+    return found, parts
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[GPT, GPT]:
+    torch.manual_seed(0)
+    a = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=257)).eval()
+    b = GPT(a.config).eval()
+    b.load_state_dict(a.state_dict())
+    with torch.no_grad():
+        b.get_parameter("ln_f.bias").add_(2.0 * b.wte.weight[[ord(c) for c in "0123456789 ."]].mean(0) / 0.02)
+    return a, b
+
+
+def test_a_difference_is_that_of_the_perplexities(models: tuple[GPT, GPT]) -> None:
+    texts = sums(10, 12)
+    a, b = (measured(model, texts, name) for model, name in zip(models, "AB", strict=True))
+    found = difference(*a, *b)
+    assert found.value.value == pytest.approx(b[0].nats_per_token - a[0].nats_per_token)
+    assert (found.n_units, found.drawn, found.unit) == (12, "documents", "token")
+    assert found.p < 0.01
+    better, worse = ("B", "A") if found.value.value < 0 else ("A", "B")
+    times = 1 - math.exp(-abs(found.value.value))
+    assert str(found).startswith(f"{better} is better than {worse} by {abs(found.value.value):.4f} nats per token")
+    assert f"a perplexity {100 * times:.1f} % lower" in str(found)
+    same = difference(*a, *a)
+    assert (same.value, same.p) == ((0.0, 0.0, 0.0), 1.0)
+    assert "cannot be told apart: +0.0000 nats per token" in str(same)
+    for unit, attribute in (("byte", "bits_per_byte"), ("character", "bits_per_character")):
+        c, d = (measured(model, texts, "x", unit=unit) for model in models)
+        expected = getattr(d[0], attribute) - getattr(c[0], attribute)
+        assert difference(*c, *d).value.value == pytest.approx(expected)
+    windows = [measured(model, texts, "x", documents="joined") for model in models]
+    found = difference(*windows[0], *windows[1])
+    assert (found.drawn, found.n_units) == ("windows", len(windows[0][1]))
+
+
+def test_what_cannot_be_compared(models: tuple[GPT, GPT]) -> None:
+    a = measured(models[0], sums(10, 3), "A")
+    with pytest.raises(UsageError, match="not measured alike"):
+        difference(*a, *measured(models[0], sums(11, 3), "A"))
+    with pytest.raises(UsageError, match="one document cannot tell"):
+        difference(*measured(models[0], sums(10, 1), "A"), *measured(models[0], sums(10, 1), "A"))
+    joined = measured(models[0], sums(10, 3), "A", documents="joined", unit="byte")
+    with pytest.raises(UsageError, match="compared by document"):
+        difference(*joined, replace(joined[0], tokenizer="0" * 16), joined[1])
+
+
+def test_the_door(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepared(tmp_path / "sums")
+    names = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for name, model in zip(names, models, strict=True):
+        model.save_pretrained(name, BYTES)
+    words = [*names, "--data", str(folder), "--device=cpu"]
+    assert run_door("compare", [*words, "--format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found["models"]
+    assert [row["model"] for row in rows] == names
+    values = [perplexity(model, folder).value for model in models]
+    assert [row["perplexity per token"] for row in rows] == pytest.approx(values, abs=1e-4)
+    assert rows[0]["parameters"] == models[0].num_params()
+    assert rows[0]["weights_mb"] == round(4 * models[0].num_params() / 1e6, 2)
+    assert rows[0]["ms_per_token"] > 0
+    assert len(found["differences"]) == 1
+    assert "12 documents" in found["differences"][0]
+    assert run_door("compare", [*words, "--format=csv"]) == 0
+    assert [row["model"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == names
+    assert run_door("compare", [*words, "--format=markdown"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "|---|---|---|---|---|---|"
+    assert run_door("compare", [names[0], *words]) == 0
+    assert "cannot be told apart" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_stored_results(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / name) for name in ("a.json", "b.json", "c.json")]
+    for file, model, texts in zip(files, (*models, models[0]), (10, 10, 11), strict=True):
+        Path(file).write_text(measured(model, sums(texts, 3), file)[0].to_json())
+    assert run_door("compare", files[:2]) == 0
+    assert "whether a difference is chance cannot be said" in capsys.readouterr().out
+    for words, message in (
+        (files, "not measured alike"),
+        ([files[0], "runs/x"], "stored results cannot be compared with models"),
+        (files[:1], "name two models or more"),
+        (["runs/x", "runs/y"], "there is no runs/x"),
+    ):
+        assert run_door("compare", words) == 2
+        assert message in capsys.readouterr().err
