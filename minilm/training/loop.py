@@ -26,10 +26,12 @@ from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.batches import Batch, Batches
+from minilm.text.mixture import open_data
 from minilm.text.prompts import PromptWeights
-from minilm.text.shards import Split, open_shards
+from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from minilm.training.feed import training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, first_bad
 from minilm.training.objective import build_objective
@@ -115,12 +117,13 @@ def train(config: TrainConfig) -> Result:
     longer finite, a guard gives up, or the disk is full.
     """
     device = runtime.pick_device(config.device)
-    shards = open_shards(config.data)
+    shards = open_data(config.data, config.mix_temperature)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
     model, config = build_model(config, tokenizer, device)
+    config = with_budget(config, shards)
     resuming = config.existing == "resume"
     setup = read_setup(folder) if resuming else settle(config, model, device)
     if setup.device_type != device.type:
@@ -129,11 +132,9 @@ def train(config: TrainConfig) -> Result:
         )
     precision = Precision(setup.precision, config.rounding, device)
     precision.prepare(model)
-    T = config.model.block_size
-    batches: Batches | PromptWeights
-    batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
-    if config.prompt_end:
-        batches = PromptWeights(batches, tokenizer, config.prompt_end, config.prompt_weight)
+    plain = training_batches(config, shards, tokenizer)
+    prompts = config.prompt_end, config.prompt_weight
+    batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
     if not resuming:
         open_run(config, setup)
     optimizers = precision.wrap(build_optimizers(model, config))
