@@ -18,6 +18,7 @@ extras = {
     # Quality of generated text; other people's benchmarks.
     "eval": ["sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "mauve-text>=0.4", "lm-eval>=0.4.5"],
     "test": ["pytest>=8", "hypothesis>=6.100", "transformers>=4.57"],
+    "log": ["tensorboard>=2.16", "wandb>=0.17"],
     "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }

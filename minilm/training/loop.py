@@ -25,14 +25,15 @@ from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.batches import IGNORE, Batch, Batches
-from minilm.text.shards import Split, open_shards
+from minilm.text.shards import ShardFolder, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
+from minilm.training.distributed import Ranks, joined
 from minilm.training.finetune import Unfreezing, report, write_start
-from minilm.training.guard import Guard, first_bad
+from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.precision import Precision, step_seed
-from minilm.training.progress import Bar, Clock, Interrupt, announce, diverged, progress_text
+from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
 from minilm.training.setup import (
     LossFunction,
@@ -44,7 +45,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import evaluate, to_device
+from minilm.training.validation import evaluate, sample, to_device
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -75,17 +76,21 @@ class _Run:
     model: GPT
     tokenizer: Tokenizer
     batches: Batches
-    val: Split
+    shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
     guard: Guard
     watch: Watch
+    ranks: Ranks
     state: dict[str, Any]  # of the last whole step: what state.json holds
 
     def save(self) -> Path:
         aside = {"guard": self.guard.state(), "watch": self.watch.state(), "precision": self.precision.state()}
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
+        keep, folder = self.config.keep_checkpoints, self.folder / f"step_{self.state['step']:06d}"
+        if self.ranks.first:
+            save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
+        self.ranks.wait()
+        return folder
 
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
@@ -103,37 +108,47 @@ class _Stepped(NamedTuple):
 
 
 def train(config: TrainConfig) -> Result:
-    """Trains `config.model` on the prepared folder `config.data` and returns what came of it.
+    """Trains `config.model` on the prepared folder `config.data` and returns what came of it; started by torchrun, as
+    one of its ranks.
 
     Raises UsageError on a folder that is not prepared, a run that already exists, a config that does not fit the data,
     the machine or the checkpoint, or when a run with `init` ends with nothing moved; MinilmError when the loss is no
     longer finite, a guard gives up, or the disk is full.
     """
     device = runtime.pick_device(config.device)
+    with joined(device.type) as ranks:
+        return _train(config, ranks.device(device), ranks)
+
+
+def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     shards = open_shards(config.data)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
+    ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
     resuming = config.existing == "resume"
-    setup = read_setup(folder) if resuming else settle(config, model, device)
+    if not resuming:
+        if ranks.first:
+            open_run(config, settle(config, model, device, ranks.world))
+        ranks.wait()
+    setup = read_setup(folder)
     if setup.device_type != device.type:
         raise UsageError(
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
     precision = Precision(setup.precision, config.rounding, device)
+    ranks.share_weights(model)
     precision.prepare(model)
     T = config.model.block_size
     batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
-    if not resuming:
-        open_run(config, setup)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
     watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]))
-    val = shards.splits["val"]
-    run = _Run(config, setup, folder, model, tokenizer, batches, val, optimizers, precision, guard, watch, state)
+    aside = (precision, guard, watch, ranks)
+    run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
         run.load()
     announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
@@ -145,30 +160,32 @@ def _steps(run: _Run) -> Result:
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
     loss_of = loss_function(model, setup)
-    metrics = Metrics(run.folder / "metrics.jsonl", keep_until_step=first)
+    val = run.shards.splits["val"]
+    metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     if config.init and not first:
-        write_start(model, run.folder)
-        val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+        if run.ranks.first:
+            write_start(model, run.folder)
+        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         while step < config.max_steps:
-            runtime.set_step_seed(config.seed, step)
+            runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
             factor = lr_factor(step, config) * run.guard.rate
             set_rates(run.optimizers, factor)
-            stepped = train_step(run, run.batches.batch(step), loss_of, interrupt, bar)
+            stepped = train_step(run, run.batches.batch(step, run.ranks.rank, run.ranks.world), loss_of, interrupt, bar)
             if stepped is None:
                 break
             if stepped.trouble:
                 metrics.write(step=step, guard=config.guard, trouble=stepped.trouble, where=stepped.where)
-                handle(run, stepped, step)
+                went_wrong(run.guard, run.folder, run.load, step + 1, stepped.trouble, stepped.where)
                 if config.guard == "rollback":
                     step = run.state["step"]
                     del losses[max(step - first, 0) :]
@@ -194,9 +211,11 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
+                    n = config.eval_samples if run.ranks.first else 0
+                    told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
                 run.state["val_loss"] = val_loss
-                metrics.write(step=done, val_loss=val_loss, **run.watch.validated(done, val_loss, loss))
+                metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
             if saving:
                 with clock.apart("save"):
@@ -205,14 +224,15 @@ def _steps(run: _Run) -> Result:
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
                 bar.show(done, text, as_line=validating)
-            if interrupt.heard or run.watch.exhausted:
+            if (interrupt.heard and run.ranks.world == 1) or run.watch.exhausted:
                 break
+    metrics.close()
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):
         saved = run.save()
     finished = run.state["step"] == config.max_steps or run.watch.exhausted
     if run.watch.exhausted:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
-    if config.init and finished:
+    if config.init and finished and run.ranks.first:
         say(report(model, run.folder))
     return Result(
         run=run.folder,
@@ -222,7 +242,7 @@ def _steps(run: _Run) -> Result:
         val_loss=val_loss,
         tokens=run.state["tokens"],
         seconds=run.state["seconds"],
-        interrupted=interrupt.heard and not finished,
+        interrupted=not finished,
         best=run.watch.best,
         model=model,
         tokenizer=run.tokenizer,
@@ -232,7 +252,10 @@ def _steps(run: _Run) -> Result:
 def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar) -> _Stepped | None:
     """One optimizer step, or None when interrupted."""
     config, model = run.config, run.model
-    n_targets = int((batch.targets != IGNORE).sum())
+    mine = torch.tensor([int((batch.targets != IGNORE).sum()), int(interrupt.heard)])
+    n_targets, n_interrupted = run.ranks.sum(mine if run.ranks.world == 1 else mine.to(model.device)).tolist()
+    if n_interrupted and run.ranks.world > 1:
+        return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
     n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
     for i, (ids, targets) in enumerate(micro_batches(run, batch)):
@@ -240,10 +263,12 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
         bar.micro(i + 1, n_micro)
-        if interrupt.heard and i + 1 < n_micro:
+        if interrupt.heard and i + 1 < n_micro and run.ranks.world == 1:
             model.zero_grad(set_to_none=True)
             return None
     params = list(model.parameters())
+    run.ranks.sum_gradients(params)
+    run.ranks.sum(total)
     norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
     where = ""
     overflow = run.precision.overflowed(norm)
@@ -263,19 +288,3 @@ def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     for at in range(0, len(batch.ids), size):
         rows = slice(at, at + size)
         yield to_device(batch.ids[rows], run.model.device), to_device(batch.targets[rows], run.model.device)
-
-
-def handle(run: _Run, stepped: _Stepped, step: int) -> None:
-    """Skips a bad step, rolls back from it, or raises MinilmError, as the guard says."""
-    trouble, what = f"{stepped.trouble} ({stepped.where})", f"step {step + 1}: {stepped.trouble}; {stepped.where}"
-    if run.guard.mode == "stop":
-        raise MinilmError(diverged(run.folder, str(stepped.trouble), stepped.where, step + 1))
-    if run.guard.mode == "skip":
-        run.guard.skip(trouble)
-        say(f"{what}: skipped, {run.guard.skipped} so far")
-        return
-    before = run.guard.rollbacks
-    run.load()
-    run.guard.rollbacks = max(before, run.guard.rollbacks)
-    run.guard.roll_back(trouble)
-    say(f"{what}: back to step {run.state['step']}, learning rate times {run.guard.rate:g}")
