@@ -28,6 +28,9 @@ GuardMode = Literal["stop", "skip", "rollback"]
 Compile = Literal["auto", "on", "off"]
 Existing = Literal["refuse", "resume", "overwrite"]
 
+OBJECTIVES = ("likelihood", "z_loss", "unlikelihood", "sequence_unlikelihood", "contrastive", "distill")
+"""Fields that weigh a term of what is minimised."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -60,6 +63,30 @@ class TrainConfig:
     """Dropout on what the adapters read."""
     lora_targets: tuple[str, ...] = ("attention", "mlp")
     """Layers of blocks that get an adapter: patterns as for freeze, such as *.c_attn.*"""
+    likelihood: float = 1.0
+    """Weight of cross-entropy in what is minimised; every other term is added by its own weight, 0 being off."""
+    label_smoothing: float = 0.0
+    """Share of cross-entropy's target that is spread over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's normaliser."""
+    unlikelihood: float = 0.0
+    """Weight of unlikelihood of the tokens that the context holds already."""
+    sequence_unlikelihood: float = 0.0
+    """Weight of unlikelihood of repeated 4-grams in greedy continuations, which each step then generates."""
+    contrastive: float = 0.0
+    """Weight of SimCTG's loss, which pushes a sequence's hidden states apart."""
+    contrastive_margin: float = 0.5
+    """How far apart: until their cosine is under 1 - margin."""
+    teacher: str = ""
+    """A checkpoint of the same tokenizer to distill from, named as init is."""
+    distill: float = 0.0
+    """Weight of the divergence from the teacher's predictions."""
+    distill_temperature: float = 2.0
+    """Of teacher and student in that divergence."""
+    prompt_end: str = ""
+    """Text that ends the prompt inside each document; targets up to it weigh prompt_weight."""
+    prompt_weight: float = 1.0
+    """Weight of a prompt's targets in the terms over tokens. 0: only completions are learnt."""
     unfreeze_every_steps: int = 0
     """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
 
@@ -168,16 +195,24 @@ class TrainConfig:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
         for name in (
             *("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"),
-            *("guard_spike", "target_loss"),
+            *("guard_spike", "target_loss", "prompt_weight", *OBJECTIVES),
         ):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "momentum", "lora_dropout"):
+        for name in ("beta1", "beta2", "momentum", "lora_dropout", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         for name in ("final_lr_share", "warmup_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not any(getattr(self, name) for name in OBJECTIVES):
+            raise UsageError(f"nothing would be minimised: one of {', '.join(OBJECTIVES)} must be above 0")
+        if not 0.0 < self.distill_temperature < float("inf"):
+            raise UsageError(f"distill_temperature must be above 0, not {self.distill_temperature}")
+        if bool(self.teacher) != (self.distill > 0):
+            raise UsageError("distillation needs both: a checkpoint with --teacher and its weight with --distill")
+        if bool(self.prompt_end) != (self.prompt_weight != 1.0):
+            raise UsageError("weighting prompts needs both: what ends them with --prompt_end, and --prompt_weight")
         for name in ("layer_lr_decay", "decay_share"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")

@@ -130,6 +130,8 @@ class World(Ground):
         need(t.spot is x, "puts down what they do not have")
         t.spot = x.place
         self.witness(x.place, t)
+        if self.wish[:1] == ("bring",) and self.wish[2:] == (t, x.place):
+            self.wish[1].owes.add(x)
 
     def do_hide(self, x: Someone, t: Something) -> None:
         need(not self.company(x), "hides it under eyes")

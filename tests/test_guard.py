@@ -23,6 +23,7 @@ from minilm.training import loop
 from minilm.training.checkpoint import read_state
 from minilm.training.guard import Guard, first_bad
 from minilm.training.loop import train
+from minilm.training.objective import Objective
 from minilm.training.setup import Setup
 from minilm.training.watch import Watch, unigram_entropy
 
@@ -41,8 +42,8 @@ def spoiled(when: Callable[[int, float], float | None]) -> Iterator[None]:
     calls = 0
     before = loop.loss_function
 
-    def loss_function(model: GPT, setup: Setup) -> Any:
-        loss_of = before(model, setup)
+    def loss_function(objective: Objective, setup: Setup) -> Any:
+        loss_of = before(objective, setup)
 
         def loss(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             nonlocal calls

@@ -180,14 +180,14 @@ def test_training_in_each_precision(data: Path, fp32: Result, tmp_path: Path, pr
 
 def test_an_overflow_skips_the_step_and_halves_the_scale(data: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LossScale, "__init__", lambda self: self.__dict__.update(value=2.0**40, good_steps=0))
-        result = train(tiny_config(data, tmp_path / "run", precision="pure_fp16", max_steps=30, lr=3e-3, **SMALL))
+        patch.setattr(LossScale, "__init__", lambda self: self.__dict__.update(value=2.0**24, good_steps=0))
+        result = train(tiny_config(data, tmp_path / "run", precision="pure_fp16", max_steps=24, lr=1e-2, **SMALL))
     assert np.isfinite(result.losses).all()
     assert result.losses[1] == pytest.approx(result.losses[0], abs=0.2)  # nothing was learnt: the first steps overflow
-    assert result.losses[-1] < result.losses[0] - 0.5
+    assert result.losses[-1] < result.losses[0] - 0.2
     from minilm.training.checkpoint import read_state
 
-    assert read_state(result.checkpoint)["precision"]["scale"][0] < 2.0**40
+    assert read_state(result.checkpoint)["precision"]["scale"][0] < 2.0**24
 
 
 @pytest.mark.parametrize("changes", [

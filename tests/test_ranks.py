@@ -53,8 +53,8 @@ def torchrun(
 ) -> subprocess.CompletedProcess[str]:
     (folder / "config.toml").write_text(to_toml(config))
     (folder / "worker.py").write_text(WORKER)
-    words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks), folder / "worker.py"]
-    words += [folder / "config.toml", str(config.max_steps), str(die_at), existing]
+    words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+    words += [folder / "worker.py", folder / "config.toml", str(config.max_steps), str(die_at), existing]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300)
 

@@ -23,11 +23,21 @@ ORDER_BLOCK = 4096  # places whose windows are worked out at once: numpy's overh
 
 @dataclass(frozen=True)
 class Batch:
-    """ids and targets (B, T) int64; documents (B, T) int32, counted from 0 in each row, or None."""
+    """ids and targets (B, T) int64; documents (B, T) int32, counted from 0 in each row, or None.
+
+    weights (B, T) float32 or None: what each target counts for.
+    """
 
     ids: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    @property
+    def n_targets(self) -> float:
+        """Targets that are scored, each by its weight."""
+        scored = self.targets != IGNORE
+        return int(scored.sum()) if self.weights is None else float(self.weights[scored].sum(dtype=np.float64))
 
 
 def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:

@@ -237,6 +237,8 @@ def put(s: State, x: str, t: str) -> str | None:
     del s.holder[t]
     s.at[t] = s.at[x]
     s.seen(s.at[x], t, s.at[x])
+    if s.want[:1] == ("want_bring",) and s.want[2:] == (t, s.at[x]):
+        s.facts.add(("owes", s.want[1], x))
     return None
 
 

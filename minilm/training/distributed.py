@@ -52,6 +52,13 @@ class Ranks:
                 ) from None
         return values
 
+    def sum_counts(self, n_targets: float, heard: bool, device: torch.device) -> tuple[float, bool]:
+        """A step's targets over all ranks, and whether any rank heard an interrupt."""
+        if self.world == 1:
+            return n_targets, heard
+        counts = self.sum(torch.tensor([float(n_targets), float(heard)], dtype=torch.float64, device=device))
+        return counts[0].item(), bool(counts[1].item())
+
     def wait(self) -> None:
         """Until every rank is here."""
         on_cuda = self.world > 1 and dist.get_backend() == "nccl"

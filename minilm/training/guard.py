@@ -87,8 +87,8 @@ class Guard:
         self.losses, self.norms = deque(saved.get("losses", ()), WINDOW), deque(saved.get("norms", ()), WINDOW)
 
 
-def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """Where a step went wrong, found by running its micro-batches (ids, targets) again with a look at every module.
+def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]]) -> str:
+    """Where a step went wrong, found by running its micro-batches (ids, targets) again, looking at every module.
 
     A weight that is not finite; else the first module whose output is not; else the module nearest to the loss whose
     gradient is not; else, for a spike, the tensor with the largest gradient. Gradients of the model are used up.
@@ -111,7 +111,7 @@ def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, Tensor]]
 
     handles = [watch(name, module) for name, module in model.named_modules() if name and not list(module.children())]
     try:
-        for ids, targets in batches:
+        for ids, targets, *_ in batches:
             model.zero_grad(set_to_none=True)
             with setup.autocast():
                 loss = model.loss(ids, targets, reduction="sum")

@@ -24,13 +24,15 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.text.batches import IGNORE, Batch, Batches
+from minilm.text.batches import Batch, Batches
+from minilm.text.prompts import PromptWeights
 from minilm.text.shards import ShardFolder, open_shards
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
+from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.precision import Precision, step_seed
 from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
@@ -75,7 +77,7 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches
+    batches: Batches | PromptWeights
     shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
@@ -142,7 +144,10 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     ranks.share_weights(model)
     precision.prepare(model)
     T = config.model.block_size
+    batches: Batches | PromptWeights
     batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
+    if config.prompt_end:
+        batches = PromptWeights(batches, tokenizer, config.prompt_end, config.prompt_weight)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
@@ -159,7 +164,8 @@ def _steps(run: _Run) -> Result:
     config, setup, model, first = run.config, run.setup, run.model, run.state["step"]
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
-    loss_of = loss_function(model, setup)
+    objective = build_objective(model, config, run.tokenizer)
+    loss_of = loss_function(objective, setup)
     val = run.shards.splits["val"]
     metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
@@ -178,9 +184,11 @@ def _steps(run: _Run) -> Result:
         while step < config.max_steps:
             runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
+            objective.begin_step()
             factor = lr_factor(step, config) * run.guard.rate
             set_rates(run.optimizers, factor)
-            stepped = train_step(run, run.batches.batch(step, run.ranks.rank, run.ranks.world), loss_of, interrupt, bar)
+            batch = run.batches.batch(step, run.ranks.rank, run.ranks.world)
+            stepped = train_step(run, batch, loss_of, interrupt, bar)
             if stepped is None:
                 break
             if stepped.trouble:
@@ -207,6 +215,7 @@ def _steps(run: _Run) -> Result:
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
                 values = {"loss": loss, "grad_norm": norm, "lr": config.lr * factor, "tokens_per_second": speed}
+                values |= objective.means(batch.n_targets)
                 counts = {"skipped_steps": run.guard.skipped} if run.guard.skipped else {}
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
@@ -252,14 +261,13 @@ def _steps(run: _Run) -> Result:
 def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar) -> _Stepped | None:
     """One optimizer step, or None when interrupted."""
     config, model = run.config, run.model
-    mine = torch.tensor([int((batch.targets != IGNORE).sum()), int(interrupt.heard)])
-    n_targets, n_interrupted = run.ranks.sum(mine if run.ranks.world == 1 else mine.to(model.device)).tolist()
-    if n_interrupted and run.ranks.world > 1:
+    n_targets, interrupted = run.ranks.sum_counts(batch.n_targets, interrupt.heard, model.device)
+    if interrupted and run.ranks.world > 1:
         return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
     n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
-    for i, (ids, targets) in enumerate(micro_batches(run, batch)):
-        loss = loss_of(ids, targets) / n_targets
+    for i, tensors in enumerate(micro_batches(run, batch)):
+        loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
         bar.micro(i + 1, n_micro)
@@ -282,9 +290,9 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     return _Stepped(total, norm, trouble, where)
 
 
-def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, targets) on the device, micro_batch_size rows at a time."""
+def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
+    """ids, targets and, where there are some, weights on the device, micro_batch_size rows at a time."""
     size = run.setup.micro_batch_size
+    arrays = [a for a in (batch.ids, batch.targets, batch.weights) if a is not None]
     for at in range(0, len(batch.ids), size):
-        rows = slice(at, at + size)
-        yield to_device(batch.ids[rows], run.model.device), to_device(batch.targets[rows], run.model.device)
+        yield tuple(to_device(a[at : at + size], run.model.device) for a in arrays)

@@ -28,9 +28,10 @@ from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.finetune import adapt
+from minilm.training.objective import Objective, check_tokenizer
 from minilm.training.precision import autocast
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 # Eager steps of small models reach about a tenth of the machine's rate; below two minutes compiling does not pay.
 EAGER_SHARE = 0.1
@@ -91,35 +92,37 @@ def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch
     return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
 
-def loss_function(model: GPT, setup: Setup) -> LossFunction:
-    """(ids, targets) -> summed loss, under autocast and compiled as the setup says.
+def loss_function(objective: Objective, setup: Setup) -> LossFunction:
+    """(ids, targets) or (ids, targets, weights) -> summed loss, under autocast and compiled as the setup says.
 
     On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
     """
 
-    def plain(ids: Tensor, targets: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+    def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         with setup.autocast():
-            return model.loss(ids, targets, reduction="sum", blocks=blocks)
+            return objective(*batch, blocks=blocks)
 
     if not setup.compile:
         return plain
     if setup.device_type == "cpu":
-        compiled: LossFunction = partial(plain, blocks=[torch.compile(block, dynamic=False) for block in model.h])
+        compiled: LossFunction = partial(
+            plain, blocks=[torch.compile(block, dynamic=False) for block in objective.model.h]
+        )
     else:
         compiled = torch.compile(plain, dynamic=False)
     chosen: list[LossFunction] = []
 
-    def first_compiled(ids: Tensor, targets: Tensor) -> Tensor:
+    def first_compiled(*batch: Tensor) -> Tensor:
         if chosen:
-            return chosen[0](ids, targets)
+            return chosen[0](*batch)
         try:
-            loss = compiled(ids, targets)
+            loss = compiled(*batch)
             chosen.append(compiled)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
             say(f"running eager: compiling failed ({str(error).strip().splitlines()[0]})")
             chosen.append(plain)
-            loss = plain(ids, targets)
+            loss = plain(*batch)
         return loss
 
     return first_compiled
@@ -136,7 +139,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
         changes = {} if config.model == GPTConfig() else asdict(config.model)
         model, report = load_pretrained(config.init, **changes)
         say(str(report))
-        _check_tokenizer(config.init, tokenizer)
+        check_tokenizer(config.init, tokenizer)
     else:
         model_config = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
         if tokenizer.vocab_size > model_config.vocab_size:
@@ -190,18 +193,3 @@ def read_setup(run: Path) -> Setup:
         return Setup(**record["setup"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{run} cannot be resumed: run.json is missing or damaged ({error})") from None
-
-
-def _check_tokenizer(init: str, tokenizer: Tokenizer) -> None:
-    from minilm.model.hub import find_checkpoint
-    from minilm.text.tokenizer import get_tokenizer
-
-    folder = find_checkpoint(init)
-    if not (folder / "tokenizer.json").is_file():
-        return
-    theirs = get_tokenizer(folder)
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise UsageError(
-            f"{init} was trained with tokenizer {theirs.name} ({theirs.fingerprint}), the data was prepared with "
-            f"{tokenizer.name} ({tokenizer.fingerprint}): prepare it again with --tokenizer {folder}"
-        )
