@@ -25,11 +25,13 @@ from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.batches import Batch, Batches
+from minilm.text.mixture import open_data
 from minilm.text.prompts import PromptWeights
-from minilm.text.shards import ShardFolder, open_shards
+from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.distributed import Ranks, joined
+from minilm.training.feed import training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
@@ -123,13 +125,17 @@ def train(config: TrainConfig) -> Result:
 
 
 def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
-    shards = open_shards(config.data)
+    shards = open_data(config.data, config.mix_temperature)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
     ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
+    config = with_budget(config, shards)
+    plain = training_batches(config, shards, tokenizer)
+    prompts = config.prompt_end, config.prompt_weight
+    batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
     resuming = config.existing == "resume"
     if not resuming:
         if ranks.first:
@@ -143,11 +149,6 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     precision = Precision(setup.precision, config.rounding, device)
     ranks.share_weights(model)
     precision.prepare(model)
-    T = config.model.block_size
-    batches: Batches | PromptWeights
-    batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
-    if config.prompt_end:
-        batches = PromptWeights(batches, tokenizer, config.prompt_end, config.prompt_weight)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
@@ -210,7 +211,7 @@ def _steps(run: _Run) -> Result:
             if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped.norm.item()
                 if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
-                    where = first_bad(model, setup, micro_batches(run, run.batches.batch(step)))
+                    where = first_bad(model, setup, micro_batches(run, batch))
                     raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
