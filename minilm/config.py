@@ -193,6 +193,10 @@ class TrainConfig:
     """Steps between checkpoints. 0: only at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best by validation loss."""
+    eval_samples: int = 0
+    """Texts sampled at each validation into samples.jsonl, of tales with their coherence; training does not feel it."""
+    loggers: tuple[str, ...] = ()
+    """Beside metrics.jsonl: tensorboard, wandb."""
     log_every_steps: int = 10
     """Steps between lines in metrics.jsonl."""
 
@@ -207,7 +211,7 @@ class TrainConfig:
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
             *("unfreeze_every_steps", "lora_rank", "patience", "swap_at_step", "fix_norms_every_steps"),
-            *("stride", "max_tokens"),
+            *("stride", "max_tokens", "eval_samples"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -242,5 +246,8 @@ class TrainConfig:
             raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
         if self.swap_activation and self.swap_activation not in get_args(Activation):
             raise UsageError(f"swap_activation is {self.swap_activation!r}: choose {', '.join(get_args(Activation))}")
+        for name in self.loggers:
+            if name not in ("tensorboard", "wandb"):
+                raise UsageError(f"loggers are tensorboard and wandb, not {name!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

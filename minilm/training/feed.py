@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from minilm.config import TrainConfig
 from minilm.log import say
-from minilm.text.batches import Batches
+from minilm.text.batches import Batch, Batches
 from minilm.text.mixture import MixedFolder
 from minilm.text.packing import PackingOptions, line_end_ids
 from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
+from minilm.training.validation import to_device
 
 
 def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenizer) -> Batches:
@@ -46,3 +51,10 @@ def with_budget(config: TrainConfig, data: ShardFolder) -> TrainConfig:
         return config
     per_step = config.batch_size * config.model.block_size
     return replace(config, max_steps=max(math.ceil(tokens / per_step), 1))
+
+
+def micro_batches(batch: Batch, n_rows: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """ids, targets and, where there are some, weights on the device, n_rows of them at a time."""
+    arrays = [a for a in (batch.ids, batch.targets, batch.weights) if a is not None]
+    for at in range(0, len(batch.ids), n_rows):
+        yield tuple(to_device(a[at : at + n_rows], device) for a in arrays)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,8 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import Metrics, read_metrics, say
 from minilm.model import freeze, lora, surgery
 from minilm.model.gpt import GPT
+from minilm.text.batches import Batches
+from minilm.text.prompts import PromptWeights
 
 START = "start.safetensors"
 REPORT = "moved.json"
@@ -78,8 +79,13 @@ class Surgery:
             swapped = steps_done > self.config.swap_at_step
             surgery.set_activation(self.model, self.config.swap_activation if swapped else self.config.model.activation)
 
-    def begin_step(self, step: int, ids: np.ndarray, validate: Callable[[], float], metrics: Metrics) -> None:
-        """Does what is due before `step`, measures the damage and logs it. ids (B, T): where deviations are taken."""
+    def begin_step(
+        self, step: int, batches: Batches | PromptWeights, n_rows: int, validate: Callable[[], float], metrics: Metrics
+    ) -> None:
+        """Does what is due before `step`, measures the damage and logs it.
+
+        Deviations are taken from the first n_rows of the step's batch, the same on every rank.
+        """
         due: dict[str, Callable[[], object]] = {}
         if self.config.swap_activation and step == self.config.swap_at_step:
             name = self.config.swap_activation
@@ -87,9 +93,8 @@ class Surgery:
         every = self.config.fix_norms_every_steps
         if every and step % every == 0 and step // every < len(self.norms):
             norm = self.norms[step // every]
-            due[f"fixed {norm}"] = lambda: surgery.fix_norm(
-                self.model, norm, torch.from_numpy(ids).to(self.model.device)
-            )
+            ids = torch.from_numpy(batches.batch(step).ids[:n_rows]).to(self.model.device)
+            due[f"fixed {norm}"] = lambda: surgery.fix_norm(self.model, norm, ids)
         for what, operate in due.items():
             before = validate()
             operate()
