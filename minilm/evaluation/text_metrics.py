@@ -1,4 +1,4 @@
-"""Coherence: the share of a model's own tales that make sense, as an exact grader judges (`text/tales_grade.py`)."""
+"""Coherence: the share of a model's own tales that make sense, as an exact grader judges (`text/tales/grader.py`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minilm.evaluation.intervals import wilson
 from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tales import stories
-from minilm.text.tales_copy import CopyCheck
-from minilm.text.tales_grade import Verdict, grade
-from minilm.text.tales_grammar import grammar
+from minilm.text.tales.copying import CopyCheck
+from minilm.text.tales.grader import Verdict, grade
+from minilm.text.tales.grammar import grammar
 from minilm.text.tokenizer import Tokenizer
 
 COPIED_SHARE = 0.6  # a story with more of its words than this in one span of the training text is a copy
