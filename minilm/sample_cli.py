@@ -78,7 +78,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 def main(argv: Sequence[str] | None = None) -> int:
     """Samples as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    prompt = "" if options.prompts else read_prompt(options)
+    prompt = "" if options.prompts or options.interactive else read_prompt(options)
     from minilm.decoding.engine import settings, stream_batch
 
     decoding = decoding_options(options)
@@ -108,19 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"{what} {options.amateur} {options.draft}"
         return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, name))
     seed = secrets.randbits(31) if options.seed is None else options.seed
+    if options.interactive:
+        from minilm.sample_interactive import interact
+
+        say(f"{what}, seed {seed}")
+        interact(model, tokenizer, decoding, {name: kind for name, kind, *_ in FILTERS + METHODS if kind}, seed)
+        return 0
     if options.compare is not None:
         from minilm.sample_compare import measure, table
 
         n = options.num_samples or COMPARED
         say(f"{what}, seed {seed}")
-        print(
-            table(
-                [
-                    measure(model, tokenizer, name, prompt, n, {**decoding, **own, "seed": seed})
-                    for name, own in compared
-                ]
-            )
-        )
+        each = ((name, {**decoding, **own, "seed": seed}) for name, own in compared)
+        print(table([measure(model, tokenizer, name, prompt, n, own) for name, own in each]))
         return 0
     n_samples = options.num_samples or 1
     pieces = stream_batch(model, tokenizer, [prompt] * n_samples, **decoding, seed=seed)
@@ -149,8 +149,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--compare",
         metavar="A,B,..",
-        help="a table of strategies: presets, or options such as top_p:0.9+temperature:0.7",
+        help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
     )
+    add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
         add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
@@ -176,7 +177,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
     given = [f"--{n}" for n in ("prompt", "prompt_file") if getattr(options, n) is not None]
     given += ["--num_samples"] if options.num_samples is not None else []
+    given += ["--interactive"] if options.interactive else []
     given += ["--compare"] if options.compare is not None else []
+    if options.interactive and (len(given) > 1 or options.echo_prompt):
+        raise UsageError("--interactive asks for its prompts: leave out the other options on prompts and samples")
     if options.prompts is not None and (given or options.echo_prompt):
         raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
     if options.prompts is None and (options.out is not None or options.alternatives is not None):

@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     n_tokens: float
     """Mean length in tokens, end-of-text included."""
     seq_rep_4: float
-    """1 - distinct / all 4-grams of a text, mean (Welleck 2020)."""
+    """1 - distinct / all 4-grams of a text, mean over those that have any (Welleck 2019)."""
     distinct_2: float
     """Distinct / all 2-grams over all texts (Li 2016)."""
     perplexity: float
@@ -76,8 +76,9 @@ def measure(
     before = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot]
     nats = sum(sum(nats_of(model, before, row)) for row in rows)
     n_tokens = sum(map(len, rows))
-    repeated = sum(seq_rep_n(row, 4) for row in rows) / n_texts
-    return Measured(name, texts, n_tokens / n_texts, repeated, distinct_n(rows, 2), math.exp(nats / n_tokens))
+    repeated = [seq_rep_n(row, 4) for row in rows if len(row) > 3]
+    mean = sum(repeated) / len(repeated) if repeated else math.nan
+    return Measured(name, texts, n_tokens / n_texts, mean, distinct_n(rows, 2), math.exp(nats / n_tokens))
 
 
 @torch.inference_mode()
