@@ -26,6 +26,8 @@ Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_f
 Rounding = Literal["nearest", "stochastic", "kahan"]
 GuardMode = Literal["stop", "skip", "rollback"]
 Compile = Literal["auto", "on", "off"]
+Packing = Literal["chunks", "documents", "lines", "best_fit", "sliding"]
+Order = Literal["shuffled", "sequential", "random"]
 Existing = Literal["refuse", "resume", "overwrite"]
 
 OBJECTIVES = ("likelihood", "z_loss", "unlikelihood", "sequence_unlikelihood", "contrastive", "distill")
@@ -39,7 +41,7 @@ class TrainConfig:
     model: GPTConfig = field(default_factory=GPTConfig)
 
     data: str = "tales"
-    """A data script's name, a prepared folder, or your own file or folder of text (`train()` takes a prepared one)."""
+    """A data script's name, a prepared folder, your own text; or several: a:0.7,b:0.3 (`train()` takes prepared)."""
     tokenizer: str = ""
     """gpt2, bytes, chars, words, bpe:N or a folder. Empty: the data's own."""
     source: str = ""
@@ -50,6 +52,15 @@ class TrainConfig:
     """Run folder. Empty: runs/ and the names of preset and data."""
     existing: Existing = "refuse"
     """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
+
+    packing: Packing = "chunks"
+    """How text becomes rows: chunks, a document or a line a row, best_fit (documents packed), sliding windows."""
+    stride: int = 0
+    """sliding: tokens from a window to the next; each token counts once. 0: the context."""
+    order: Order = "shuffled"
+    """Every row once an epoch, the text's own order, or chunks that begin anywhere (as nanoGPT's)."""
+    mix_temperature: float = 1.0
+    """Mixed data without weights: shares go by size ** (1 / this). 1: by size."""
 
     freeze: tuple[str, ...] = ()
     """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
@@ -92,6 +103,10 @@ class TrainConfig:
 
     max_steps: int = 1000
     """Length of the run."""
+    max_tokens: int = 0
+    """Length in tokens instead. 0: off."""
+    max_epochs: float = 0.0
+    """Length in passes over the training text instead. 0: off."""
     batch_size: int = 32
     """Sequences per step over all micro-batches and ranks."""
     micro_batch_size: int = 0
@@ -172,6 +187,10 @@ class TrainConfig:
     """Steps between checkpoints. 0: only at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best by validation loss."""
+    eval_samples: int = 0
+    """Texts sampled at each validation into samples.jsonl, of tales with their coherence; training does not feel it."""
+    loggers: tuple[str, ...] = ()
+    """Beside metrics.jsonl: tensorboard, wandb."""
     log_every_steps: int = 10
     """Steps between lines in metrics.jsonl."""
 
@@ -185,7 +204,7 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank", "patience"),
+            *("unfreeze_every_steps", "lora_rank", "patience", "stride", "max_tokens", "eval_samples"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -212,7 +231,14 @@ class TrainConfig:
         for name in ("layer_lr_decay", "decay_share"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        if not (0.0 <= self.max_epochs < float("inf") and 0.0 < self.mix_temperature < float("inf")):
+            raise UsageError("max_epochs must be 0 or more and mix_temperature above 0: give finite numbers")
+        if self.max_tokens and self.max_epochs:
+            raise UsageError("max_tokens and max_epochs exclude each other: set one of them")
         if self.warmup_tokens and self.warmup_share:
             raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
+        for name in self.loggers:
+            if name not in ("tensorboard", "wandb"):
+                raise UsageError(f"loggers are tensorboard and wandb, not {name!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
