@@ -27,6 +27,7 @@ def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenize
         seed=config.seed,
         packing=config.packing,
         order=config.order,
+        with_documents=config.attend == "document",
         options=PackingOptions(config.stride, line_ends),
     )
     if config.packing != "chunks" or mixed:

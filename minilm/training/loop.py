@@ -48,7 +48,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import evaluate, to_device
+from minilm.training.validation import batch_tensors, evaluate
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -159,7 +159,7 @@ def _steps(run: _Run) -> Result:
     unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     if config.init and not first:
         write_start(model, run.folder)
-        val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+        val_loss = evaluate(model, setup, run.val, config.eval_tokens, config.attend)
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
@@ -204,7 +204,7 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+                    val_loss = evaluate(model, setup, run.val, config.eval_tokens, config.attend)
                 run.state["val_loss"] = val_loss
                 metrics.write(step=done, val_loss=val_loss, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
@@ -268,11 +268,10 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
 
 
 def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
-    """ids, targets and, where there are some, weights on the device, micro_batch_size rows at a time."""
+    """ids, targets and, where there are some, weights and documents on the device, micro_batch_size rows at a time."""
     size = run.setup.micro_batch_size
-    arrays = [a for a in (batch.ids, batch.targets, batch.weights) if a is not None]
     for at in range(0, len(batch.ids), size):
-        yield tuple(to_device(a[at : at + size], run.model.device) for a in arrays)
+        yield batch_tensors(batch, slice(at, at + size), run.model.device)
 
 
 def handle(run: _Run, stepped: _Stepped, step: int) -> None:

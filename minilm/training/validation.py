@@ -7,21 +7,27 @@ import torch
 from torch import Tensor
 
 from minilm.model.gpt import GPT
-from minilm.text.batches import IGNORE, eval_batches
+from minilm.text.batches import IGNORE, Batch, documents_of, eval_batches
 from minilm.text.shards import Split
 from minilm.training.setup import Setup
 
 
 @torch.no_grad()
-def evaluate(model: GPT, setup: Setup, split: Split, max_tokens: int) -> float:
-    """Nats per token over the split's first max_tokens: summed over tokens, so the batch size changes nothing."""
+def evaluate(model: GPT, setup: Setup, split: Split, max_tokens: int, attend: str = "window") -> float:
+    """Nats per token over the split's first max_tokens: summed over tokens, so the batch size changes nothing.
+
+    attend: "document" keeps tokens to their own document, as in training.
+    """
     model.eval()
     total, count = 0.0, 0
     size = setup.micro_batch_size
     for batch in eval_batches(split, block_size=model.config.block_size, batch_size=size, max_tokens=max_tokens):
         with setup.autocast():
             ids, targets = to_device(batch.ids, model.device), to_device(batch.targets, model.device)
-            loss = model.loss(ids, targets, reduction="sum")
+            documents = None
+            if attend == "document":
+                documents = to_device(documents_of(batch.ids, split.shards[0].eot), model.device)
+            loss = model.loss(ids, targets, documents, reduction="sum")
         total += loss.item()
         count += int((batch.targets != IGNORE).sum())
     model.train()
@@ -32,3 +38,13 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A tensor of the array's values, on its way to the device."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def batch_tensors(batch: Batch, rows: slice, device: torch.device) -> tuple[Tensor, ...]:
+    """ids and targets of some rows on the device, behind them weights and documents where there are some."""
+    arrays = [batch.ids, batch.targets, batch.weights, batch.documents]
+    while arrays[-1] is None:
+        arrays.pop()
+    if arrays[2:] and arrays[2] is None:  # documents come fourth
+        arrays[2] = np.ones(batch.ids.shape, np.float32)
+    return tuple(to_device(array[rows], device) for array in arrays if array is not None)
