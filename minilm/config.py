@@ -61,6 +61,8 @@ class TrainConfig:
     """sliding: tokens from a window to the next; each token counts once. 0: the context."""
     order: Order = "shuffled"
     """Every row once an epoch, the text's own order, or chunks that begin anywhere (as nanoGPT's)."""
+    context_schedule: str = ""
+    """Shorter contexts first: 64:0.3,256:0.6 is 64 for 30 % of the steps, 256 up to 60 %; tokens a step stay equal."""
     attend: Attend = "window"
     """Tokens attend to all before them in their row, or only within their own document."""
     mix_temperature: float = 1.0

@@ -19,7 +19,8 @@ from minilm.text.prepare import prepare
 from minilm.text.scripts import load_dataset
 from minilm.text.shards import open_shards
 from minilm.text.sources import Files
-from minilm.training.feed import training_batches, with_budget
+from minilm.text.tokenizer import get_tokenizer
+from minilm.training.feed import parse_contexts, training_batches, with_budget
 from minilm.training.loop import train
 from minilm.training.setup import settle
 from minilm.training.validation import evaluate
@@ -196,3 +197,26 @@ def test_tokens_attend_within_their_document(tmp_path: Path) -> None:
     within = evaluate(result.model, setup, split, 500, "document")
     assert within != evaluate(result.model, setup, split, 500)
     assert result.val_loss == pytest.approx(within, abs=1e-6)
+
+
+def test_contexts_grow_and_tokens_a_step_stay(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "sums")
+    config = tiny_config(folder, tmp_path / "run", context_schedule="8:0.3,16:0.6", max_steps=10, batch_size=4)
+    batches = training_batches(config, open_shards(folder), get_tokenizer("bytes"))
+    shapes = [batches.batch(step).ids.shape for step in range(10)]
+    assert shapes == [(16, 8)] * 3 + [(8, 16)] * 3 + [(4, 32)] * 4
+    assert np.array_equal(np.concatenate([batches.batch(4, rank, 2).ids for rank in range(2)]), batches.batch(4).ids)
+    rows = np.concatenate([batches.batch(step).ids for step in range(3)])
+    assert len({row.tobytes() for row in rows}) > len(rows) - 3  # of one epoch; the text repeats itself a little
+    result = train(config)
+    assert np.isfinite(result.losses).all()
+    assert result.tokens == 10 * 4 * 32
+    half = train(replace(config, out_dir=str(tmp_path / "cut"), micro_batch_size=1))
+    assert np.allclose(half.losses, result.losses, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["8", "8:2", "5:0.5", "64:0.5", "16:0.3,8:0.5", "8:0.5,16:0.3", "8:0.1,8:0.3"])
+def test_wrong_schedules_of_contexts(schedule: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tmp_path, context_schedule=schedule)
+    with pytest.raises(UsageError, match="context_schedule"):
+        parse_contexts(config)

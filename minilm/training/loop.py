@@ -30,7 +30,7 @@ from minilm.text.prompts import PromptWeights
 from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
-from minilm.training.feed import training_batches, with_budget
+from minilm.training.feed import Curriculum, training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.guard import Guard, first_bad
 from minilm.training.objective import build_objective
@@ -78,7 +78,7 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches | PromptWeights
+    batches: Batches | Curriculum | PromptWeights
     val: Split
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
@@ -244,7 +244,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     config, model = run.config, run.model
     n_targets = batch.n_targets
     total = torch.zeros((), device=model.device)
-    n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
+    n_micro = -(-len(batch.ids) // micro_rows(run, batch))
     for i, tensors in enumerate(micro_batches(run, batch)):
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
@@ -267,9 +267,14 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     return _Stepped(total, norm, trouble, where)
 
 
+def micro_rows(run: _Run, batch: Batch) -> int:
+    """Rows of a micro-batch: more of them where the context is shorter."""
+    return run.setup.micro_batch_size * run.config.model.block_size // batch.ids.shape[1]
+
+
 def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
     """ids, targets and, where there are some, weights and documents on the device, micro_batch_size rows at a time."""
-    size = run.setup.micro_batch_size
+    size = micro_rows(run, batch)
     for at in range(0, len(batch.ids), size):
         yield batch_tensors(batch, slice(at, at + size), run.model.device)
 
