@@ -23,6 +23,7 @@ extras = {
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
         *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11"),
     ],
+    "log": ["tensorboard>=2.16", "wandb>=0.17"],
     "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }

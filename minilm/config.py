@@ -195,6 +195,10 @@ class TrainConfig:
     """Steps between checkpoints. 0: only at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best by validation loss."""
+    eval_samples: int = 0
+    """Texts sampled at each validation into samples.jsonl, of tales with their coherence; training does not feel it."""
+    loggers: tuple[str, ...] = ()
+    """Beside metrics.jsonl: tensorboard, wandb."""
     log_every_steps: int = 10
     """Steps between lines in metrics.jsonl."""
 
@@ -208,7 +212,7 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank", "patience", "stride", "max_tokens"),
+            *("unfreeze_every_steps", "lora_rank", "patience", "stride", "max_tokens", "eval_samples"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -241,5 +245,8 @@ class TrainConfig:
             raise UsageError("max_tokens and max_epochs exclude each other: set one of them")
         if self.warmup_tokens and self.warmup_share:
             raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
+        for name in self.loggers:
+            if name not in ("tensorboard", "wandb"):
+                raise UsageError(f"loggers are tensorboard and wandb, not {name!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

@@ -33,14 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runtime.tune_allocator()
     command = _command(argv)
-    config = _prepared(command)
+    from minilm.training.distributed import joined
     from minilm.training.loop import train
 
-    result = train(config)
-    if result.interrupted:
-        say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
-        return 130
-    _show(result)
+    with joined(runtime.pick_device(command.config.device).type) as ranks:
+        if not ranks.first:
+            ranks.wait()  # rank 0 prepares, the others find it prepared
+        config = _prepared(command)
+        if ranks.first:
+            ranks.wait()
+        result = train(config)
+        if result.interrupted:
+            say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
+            return 130
+        if ranks.first:
+            _show(result)
+        ranks.wait()
     return 0
 
 

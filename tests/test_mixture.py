@@ -194,7 +194,7 @@ def test_tokens_attend_within_their_document(tmp_path: Path) -> None:
         assert torch.allclose(logits[row][later], other[row][later], atol=1e-5)
     split = data.splits["val"]
     setup = settle(config, result.model, torch.device("cpu"))
-    within = evaluate(result.model, setup, split, 500, "document")
+    within = evaluate(result.model, setup, split, 500, attend="document")
     assert within != evaluate(result.model, setup, split, 500)
     assert result.val_loss == pytest.approx(within, abs=1e-6)
 

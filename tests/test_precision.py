@@ -24,6 +24,8 @@ from minilm.training.optim import OPTIMIZERS
 from minilm.training.precision import LossScale, Precision, Stored16, round_stochastic
 
 CPU = torch.device("cpu")
+# Without hardware for them, 16-bit products are a hundred times slower: little of everything.
+SMALL: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "block_size": 16, "eval_tokens": 32, "eval_every_steps": 0}
 DTYPES = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16}
 
 
@@ -34,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fp32(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return train(tiny_config(data, tmp_path_factory.mktemp("runs") / "fp32", eval_every_steps=0))
+    return train(tiny_config(data, tmp_path_factory.mktemp("runs") / "fp32", **SMALL))
 
 
 @cache
@@ -165,7 +167,7 @@ def test_clipping_is_that_of_the_unscaled_gradient() -> None:
 def test_training_in_each_precision(data: Path, fp32: Result, tmp_path: Path, precision: str) -> None:
     """Ten steps end near fp32's; what is said and stored names the precision."""
     rounding = "nearest" if precision == "pure_fp16" else "stochastic"
-    result = train(tiny_config(data, tmp_path / "other", precision=precision, rounding=rounding))
+    result = train(tiny_config(data, tmp_path / "other", precision=precision, rounding=rounding, **SMALL))
     assert result.losses[0] == pytest.approx(fp32.losses[0], abs=0.02)
     assert result.losses[-1] == pytest.approx(fp32.losses[-1], abs=0.15)
     assert result.losses != fp32.losses
@@ -178,14 +180,14 @@ def test_training_in_each_precision(data: Path, fp32: Result, tmp_path: Path, pr
 
 def test_an_overflow_skips_the_step_and_halves_the_scale(data: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LossScale, "__init__", lambda self: self.__dict__.update(value=2.0**40, good_steps=0))
-        result = train(tiny_config(data, tmp_path / "run", precision="pure_fp16", max_steps=30, lr=3e-3))
+        patch.setattr(LossScale, "__init__", lambda self: self.__dict__.update(value=2.0**24, good_steps=0))
+        result = train(tiny_config(data, tmp_path / "run", precision="pure_fp16", max_steps=24, lr=1e-2, **SMALL))
     assert np.isfinite(result.losses).all()
     assert result.losses[1] == pytest.approx(result.losses[0], abs=0.2)  # nothing was learnt: the first steps overflow
-    assert result.losses[-1] < result.losses[0] - 0.5
+    assert result.losses[-1] < result.losses[0] - 0.2
     from minilm.training.checkpoint import read_state
 
-    assert read_state(result.checkpoint)["precision"]["scale"][0] < 2.0**40
+    assert read_state(result.checkpoint)["precision"]["scale"][0] < 2.0**24
 
 
 @pytest.mark.parametrize("changes", [
@@ -193,7 +195,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(data: Path, tmp_path: P
     {"precision": "pure_fp16", "optimizer": "adafactor", "resid_dropout": 0.1}, {"precision": "fp16"},
 ])  # fmt: skip
 def test_resume_is_bit_exact(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes = changes | {"eval_every_steps": 0, "save_every_steps": 0, "schedule": "constant"}
+    changes = changes | SMALL | {"save_every_steps": 0, "schedule": "constant"}
     config = tiny_config(data, tmp_path / "whole", max_steps=6, micro_batch_size=4, **changes)
     whole = train(config)
     broken = replace(config, out_dir=str(tmp_path / "broken"))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from minilm.text import tales
+from minilm.text.tales_grammar import grammar
 
 FOLDER = Path(__file__).parent / "tales_handwritten"
 
@@ -57,3 +58,13 @@ def test_handwritten_set_is_broad() -> None:
     styles = Counter(hand.text.partition(": ")[0] for hand in HAND if ": " in hand.text)
     assert {*styles, "plain"} == set(tales.STYLES)
     assert {hand.level for hand in HAND} == set(tales.LEVELS)
+
+
+def test_the_page_states_the_levels_as_they_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tales.md").read_text("utf-8")
+    for level in tales.LEVELS:
+        g = grammar(level)
+        people, things, places, words = g.limits.people, g.limits.things, g.limits.places, g.limits.words
+        row = f"| {level} | {people} | {things} | {places} | {words[0]} to {words[1]} | {len(g.kinds)} |"
+        assert row in page, row
+    assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")] == list(tales.RULES)

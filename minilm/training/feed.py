@@ -14,6 +14,7 @@ from minilm.text.mixture import MixedFolder
 from minilm.text.packing import PackingOptions, line_end_ids
 from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
+from minilm.training.setup import Setup
 
 
 def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenizer) -> Batches | Curriculum:
@@ -58,6 +59,11 @@ class Curriculum:
                 return batches.batch(step - first, rank, world)
             first = last
         return self.stages[-1][1].batch(step - first, rank, world)
+
+
+def micro_rows(config: TrainConfig, setup: Setup, batch: Batch) -> int:
+    """Rows of a micro-batch: more of them where the context is shorter."""
+    return setup.micro_batch_size * config.model.block_size // batch.ids.shape[1]
 
 
 def parse_contexts(config: TrainConfig) -> list[tuple[int, int]]:

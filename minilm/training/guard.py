@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from minilm.config import TrainConfig
 from minilm.errors import MinilmError
+from minilm.log import say
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.training.setup import Setup
 
 WINDOW = 64
@@ -85,7 +88,7 @@ class Guard:
 
 
 def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]]) -> str:
-    """Where a step went wrong, found by running its micro-batches (ids, targets) again with a look at every module.
+    """Where a step went wrong, found by running its micro-batches (ids, targets) again, looking at every module.
 
     A weight that is not finite; else the first module whose output is not; else the module nearest to the loss whose
     gradient is not; else, for a spike, the tensor with the largest gradient. Gradients of the model are used up.
@@ -124,3 +127,25 @@ def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]]) -
         for handle in handles:
             handle.remove()
     return f"largest gradient: {largest}"
+
+
+def went_wrong(guard: Guard, run: Path, load: Callable[[], None], step: int, trouble: str, where: str) -> None:
+    """Skips a bad step, rolls back from it by `load`, or raises MinilmError, as the guard says."""
+    if guard.mode == "stop":
+        raise MinilmError(diverged(run, trouble, where, step))
+    if guard.mode == "skip":
+        guard.skip(f"{trouble} ({where})")
+        say(f"step {step}: {trouble}; {where}: skipped, {guard.skipped} so far")
+        return
+    rollbacks = guard.rollbacks
+    load()
+    guard.rollbacks = max(rollbacks, guard.rollbacks)  # the checkpoint may be older than the last rollback
+    guard.roll_back(f"{trouble} ({where})")
+    say(f"step {step}: {trouble}; {where}: back to {step_folders(run)[-1]}, learning rate times {guard.rate:g}")
+
+
+def diverged(run: Path, trouble: str, where: str, step: int) -> str:
+    """The last words of a run that cannot go on."""
+    folders = step_folders(run)
+    kept = f"{folders[-1]} is whole: start from it with --init {folders[-1]}" if folders else "start again"
+    return f"step {step}: {trouble} ({where}); {kept} and a lower --lr or a longer warmup, or set --guard"

@@ -27,16 +27,17 @@ from minilm.model.hub import step_folders
 from minilm.text.batches import Batch, Batches
 from minilm.text.mixture import open_data
 from minilm.text.prompts import PromptWeights
-from minilm.text.shards import Split
+from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
-from minilm.training.feed import Curriculum, training_batches, with_budget
+from minilm.training.distributed import Ranks, joined
+from minilm.training.feed import Curriculum, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
-from minilm.training.guard import Guard, first_bad
+from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.precision import Precision, step_seed
-from minilm.training.progress import Bar, Clock, Interrupt, announce, diverged, progress_text
+from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
 from minilm.training.setup import (
     LossFunction,
@@ -48,7 +49,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import batch_tensors, evaluate
+from minilm.training.validation import batch_tensors, evaluate, sample
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -79,17 +80,21 @@ class _Run:
     model: GPT
     tokenizer: Tokenizer
     batches: Batches | Curriculum | PromptWeights
-    val: Split
+    shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
     guard: Guard
     watch: Watch
+    ranks: Ranks
     state: dict[str, Any]  # of the last whole step: what state.json holds
 
     def save(self) -> Path:
         aside = {"guard": self.guard.state(), "watch": self.watch.state(), "precision": self.precision.state()}
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
+        keep, folder = self.config.keep_checkpoints, self.folder / f"step_{self.state['step']:06d}"
+        if self.ranks.first:
+            save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
+        self.ranks.wait()
+        return folder
 
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
@@ -107,39 +112,49 @@ class _Stepped(NamedTuple):
 
 
 def train(config: TrainConfig) -> Result:
-    """Trains `config.model` on the prepared folder `config.data` and returns what came of it.
+    """Trains `config.model` on the prepared folder `config.data` and returns what came of it; started by torchrun, as
+    one of its ranks.
 
     Raises UsageError on a folder that is not prepared, a run that already exists, a config that does not fit the data,
     the machine or the checkpoint, or when a run with `init` ends with nothing moved; MinilmError when the loss is no
     longer finite, a guard gives up, or the disk is full.
     """
     device = runtime.pick_device(config.device)
+    with joined(device.type) as ranks:
+        return _train(config, ranks.device(device), ranks)
+
+
+def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     shards = open_data(config.data, config.mix_temperature)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
+    ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
     config = with_budget(config, shards)
+    plain = training_batches(config, shards, tokenizer)
+    prompts = config.prompt_end, config.prompt_weight
+    batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
     resuming = config.existing == "resume"
-    setup = read_setup(folder) if resuming else settle(config, model, device)
+    if not resuming:
+        if ranks.first:
+            open_run(config, settle(config, model, device, ranks.world))
+        ranks.wait()
+    setup = read_setup(folder)
     if setup.device_type != device.type:
         raise UsageError(
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
     precision = Precision(setup.precision, config.rounding, device)
+    ranks.share_weights(model)
     precision.prepare(model)
-    plain = training_batches(config, shards, tokenizer)
-    prompts = config.prompt_end, config.prompt_weight
-    batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
-    if not resuming:
-        open_run(config, setup)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
     watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]))
-    val = shards.splits["val"]
-    run = _Run(config, setup, folder, model, tokenizer, batches, val, optimizers, precision, guard, watch, state)
+    aside = (precision, guard, watch, ranks)
+    run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
         run.load()
     announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
@@ -152,32 +167,34 @@ def _steps(run: _Run) -> Result:
     flops = model.flops_per_token(config.model.block_size)
     objective = build_objective(model, config, run.tokenizer)
     loss_of = loss_function(objective, setup)
-    metrics = Metrics(run.folder / "metrics.jsonl", keep_until_step=first)
+    val = run.shards.splits["val"]
+    metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     if config.init and not first:
-        write_start(model, run.folder)
-        val_loss = evaluate(model, setup, run.val, config.eval_tokens, config.attend)
+        if run.ranks.first:
+            write_start(model, run.folder)
+        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         while step < config.max_steps:
-            runtime.set_step_seed(config.seed, step)
+            runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
             objective.begin_step()
             factor = lr_factor(step, config) * run.guard.rate
             set_rates(run.optimizers, factor)
-            batch = run.batches.batch(step)
+            batch = run.batches.batch(step, run.ranks.rank, run.ranks.world)
             stepped = train_step(run, batch, loss_of, interrupt, bar)
             if stepped is None:
                 break
             if stepped.trouble:
                 metrics.write(step=step, guard=config.guard, trouble=stepped.trouble, where=stepped.where)
-                handle(run, stepped, step)
+                went_wrong(run.guard, run.folder, run.load, step + 1, stepped.trouble, stepped.where)
                 if config.guard == "rollback":
                     step = run.state["step"]
                     del losses[max(step - first, 0) :]
@@ -194,7 +211,7 @@ def _steps(run: _Run) -> Result:
             if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped.norm.item()
                 if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
-                    where = first_bad(model, setup, micro_batches(run, run.batches.batch(step)))
+                    where = first_bad(model, setup, micro_batches(run, batch))
                     raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
@@ -204,9 +221,11 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, run.val, config.eval_tokens, config.attend)
+                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
+                    n = config.eval_samples if run.ranks.first else 0
+                    told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
                 run.state["val_loss"] = val_loss
-                metrics.write(step=done, val_loss=val_loss, **run.watch.validated(done, val_loss, loss))
+                metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
             if saving:
                 with clock.apart("save"):
@@ -215,14 +234,15 @@ def _steps(run: _Run) -> Result:
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
                 bar.show(done, text, as_line=validating)
-            if interrupt.heard or run.watch.exhausted:
+            if (interrupt.heard and run.ranks.world == 1) or run.watch.exhausted:
                 break
+    metrics.close()
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):
         saved = run.save()
     finished = run.state["step"] == config.max_steps or run.watch.exhausted
     if run.watch.exhausted:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
-    if config.init and finished:
+    if config.init and finished and run.ranks.first:
         say(report(model, run.folder))
     return Result(
         run=run.folder,
@@ -232,7 +252,7 @@ def _steps(run: _Run) -> Result:
         val_loss=val_loss,
         tokens=run.state["tokens"],
         seconds=run.state["seconds"],
-        interrupted=interrupt.heard and not finished,
+        interrupted=not finished,
         best=run.watch.best,
         model=model,
         tokenizer=run.tokenizer,
@@ -242,18 +262,22 @@ def _steps(run: _Run) -> Result:
 def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar) -> _Stepped | None:
     """One optimizer step, or None when interrupted."""
     config, model = run.config, run.model
-    n_targets = batch.n_targets
+    n_targets, interrupted = run.ranks.sum_counts(batch.n_targets, interrupt.heard, model.device)
+    if interrupted and run.ranks.world > 1:
+        return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
-    n_micro = -(-len(batch.ids) // micro_rows(run, batch))
+    n_micro = -(-len(batch.ids) // micro_rows(config, run.setup, batch))
     for i, tensors in enumerate(micro_batches(run, batch)):
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
         bar.micro(i + 1, n_micro)
-        if interrupt.heard and i + 1 < n_micro:
+        if interrupt.heard and i + 1 < n_micro and run.ranks.world == 1:
             model.zero_grad(set_to_none=True)
             return None
     params = list(model.parameters())
+    run.ranks.sum_gradients(params)
+    run.ranks.sum(total)
     norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
     where = ""
     overflow = run.precision.overflowed(norm)
@@ -267,29 +291,8 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     return _Stepped(total, norm, trouble, where)
 
 
-def micro_rows(run: _Run, batch: Batch) -> int:
-    """Rows of a micro-batch: more of them where the context is shorter."""
-    return run.setup.micro_batch_size * run.config.model.block_size // batch.ids.shape[1]
-
-
 def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
     """ids, targets and, where there are some, weights and documents on the device, micro_batch_size rows at a time."""
-    size = micro_rows(run, batch)
+    size = micro_rows(run.config, run.setup, batch)
     for at in range(0, len(batch.ids), size):
         yield batch_tensors(batch, slice(at, at + size), run.model.device)
-
-
-def handle(run: _Run, stepped: _Stepped, step: int) -> None:
-    """Skips a bad step, rolls back from it, or raises MinilmError, as the guard says."""
-    trouble, what = f"{stepped.trouble} ({stepped.where})", f"step {step + 1}: {stepped.trouble}; {stepped.where}"
-    if run.guard.mode == "stop":
-        raise MinilmError(diverged(run.folder, str(stepped.trouble), stepped.where, step + 1))
-    if run.guard.mode == "skip":
-        run.guard.skip(trouble)
-        say(f"{what}: skipped, {run.guard.skipped} so far")
-        return
-    before = run.guard.rollbacks
-    run.load()
-    run.guard.rollbacks = max(before, run.guard.rollbacks)
-    run.guard.roll_back(trouble)
-    say(f"{what}: back to step {run.state['step']}, learning rate times {run.guard.rate:g}")

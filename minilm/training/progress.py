@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,7 +17,6 @@ from tqdm import tqdm
 from minilm.config import TrainConfig
 from minilm.log import duration, say
 from minilm.model.gpt import GPT
-from minilm.model.hub import step_folders
 from minilm.training.setup import Setup
 
 
@@ -126,13 +124,6 @@ def announce(config: TrainConfig, setup: Setup, precision: str, model: GPT, trai
     )
     if step:
         say(f"resuming {config.out_dir} after step {step}")
-
-
-def diverged(run: Path, trouble: str, where: str, step: int) -> str:
-    """The last words of a run that cannot go on."""
-    folders = step_folders(run)
-    kept = f"{folders[-1]} is whole: start from it with --init {folders[-1]}" if folders else "start again"
-    return f"step {step}: {trouble} ({where}); {kept} and a lower --lr or a longer warmup, or set --guard"
 
 
 class Interrupt:

@@ -57,7 +57,7 @@ class Setup:
         return autocast(self.device_type, self.precision)
 
 
-def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
+def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1) -> Setup:
     """Measures and decides what the config leaves to "auto"."""
     precision = runtime.pick_precision(config.precision, device, config.model.n_embd)
     sixteen = {"bf16": torch.bfloat16, "fp16": torch.float16 if device.type != "cpu" else torch.float32}
@@ -74,13 +74,13 @@ def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
         device_type=device.type,
         precision=precision,
         compile=compiled,
-        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device),
+        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device, world),
         peak_flops=peak,
     )
 
 
-def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device) -> int:
-    """The largest divisor of batch_size whose activations fit, and on a CPU whose work takes seconds."""
+def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device, world: int) -> int:
+    """The largest divisor of a rank's share of a batch whose activations fit, and on a CPU whose work takes seconds."""
     T, D, L = config.model.block_size, config.model.n_embd, config.model.n_layer
     rows = config.model.vocab_used or config.model.vocab_size
     # Per token: some 40 floats per layer and width (autograd's saved tensors), logits in two precisions and gradient.
@@ -89,7 +89,8 @@ def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch
         limit = 0.5 * torch.cuda.mem_get_info(device)[0] / bytes_per_sequence
     else:
         limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (flops_per_token * T))
-    return max(n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0 and (n == 1 or n <= limit))
+    share = max(config.batch_size // world, 1)
+    return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
 
 def loss_function(objective: Objective, setup: Setup) -> LossFunction:
