@@ -16,7 +16,7 @@ from minilm.evaluation.text_metrics import coherence, wilson
 from minilm.model.gpt import GPT
 from minilm.text.shards import Shard, ShardWriter, Split
 from minilm.text.tales import stories
-from minilm.text.tales_copy import CopyCheck
+from minilm.text.tales.copying import CopyCheck
 from minilm.text.tokenizer import Tokenizer, get_tokenizer, train_tokenizer
 
 

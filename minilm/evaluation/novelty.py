@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from minilm.text.shards import Split
-from minilm.text.tales_copy import suffix_array
+from minilm.text.tales.copying import suffix_array
 
 BLOCK_TOKENS = 4_000_000
 COMPARED = 8  # tokens compared at once when two suffixes are measured

@@ -1,4 +1,4 @@
-"""Quality of generated text. So far: coherence of tales, which an exact grader can judge (`text/tales_grade.py`)."""
+"""Quality of generated text. So far: coherence of tales, which an exact grader can judge (`text/tales/grader.py`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tales import stories
-from minilm.text.tales_copy import CopyCheck
-from minilm.text.tales_grade import Verdict, grade
-from minilm.text.tales_grammar import grammar
+from minilm.text.tales.copying import CopyCheck
+from minilm.text.tales.grader import Verdict, grade
+from minilm.text.tales.grammar import grammar
 from minilm.text.tokenizer import Tokenizer
 
 COPIED_SHARE = 0.6  # a story with more of its words than this in one span of the training text is a copy
