@@ -21,8 +21,7 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import Metrics, read_metrics, say
 from minilm.model import freeze, lora, surgery
 from minilm.model.gpt import GPT
-from minilm.text.batches import Batches
-from minilm.text.prompts import PromptWeights
+from minilm.text.batches import Batch
 
 START = "start.safetensors"
 REPORT = "moved.json"
@@ -80,7 +79,7 @@ class Surgery:
             surgery.set_activation(self.model, self.config.swap_activation if swapped else self.config.model.activation)
 
     def begin_step(
-        self, step: int, batches: Batches | PromptWeights, n_rows: int, validate: Callable[[], float], metrics: Metrics
+        self, step: int, batch_of: Callable[[int], Batch], n_rows: int, validate: Callable[[], float], metrics: Metrics
     ) -> None:
         """Does what is due before `step`, measures the damage and logs it.
 
@@ -93,7 +92,7 @@ class Surgery:
         every = self.config.fix_norms_every_steps
         if every and step % every == 0 and step // every < len(self.norms):
             norm = self.norms[step // every]
-            ids = torch.from_numpy(batches.batch(step).ids[:n_rows]).to(self.model.device)
+            ids = torch.from_numpy(batch_of(step).ids[:n_rows]).to(self.model.device)
             due[f"fixed {norm}"] = lambda: surgery.fix_norm(self.model, norm, ids)
         for what, operate in due.items():
             before = validate()

@@ -31,7 +31,8 @@ from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from minilm.training.distributed import Ranks, joined
-from minilm.training.feed import micro_batches, training_batches, with_budget
+from minilm.training.estimate import advice
+from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
@@ -79,7 +80,7 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches | PromptWeights
+    batches: Batches | Curriculum | PromptWeights
     shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
@@ -160,7 +161,8 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     if resuming:
         run.load()
     announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
-    return _steps(run)
+    with advice(model, config, setup.precision, setup.micro_batch_size):
+        return _steps(run)
 
 
 def _steps(run: _Run) -> Result:
@@ -175,7 +177,7 @@ def _steps(run: _Run) -> Result:
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
-    validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks)
+    validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
         if run.ranks.first:
             write_start(model, run.folder)
@@ -186,7 +188,7 @@ def _steps(run: _Run) -> Result:
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         while step < config.max_steps:
-            surgery.begin_step(step, run.batches, setup.micro_batch_size, validate, metrics)
+            surgery.begin_step(step, run.batches.batch, setup.micro_batch_size, validate, metrics)
             runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
             objective.begin_step()
@@ -215,7 +217,7 @@ def _steps(run: _Run) -> Result:
             if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped.norm.item()
                 if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
-                    where = first_bad(model, setup, micro_batches(batch, run.setup.micro_batch_size, model.device))
+                    where = first_bad(model, setup, micro_batches(config, run.setup, batch, model.device))
                     raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
@@ -270,8 +272,8 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     if interrupted and run.ranks.world > 1:
         return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
-    n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
-    for i, tensors in enumerate(micro_batches(batch, run.setup.micro_batch_size, model.device)):
+    n_micro = -(-len(batch.ids) // micro_rows(config, run.setup, batch))
+    for i, tensors in enumerate(micro_batches(config, run.setup, batch, model.device)):
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
@@ -283,11 +285,10 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     run.ranks.sum_gradients(params)
     run.ranks.sum(total)
     norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
-    where = ""
-    overflow = run.precision.overflowed(norm)
+    where, overflow = "", run.precision.overflowed(norm)
     trouble = None if overflow else run.guard.trouble(total, norm)
     if trouble:
-        where = first_bad(model, run.setup, micro_batches(batch, run.setup.micro_batch_size, model.device))
+        where = first_bad(model, run.setup, micro_batches(config, run.setup, batch, model.device))
     elif not overflow:
         for optimizer in run.optimizers:
             optimizer.step()
