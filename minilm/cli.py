@@ -1,4 +1,5 @@
-"""`minilm train | sample | data | eval | compare`, and how every door ends: one sentence for an error, never a traceback."""
+"""`minilm train | sample | data | eval | compare | lab`, and how
+every door ends: one sentence for an error, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ DOORS = {
     "data": ("minilm.data_cli", "prepare data sets, train tokenizers"),
     "eval": ("minilm.eval_cli", "measure a model, or grade tales"),
     "compare": ("minilm.compare_cli", "models on one text: which is better, or is it chance"),
+    "lab": ("minilm.lab_cli", "research questions: run them, write what was found"),
 }
 
 
