@@ -2,9 +2,11 @@
 
     MINILM_TEST_DATA=folder python bench/tales_figures.py                 all parts that have no result yet
     python bench/tales_figures.py --only speed,damage --levels 3,4 --again
-    python bench/tales_figures.py --only page                            the page anew, from the results
+    python bench/tales_figures.py --share 0.1                             a tenth of the stories and MB
+    python bench/tales_figures.py --only page                             the page anew, from the results
 
-Every part of every level runs in a process of its own, so memory is its own and a killed run resumes where it was.
+Every part of every level runs in a process of its own, so memory is its own and a killed run resumes where it was. A
+result of a smaller share than is asked for counts as none.
 Validity of damaged stories is decided by tests/tales_replay.py. Some 20 minutes of one core; up to 4 GB.
 """
 
@@ -37,9 +39,10 @@ RESULTS = ROOT / "bench" / "results" / "tales_figures.json"
 sys.path.insert(0, str(ROOT / "tests"))
 import tales_damage  # noqa: E402
 
-N_ACCEPTED, N_DAMAGED, N_FRESH, N_SAMPLES, N_SHUFFLED = 100_000, 1_200, 2_000, 1_000, 1_000
+SHARE = float(os.environ.get("TALES_FIGURES_SHARE", "1"))
+N_ACCEPTED, N_DAMAGED, N_FRESH, N_SAMPLES, N_SHUFFLED = (int(SHARE * n) for n in (100_000, 3_000, 2_000, 1_000, 1_000))
 """Of one level; the first two spread evenly over the styles."""
-SPEED_MB, ALL_CORES_MB, TRAIN_MB, REPEATS_MB = 5, 20, 50, 100
+SPEED_MB, ALL_CORES_MB, TRAIN_MB, REPEATS_MB = (SHARE * mb for mb in (5, 20, 50, 100))
 SIZES_MB = 0.1, 0.9, 5.8, 25.0
 """Beginnings of a text whose richness is measured: TinyStories' sample has 0.94 MB, Gutenberg's books 5.9 MB."""
 XZ_MB = 10
@@ -51,7 +54,8 @@ ALL_STYLES = ",".join(tales.STYLES)
 def corpus(level: int, megabytes: float = TRAIN_MB) -> Iterator[str]:
     """The first training stories; kept in runs/ for the parts that need the same."""
     sample = "\n".join(tales.stories(megabytes=0.2, level=level))
-    path = ROOT / "runs" / "tales_figures" / f"{level}-{hashlib.sha256(sample.encode()).hexdigest()[:16]}.txt"
+    digest = hashlib.sha256(sample.encode()).hexdigest()[:16]
+    path = ROOT / "runs" / "tales_figures" / f"{level}-{digest}-{SHARE:g}.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = REPEATS_MB if level in REPEATS_LEVELS else TRAIN_MB
@@ -109,6 +113,7 @@ def ngram(level: int) -> dict[str, Any]:
     verdicts = [tales.grade(text, level) for text in samples]
     return {
         "n": N_SAMPLES,
+        "mb": TRAIN_MB,
         "passed": sum(v.passed for v in verdicts),
         "before": float(np.mean([v.before / v.sentences for v in verdicts])),
         "rules": Counter(v.rule for v in verdicts if v.rule),
@@ -151,7 +156,7 @@ def fresh(level: int) -> dict[str, Any]:
     times = Counter(texts)
     shares = [check.copied_share(text) for text in texts]
     new = sum(share <= 0.6 and times[text] == 1 for share, text in zip(shares, texts, strict=True))
-    return {"n": N_FRESH, "new": new, "mean_copied": float(np.mean(shares)), "most_copied": max(shares)}
+    return {"n": N_FRESH, "mb": TRAIN_MB, "new": new, "mean_copied": float(np.mean(shares)), "most_copied": max(shares)}
 
 
 def repeats(level: int) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def repeats(level: int) -> dict[str, Any]:
     for text in corpus(level, REPEATS_MB):
         seen.add(hashlib.blake2b(text.encode(), digest_size=16).digest())
         n += 1
-    return {"n": n, "repeated": n - len(seen)}
+    return {"n": n, "mb": REPEATS_MB, "repeated": n - len(seen)}
 
 
 def richness(text: str) -> list[dict[str, Any]]:
@@ -185,11 +190,11 @@ def richness(text: str) -> list[dict[str, Any]]:
 
 
 def rich(level: int) -> dict[str, Any]:
-    return {"rows": richness("\n".join(corpus(level, SIZES_MB[-1])))}
+    return {"rows": richness("\n".join(corpus(level, SHARE * SIZES_MB[-1])))}
 
 
 def rich_others() -> dict[str, Any]:
-    styled = "\n".join(parallel_stories(ALL_STYLES, SIZES_MB[-1], level=4))
+    styled = "\n".join(parallel_stories(ALL_STYLES, SHARE * SIZES_MB[-1], level=4))
     stories = (data_folder() / "tinystories" / "tiny_stories.txt").read_text("utf-8")
     return {
         "level 4, six styles": richness(styled),
@@ -232,13 +237,16 @@ def load() -> dict[str, Any]:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
-def measure(key: str) -> None:
+def measure(key: str, share: float) -> None:
     """Runs one part in a process of its own and keeps what it gives."""
     started = time.perf_counter()
-    told = subprocess.run([sys.executable, __file__, "--measure", key], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, __file__, "--measure", key]
+    environment = {**os.environ, "TALES_FIGURES_SHARE": f"{share:g}"}
+    told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result = json.loads(told.stdout)
     result["_"] = {"date": time.strftime("%Y-%m-%d"), "commit": commit.strip(), "load": round(os.getloadavg()[1], 1)}
+    result["_"]["share"] = share
     RESULTS.parent.mkdir(exist_ok=True)
     kept = load() | {key: result}
     RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
@@ -250,6 +258,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"parts, joined by commas: {', '.join(PARTS)}, or page")
     parser.add_argument("--levels", default="1,2,3,4")
     parser.add_argument("--again", action="store_true", help="measure what has a result too")
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -268,8 +277,8 @@ def main() -> None:
     keys += [part for part in wanted if part == "rich_others"]
     keys = [key for key in keys if not key.startswith("repeats/") or int(key[-1]) in REPEATS_LEVELS]
     for key in keys:
-        if options.again or key not in load():
-            measure(key)
+        if options.again or load().get(key, {"_": {"share": 0}})["_"]["share"] < options.share:
+            measure(key, options.share)
     from tales_figures_page import PAGE, page
 
     PAGE.write_text(page(load()), encoding="utf-8")

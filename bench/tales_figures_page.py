@@ -22,6 +22,10 @@ def of(passed: str) -> Callable[[dict[str, Any]], str]:
     return lambda r: f"{r[passed]:,} of {r['n']:,}"
 
 
+def of_mb(passed: str) -> Callable[[dict[str, Any]], str]:
+    return lambda r: f"{r[passed]:,} of {r['n']:,} ({r['mb']:g} MB)"
+
+
 ROWS: list[Row] = [
     ("generation, one core, MB/s", "speed", lambda r: f"{r['plain']['generation']:.1f}"),
     ("the same, a style told by its hero (letter)", "speed", lambda r: f"{r['letter']['generation']:.1f}"),
@@ -35,10 +39,10 @@ ROWS: list[Row] = [
     ("generated stories of six styles that the grader accepts", "accepted", of("passed")),
     ("stories that pass with their sentences shuffled", "shuffled", of("passed")),
     ("of these the second opinion holds for valid", "shuffled", lambda r: f"{r['valid']:,}"),
-    ("samples of a word 5-gram model (50 MB) that pass", "ngram", of("passed")),
+    ("samples of a word 5-gram model that pass", "ngram", of_mb("passed")),
     ("sentences before their first broken rule", "ngram", lambda r: f"{r['before']:.0%}"),
-    ("stories of 100 MB told before in it, word for word", "repeats", of("repeated")),
-    ("fresh stories neither duplicates nor copies of 50 MB", "fresh", of("new")),
+    ("stories told before in the corpus, word for word", "repeats", of_mb("repeated")),
+    ("fresh stories neither duplicates nor copies of the corpus", "fresh", of_mb("new")),
     ("words of a fresh story in its longest copied span, mean", "fresh", lambda r: f"{r['mean_copied']:.0%}"),
     ("the same, most", "fresh", lambda r: f"{r['most_copied']:.0%}"),
 ]
@@ -118,7 +122,7 @@ def ngram_cost(results: dict[str, Any]) -> Iterator[str]:
             cost = [f"{r['train_seconds']:.0f}", f"{r['train_gb']:.1f}", f"{r['sample_seconds']:.0f}"]
             rows.append([str(n), *cost, rules])
     if rows:
-        yield "## The 5-gram model\nTrained on 50 MB; 1,000 samples. Seconds of processor time.\n"
+        yield "## The 5-gram model\nSeconds of processor time, on the corpus named above.\n"
         yield table(["level", "training, s", "peak, GB", "sampling, s", "rules that its samples break first"], rows)
 
 

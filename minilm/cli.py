@@ -1,5 +1,4 @@
-"""`minilm train | sample | data | eval | compare | lab`, and how
-every door ends: one sentence for an error, never a traceback."""
+"""`minilm COMMAND`, and how every door ends: one sentence for an error, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ DOORS = {
     "sample": ("minilm.sample_cli", "write text with a trained model"),
     "data": ("minilm.data_cli", "prepare data sets, train tokenizers"),
     "eval": ("minilm.eval_cli", "measure a model, or grade tales"),
+    "plot": ("minilm.plot_cli", "curves of runs, to a file and into the terminal"),
     "compare": ("minilm.compare_cli", "models on one text: which is better, or is it chance"),
     "lab": ("minilm.lab_cli", "research questions: run them, write what was found"),
 }

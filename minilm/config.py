@@ -22,9 +22,16 @@ from minilm.model_config import Position as Position
 Optimizer = Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "muon", "adafactor", "lion"]
 DecayOn = Literal["matrices", "tables", "all"]
 Schedule = Literal["cosine", "linear", "constant", "cosine_restarts", "inverse_sqrt", "polynomial", "step", "wsd"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_fp16"]
+Rounding = Literal["nearest", "stochastic", "kahan"]
+GuardMode = Literal["stop", "skip", "rollback"]
 Compile = Literal["auto", "on", "off"]
+Packing = Literal["chunks", "documents", "lines", "best_fit", "sliding"]
+Order = Literal["shuffled", "sequential", "random"]
 Existing = Literal["refuse", "resume", "overwrite"]
+
+OBJECTIVES = ("likelihood", "z_loss", "unlikelihood", "sequence_unlikelihood", "contrastive", "distill")
+"""Fields that weigh a term of what is minimised."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class TrainConfig:
     model: GPTConfig = field(default_factory=GPTConfig)
 
     data: str = "tales"
-    """A data script's name, a prepared folder, or your own file or folder of text (`train()` takes a prepared one)."""
+    """A data script's name, a prepared folder, your own text; or several: a:0.7,b:0.3 (`train()` takes prepared)."""
     tokenizer: str = ""
     """gpt2, bytes, chars, words, bpe:N or a folder. Empty: the data's own."""
     source: str = ""
@@ -45,6 +52,15 @@ class TrainConfig:
     """Run folder. Empty: runs/ and the names of preset and data."""
     existing: Existing = "refuse"
     """What to do with a run that is already there; `--resume` and `--overwrite` are short for two of them."""
+
+    packing: Packing = "chunks"
+    """How text becomes rows: chunks, a document or a line a row, best_fit (documents packed), sliding windows."""
+    stride: int = 0
+    """sliding: tokens from a window to the next; each token counts once. 0: the context."""
+    order: Order = "shuffled"
+    """Every row once an epoch, the text's own order, or chunks that begin anywhere (as nanoGPT's)."""
+    mix_temperature: float = 1.0
+    """Mixed data without weights: shares go by size ** (1 / this). 1: by size."""
 
     freeze: tuple[str, ...] = ()
     """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""
@@ -58,11 +74,39 @@ class TrainConfig:
     """Dropout on what the adapters read."""
     lora_targets: tuple[str, ...] = ("attention", "mlp")
     """Layers of blocks that get an adapter: patterns as for freeze, such as *.c_attn.*"""
+    likelihood: float = 1.0
+    """Weight of cross-entropy in what is minimised; every other term is added by its own weight, 0 being off."""
+    label_smoothing: float = 0.0
+    """Share of cross-entropy's target that is spread over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's normaliser."""
+    unlikelihood: float = 0.0
+    """Weight of unlikelihood of the tokens that the context holds already."""
+    sequence_unlikelihood: float = 0.0
+    """Weight of unlikelihood of repeated 4-grams in greedy continuations, which each step then generates."""
+    contrastive: float = 0.0
+    """Weight of SimCTG's loss, which pushes a sequence's hidden states apart."""
+    contrastive_margin: float = 0.5
+    """How far apart: until their cosine is under 1 - margin."""
+    teacher: str = ""
+    """A checkpoint of the same tokenizer to distill from, named as init is."""
+    distill: float = 0.0
+    """Weight of the divergence from the teacher's predictions."""
+    distill_temperature: float = 2.0
+    """Of teacher and student in that divergence."""
+    prompt_end: str = ""
+    """Text that ends the prompt inside each document; targets up to it weigh prompt_weight."""
+    prompt_weight: float = 1.0
+    """Weight of a prompt's targets in the terms over tokens. 0: only completions are learnt."""
     unfreeze_every_steps: int = 0
     """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
 
     max_steps: int = 1000
     """Length of the run."""
+    max_tokens: int = 0
+    """Length in tokens instead. 0: off."""
+    max_epochs: float = 0.0
+    """Length in passes over the training text instead. 0: off."""
     batch_size: int = 32
     """Sequences per step over all micro-batches and ranks."""
     micro_batch_size: int = 0
@@ -115,8 +159,19 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest gradient norm. 0: off."""
 
+    guard: GuardMode = "stop"
+    """A step whose loss or gradient is not finite, or spikes: end the run, skip it, or go back and halve the rate."""
+    guard_spike: float = 0.0
+    """Spreads above the median of the last 64 steps from which a loss or gradient norm is a spike. 0: never."""
+    patience: int = 0
+    """Validations without a new best after which the run stops early; every best is then saved. 0: never."""
+    target_loss: float = 0.0
+    """Validation loss whose first reaching is logged in steps and tokens. 0: none."""
+
     precision: Precision = "auto"
-    """Of matrix products; weights and optimizer state stay fp32. auto: bf16 where this device is faster in it."""
+    """Of matrix products; pure_*: of weights, gradients and optimizer state too. auto: the fastest with fp32 state."""
+    rounding: Rounding = "nearest"
+    """pure_*: how an update is written to 16 bits; kahan keeps the rest in 16 bits more."""
     compile: Compile = "auto"
     """torch.compile. auto: where the run is long enough to repay it."""
     device: str = "auto"
@@ -132,6 +187,10 @@ class TrainConfig:
     """Steps between checkpoints. 0: only at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best by validation loss."""
+    eval_samples: int = 0
+    """Texts sampled at each validation into samples.jsonl, of tales with their coherence; training does not feel it."""
+    loggers: tuple[str, ...] = ()
+    """Beside metrics.jsonl: tensorboard, wandb."""
     log_every_steps: int = 10
     """Steps between lines in metrics.jsonl."""
 
@@ -145,23 +204,41 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank"),
+            *("unfreeze_every_steps", "lora_rank", "patience", "stride", "max_tokens", "eval_samples"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"):
+        for name in (
+            *("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"),
+            *("guard_spike", "target_loss", "prompt_weight", *OBJECTIVES),
+        ):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "momentum", "lora_dropout"):
+        for name in ("beta1", "beta2", "momentum", "lora_dropout", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
         for name in ("final_lr_share", "warmup_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not any(getattr(self, name) for name in OBJECTIVES):
+            raise UsageError(f"nothing would be minimised: one of {', '.join(OBJECTIVES)} must be above 0")
+        if not 0.0 < self.distill_temperature < float("inf"):
+            raise UsageError(f"distill_temperature must be above 0, not {self.distill_temperature}")
+        if bool(self.teacher) != (self.distill > 0):
+            raise UsageError("distillation needs both: a checkpoint with --teacher and its weight with --distill")
+        if bool(self.prompt_end) != (self.prompt_weight != 1.0):
+            raise UsageError("weighting prompts needs both: what ends them with --prompt_end, and --prompt_weight")
         for name in ("layer_lr_decay", "decay_share"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise UsageError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        if not (0.0 <= self.max_epochs < float("inf") and 0.0 < self.mix_temperature < float("inf")):
+            raise UsageError("max_epochs must be 0 or more and mix_temperature above 0: give finite numbers")
+        if self.max_tokens and self.max_epochs:
+            raise UsageError("max_tokens and max_epochs exclude each other: set one of them")
         if self.warmup_tokens and self.warmup_share:
             raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
+        for name in self.loggers:
+            if name not in ("tensorboard", "wandb"):
+                raise UsageError(f"loggers are tensorboard and wandb, not {name!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UsageError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")

@@ -13,8 +13,13 @@ from minilm.errors import UsageError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    from minilm import eval_perplexity, eval_tales, eval_text
+    from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
+    if options.protocols:
+        from minilm.evaluation.protocols import protocol_table
+
+        print(protocol_table())
+        return 0
     if options.grade is not None:
         if options.model is not None:
             raise UsageError("--grade judges a file and needs no model: leave out one of the two")
@@ -23,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return eval_text.measure(options)
     if options.model is None:
         raise UsageError("name the model to measure: a run, a step folder, a Hugging Face folder or a Hub name")
+    if options.benchmark is not None:
+        return eval_benchmark.measure(options)
     if options.coherence:
         return eval_tales.measure_coherence(options)
     return eval_perplexity.measure(options)
@@ -42,7 +49,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--all", action="store_true", help="every protocol whose data can be had, beside published figures"
     )
+    parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
     parser.add_argument("--out", metavar="FILE", help="write the perplexity with its protocol as JSON")
+    add = parser.add_argument_group("benchmarks").add_argument
+    add("--benchmark", metavar="B", help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; its file is --source")
+    add("--limit", type=int, default=0, metavar="N", help="ask the first N questions; 0: all")
     add = parser.add_argument_group("generated text").add_argument
     add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
     add("--reference", metavar="X", help="real texts beside them: such a file, or data of which --split (val) is taken")

@@ -1,34 +1,95 @@
-"""What a run says: lines on stderr, and one JSON object a line in metrics.jsonl."""
+"""What a run says: lines on stderr, one JSON object a line in metrics.jsonl, and other loggers if asked for."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from minilm.errors import UsageError
+
 
 def say(text: str = "") -> None:
-    """Prints a line on stderr, above a progress bar where one is shown."""
-    tqdm.write(text, file=sys.stderr)
+    """Prints a line on stderr, above a progress bar where one is shown; of torchrun's processes the first one does."""
+    if is_first_rank():
+        tqdm.write(text, file=sys.stderr)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is alone, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Metrics:
-    """Appends to metrics.jsonl. On resume, lines from steps that will be run again are dropped first."""
+    """Appends to metrics.jsonl. On resume, lines from steps that will be run again are dropped first.
 
-    def __init__(self, path: Path, keep_until_step: int | None = None) -> None:
+    loggers: names of LOGGERS that get every number too. Raises UsageError where one is not installed.
+    """
+
+    def __init__(self, path: Path, keep_until_step: int | None = None, loggers: Sequence[str] = ()) -> None:
         self.path = path
-        if keep_until_step is not None and path.exists():
+        self._loggers = [LOGGERS[name](path.parent, keep_until_step or 0) for name in loggers if is_first_rank()]
+        if keep_until_step is not None and path.exists() and is_first_rank():
             kept = [row for row in read_metrics(path) if row["step"] <= keep_until_step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             temporary.replace(path)
 
     def write(self, **values: Any) -> None:
+        if not is_first_rank():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        for logger in self._loggers:
+            logger.log({k: float(v) for k, v in values.items() if isinstance(v, int | float)}, values["step"])
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+
+class TensorBoard:
+    """Event files in run/tensorboard."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError("--loggers tensorboard needs the extra `log`: pip install 'minilm[log]'") from None
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases: project minilm, the run's folder as its name; WANDB_MODE=offline keeps everything here."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError("--loggers wandb needs the extra `log`: pip install 'minilm[log]'") from None
+        self._run = wandb.init(project="minilm", name=run.name, dir=str(run))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+LOGGERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

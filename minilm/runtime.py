@@ -31,6 +31,7 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_fp16")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -50,18 +51,20 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, rows: int = 512, width: int = 256) -> float:
-    """FLOP/s of (rows, width) x (width, 4 width), the product that a feed-forward runs; best of eight."""
+    """FLOP/s of (rows, width) x (width, 4 width), the product that a feed-forward runs; best of eight in a second."""
     import torch
 
     a = torch.randn(rows, width, device=device).to(dtype)
     b = torch.randn(width, 4 * width, device=device).to(dtype)
-    best = float("inf")
+    best, began = float("inf"), time.perf_counter()
     for _ in range(8):
         _synchronize(device)
         start = time.perf_counter()
         a @ b
         _synchronize(device)
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - began > 1.0:
+            break  # bf16 without hardware for it takes a hundred times longer
     return 2.0 * rows * width * 4 * width / best
 
 
@@ -77,19 +80,48 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return matmul_flops(device, dtype, rows=512, width=1024)
 
 
-def pick_dtype(precision: str, device: torch.device, width: int) -> torch.dtype:
-    """fp32 or bf16; "auto" measures both on the product that a model of this width runs most."""
+def missing_precisions(device: torch.device) -> dict[str, str]:
+    """Precisions that the device cannot run, each with the reason."""
     import torch
 
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    missing = {"tf32": "it needs an NVIDIA card of 2020 or later"}
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        if torch.cuda.get_device_capability(device)[0] >= 8:
+            missing = {}
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            missing |= dict.fromkeys(("bf16", "pure_bf16"), "this card has no bf16")
+    return missing
+
+
+def pick_precision(precision: str, device: torch.device, width: int) -> str:
+    """The precision asked for, or for "auto" the fastest that keeps weights and optimizer state in fp32.
+
+    On a CPU fp32 and bf16 are timed on the product that a model of this width runs most. Raises UsageError on one that
+    the device cannot run, with those that it can.
+    """
+    import torch
+
+    missing = missing_precisions(device)
+    if precision in missing:
+        runs = [name for name in PRECISIONS if name not in missing]
+        raise UsageError(f"--precision {precision}: {missing[precision]}; this machine runs {', '.join(runs)}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "fp16" if "bf16" in missing else "bf16"
     if device.type == "mps":
-        return torch.float32
+        return "fp32"
     # A tenth more, since casts and norms do not get faster.
     faster = matmul_flops(device, torch.bfloat16, width=width) > 1.1 * matmul_flops(device, torch.float32, width=width)
-    return torch.bfloat16 if faster else torch.float32
+    return "bf16" if faster else "fp32"
+
+
+def pick_dtype(precision: str, device: torch.device, width: int) -> torch.dtype:
+    """The dtype of that precision's products."""
+    import torch
+
+    name = pick_precision(precision, device, width).removeprefix("pure_")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
 
 
 def compiler_missing() -> str | None:

@@ -45,6 +45,21 @@ FILTERS = [
     ("no_repeat_ngram", int, "N", "no N tokens in a row twice; 0: off (0)"),
     ("min_new_tokens", int, "N", "no end before N new tokens (0)"),
 ]
+# Fields of `Method` that are not models.
+METHODS = [
+    ("n_beams", int, "N", "beam search with N beams; 1: off (1)"),
+    ("length_penalty", float, "X", "beams are ranked by log-probability / tokens^X (1)"),
+    ("early_stopping", None, "", "a search ends as soon as N texts have ended"),
+    ("n_beam_groups", int, "N", "diverse beam search: the beams in N groups (1)"),
+    ("diversity", float, "X", "what a token costs for each beam of earlier groups that took it (0.5)"),
+    ("penalty_alpha", float, "A", "contrastive search: weight of the likeness to what is there; 0: off (0)"),
+    ("guidance", float, "X", "classifier-free guidance, away from the negative prompt; 1: off (1)"),
+    ("negative_prompt", str, "TEXT", "what to move away from (a new document)"),
+    ("contrast_alpha", float, "A", "--amateur: only tokens with A times the likeliest's probability (0.1)"),
+    ("amateur_temperature", float, "T", "--amateur: its logits divided by T (1)"),
+    ("lookup", int, "N", "guess what followed the last N tokens before; 0: off (0)"),
+    ("n_ahead", int, "N", "--draft, --lookup: guesses that are checked at once (5)"),
+]
 LISTS = [
     ("stop", "TEXT", r"end before this text; \n is a line end; may be given several times"),
     ("stop_token", "ID", "end before this token; may be given several times"),
@@ -62,7 +77,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 def main(argv: Sequence[str] | None = None) -> int:
     """Samples as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    prompt = read_prompt(options)
+    prompt = "" if options.prompts else read_prompt(options)
     from minilm.decoding.engine import settings, stream_batch
 
     decoding = decoding_options(options)
@@ -70,8 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("seed", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
-    seed = secrets.randbits(31) if options.seed is None else options.seed
     model, tokenizer, what = load(options)
+    for role in ("amateur", "draft"):
+        if getattr(options, role):
+            decoding[role] = load_beside(getattr(options, role), model, role)
+    if options.prompts:
+        from minilm.sample_prompts import sample_prompts
+
+        path = Path(options.prompts).expanduser()
+        out = Path(options.out).expanduser() if options.out else path.with_suffix(".results.jsonl")
+        seed = options.seed or 0  # a fresh one could not be gone on with
+        say(f"{what}, seed {seed}, results in {out}")
+        return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, what))
+    seed = secrets.randbits(31) if options.seed is None else options.seed
     pieces = stream_batch(model, tokenizer, [prompt] * options.num_samples, **decoding, seed=seed)
     say(f"{what}, seed {seed}")
     show(pieces, options.num_samples, prompt if options.echo_prompt else "")
@@ -85,12 +111,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoint", metavar="X", help="run, step folder, Hugging Face folder, file or Hub name (the newest run)")
     add("--prompt", metavar="TEXT", help="text to continue; empty starts a new document")
     add("--prompt_file", metavar="FILE", help="file that holds the prompt, UTF-8; its last line end is left out")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help='JSON lines, each a text or {"prompt": .., "id": .., "seed": ..}; resumed if cut off',
+    )
+    add("--out", metavar="FILE", help="where --prompts puts its results (FILE.results.jsonl)")
+    add("--alternatives", type=int, metavar="N", help="--prompts: log-probability of each token and of the N likeliest")
     add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
     add("--num_samples", type=int, default=1, metavar="N", help="texts, decoded side by side (%(default)s)")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
         add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    add("--amateur", metavar="X", help="contrastive decoding: a weaker model, whose log-probabilities are subtracted")
+    add(
+        "--draft",
+        metavar="X",
+        help="speculative decoding: a smaller model with the same tokenizer that guesses ahead",
+    )
+    for name, value, metavar, text in METHODS:
+        if value is None:
+            add(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            add(f"--{name}", type=value, metavar=metavar, default=argparse.SUPPRESS, help=text)
     for name, metavar, text in LISTS:
         add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
@@ -100,13 +144,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
+    given = [f"--{n}" for n in ("prompt", "prompt_file") if getattr(options, n) is not None]
+    given += ["--num_samples"] if options.num_samples != 1 else []
+    if options.prompts is not None and (given or options.echo_prompt):
+        raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
+    if options.prompts is None and (options.out is not None or options.alternatives is not None):
+        raise UsageError("--out and --alternatives go with --prompts FILE")
     return options
 
 
 def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says about decoding, as keywords of `stream_batch`; the seed is left out."""
-    chosen = {name: getattr(options, name) for name, *_ in FILTERS if hasattr(options, name)}
+    chosen = {name: getattr(options, name) for name, *_ in FILTERS + METHODS if hasattr(options, name)}
     chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
+    chosen |= {"alternatives": options.alternatives}
     chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
     return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
 
@@ -181,6 +232,16 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     dtype = _dtype(options.precision, device, model)
     model.to(device, dtype)
     return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {str(dtype).removeprefix('torch.')}"
+
+
+def load_beside(name: str, model: GPT, role: str) -> GPT:
+    """A second model, on the first one's device and in its precision."""
+    from minilm.model.weights import find_checkpoint, load_pretrained
+
+    path = find_checkpoint(name)
+    other = load_pretrained(path)[0].eval().to(model.device, model.wte.weight.dtype)
+    say(f"{role}: {path}, {other.num_params():,} parameters")
+    return other
 
 
 def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:

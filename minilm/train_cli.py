@@ -33,14 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runtime.tune_allocator()
     command = _command(argv)
-    config = _prepared(command)
+    from minilm.training.distributed import joined
     from minilm.training.loop import train
 
-    result = train(config)
-    if result.interrupted:
-        say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
-        return 130
-    _show(result)
+    with joined(runtime.pick_device(command.config.device).type) as ranks:
+        if not ranks.first:
+            ranks.wait()  # rank 0 prepares, the others find it prepared
+        config = _prepared(command)
+        if ranks.first:
+            ranks.wait()
+        result = train(config)
+        if result.interrupted:
+            say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
+            return 130
+        if ranks.first:
+            _show(result)
+        ranks.wait()
     return 0
 
 
@@ -85,16 +93,17 @@ def _model_of(init: str) -> GPTConfig:
 
 def _prepared(command: CommandLine) -> TrainConfig:
     """The config with a prepared data folder and a run folder."""
-    from minilm.text.prepare import prepare
+    from minilm.text.mixture import parse_mixture, prepare_mixture
 
     config = command.config
     if config.existing == "resume":
         return config
     is_prepared = (Path(config.data) / "meta.json").is_file()  # then train() compares its tokenizer with init's
     tokenizer = config.tokenizer or ("" if is_prepared else _tokenizer_of(config.init))
-    data = prepare(config.data, tokenizer=tokenizer or None, source=Path(config.source) if config.source else None)
-    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{_name_of(config.data)}"
-    return replace(config, data=os.path.relpath(data), out_dir=out_dir)
+    source = Path(config.source) if config.source else None
+    data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source)
+    name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
+    return replace(config, data=data, out_dir=config.out_dir or f"runs/{Path(command.preset).stem}-{name}")
 
 
 def _name_of(data: str) -> str:
@@ -120,9 +129,9 @@ def _show(result: Result) -> None:
     from minilm.decoding.engine import generate
     from minilm.evaluation.text_metrics import coherence, copy_check
     from minilm.text.folders import made_of
-    from minilm.text.shards import open_shards
+    from minilm.text.mixture import open_data
 
-    shards = open_shards(_config_of(result.run).data)
+    shards = open_data(_config_of(result.run).data)
     print()
     if shards.meta.name == "tales":
         options = made_of(shards.folder)[1]

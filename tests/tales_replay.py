@@ -110,11 +110,13 @@ class Reader:
                 need(letter not in new, "introduced without a name")
                 others = [p for p in self.last_people if p not in who.values()]
                 others = others or [p for p in known.values() if p not in who.values()]
+                if line.events[-1][0].startswith("end") and self.world.wish:
+                    others = [self.world.wish[1]]
                 need(len(others) == 1, "someone unsaid")
                 who[letter] = others[0]
         need(len(set(who.values())) == len(who), "one person in two roles")
         for letter, slot, word in said:
-            if slot in ("girl", "kin"):
+            if slot in ("girl", "kin") and word not in ("cousin", "schoolfellow"):
                 need(self.words.sex[word] == who[letter].sex, f"{word} {who[letter].name}")
         if who:
             self.last_people = list(who.values())

@@ -75,6 +75,7 @@ class Something:
         self.not_at: set[str] = set()
         """Where it was missed since it was lost."""
         self.hidden_by: Someone | None = None
+        self.laid_by: Someone | None = None
         self.lost = self.locked = self.broken = False
         self.key: Something | None = None
 
@@ -128,9 +129,12 @@ class Ground:
 
     def could_believe(self, x: Someone, t: Something) -> list:
         """Where X saw or heard that it is, or could see it now."""
+        if t.spot is x:
+            return []
         now = [t.spot, x.place] if t.place == x.place and not t.hidden_by and not t.locked else []
         return [*now, x.believes.get(t)]
 
     def in_sight(self, x: Someone, t: Something) -> None:
         need(t.spot == x.place, "it does not lie here")
+        need(t.laid_by is not x, "finds what they laid there")
         need(not t.hidden_by and not t.locked and self.hour != 3, "nobody could see it")

@@ -117,7 +117,7 @@ class World(Ground):
 
     def do_take(self, x: Someone, t: Something) -> None:
         need(t.spot == x.place and t.hidden_by in (None, x) and not t.locked, "takes what does not lie open here")
-        t.spot, t.hidden_by, t.lost = x, None, False
+        t.spot, t.hidden_by, t.laid_by, t.lost = x, None, None, False
         x.is_.discard("sad")
         self.witness(x.place, t)
 
@@ -128,8 +128,10 @@ class World(Ground):
 
     def do_put(self, x: Someone, t: Something) -> None:
         need(t.spot is x, "puts down what they do not have")
-        t.spot = x.place
+        t.spot, t.laid_by = x.place, x
         self.witness(x.place, t)
+        if self.wish[:1] == ("bring",) and self.wish[2:] == (t, x.place):
+            self.wish[1].owes.add(x)
 
     def do_hide(self, x: Someone, t: Something) -> None:
         need(not self.company(x), "hides it under eyes")

@@ -156,6 +156,14 @@ def test_mistakes(
     assert message in error[0]
 
 
+def test_the_page_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_door("eval", ["--protocols"]) == 0
+    table = capsys.readouterr().out.strip()
+    assert all(f"| `{name}` |" in table for name in PROTOCOLS)
+    page = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert table in page, "put the output of `minilm eval --protocols` into docs/evaluation.md"
+
+
 def test_a_result_is_valid_json(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = measured(capsys, checkpoint, "--data", prepared(tmp_path / "sums"))
     raw = json.loads(found.to_json())

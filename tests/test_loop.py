@@ -25,7 +25,10 @@ from minilm.options import build, read_preset
 from minilm.text.batches import IGNORE, Batch
 from minilm.text.shards import open_shards
 from minilm.training import checkpoint, loop
+from minilm.training.distributed import Ranks
+from minilm.training.guard import Guard
 from minilm.training.loop import evaluate, train
+from minilm.training.precision import Precision
 from minilm.training.setup import Setup
 
 # Ten losses of tiny_config (fp32, eager, CPU, torch 2.13). A change in numerics shows here; tolerance 2e-3 covers other
@@ -134,8 +137,11 @@ def test_gradient_of_unequal_micro_batches_is_that_of_one_batch(data: Path, tmp_
     optimizer = Kept(model.parameters(), lr=0.0)
     config = tiny_config(data, tmp_path / "run", grad_clip=0.0)
     setup = Setup("cpu", "fp32", False, 1, 1.0)
-    fields = dict.fromkeys(("folder", "tokenizer", "batches", "val"))
-    run = loop._Run(config=config, setup=setup, model=model, optimizers=[optimizer], state={}, **fields)  # type: ignore[arg-type]
+    cpu = torch.device("cpu")
+    aside: dict[str, Any] = {"precision": Precision("fp32", "nearest", cpu), "guard": Guard(config, cpu), "ranks": Ranks()}
+    fields: dict[str, Any] = dict.fromkeys(("folder", "tokenizer", "batches", "shards", "watch"))
+    fields |= {"config": config, "setup": setup, "model": model, "optimizers": [optimizer], "state": {"step": 0}}
+    run = loop._Run(**aside, **fields)
 
     def loss_of(i: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return model.loss(i, t, reduction="sum")

@@ -118,7 +118,7 @@ def test_command_line_and_file_say_the_same(values: dict[str, Any]) -> None:
         (["relu"], "no option relu"),
         (["--config", "smal"], r"no preset .*'smal' \(did you mean small\?\): presets are .*large, .*medium"),
         (["--activation", "rel"], r"activation is 'rel': choose gelu_tanh, .* \(did you mean relu\?\)"),
-        (["--precision", "fp8"], "choose auto, fp32, bf16"),
+        (["--precision", "fp8"], "choose auto, fp32, tf32, bf16"),
         (["--n_layer", "x"], "--n_layer takes a whole number, not 'x'"),
         (["--n_layer", "2.5"], "takes a whole number"),
         (["--lr", "fast"], "--lr takes a number"),

@@ -26,12 +26,27 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert runtime.pick_dtype("fp32", CPU, 64) == torch.float32
-    assert runtime.pick_dtype("bf16", CPU, 64) == torch.bfloat16
-    for fast, chosen in ((3.0, torch.bfloat16), (1.05, torch.float32), (0.1, torch.float32)):
+    for name in ("fp32", "bf16", "fp16", "pure_bf16", "pure_fp16"):
+        assert runtime.pick_precision(name, CPU, 64) == name
+    for fast, chosen in ((3.0, "bf16"), (1.05, "fp32"), (0.1, "fp32")):
         speeds = {torch.bfloat16: fast, torch.float32: 1.0}
         monkeypatch.setattr(runtime, "matmul_flops", lambda device, dtype, width, speeds=speeds: speeds[dtype])
-        assert runtime.pick_dtype("auto", CPU, 64) == chosen
+        assert runtime.pick_precision("auto", CPU, 64) == chosen
+
+
+def test_a_precision_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="tf32: it needs an NVIDIA .*runs fp32, bf16, fp16, pure_bf16, pure_fp16$"):
+        runtime.pick_precision("tf32", CPU, 64)
+    turing = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(UsageError, match="pure_bf16: this card has no bf16; this machine runs fp32, fp16, pure_fp16$"):
+        runtime.pick_precision("pure_bf16", turing, 64)
+    assert runtime.pick_precision("auto", turing, 64) == "fp16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert not runtime.missing_precisions(turing)
+    assert runtime.pick_precision("auto", turing, 64) == "bf16"
 
 
 def test_a_product_is_timed() -> None:

@@ -20,6 +20,7 @@ from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.decoding.engine import generate
 from minilm.decoding.loop import Piece
+from minilm.decoding.methods import Method
 from minilm.decoding.strategies import Strategy
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
@@ -97,6 +98,28 @@ def test_every_option_reaches_the_engine(model: GPT, loaded: Tokenizer, capsys: 
         run_door("sample", ["--prompt", "Is it?", "--choice", "yes", "--choice", "no", "--strategy", "mirostat"]) == 0
     )
     assert capsys.readouterr().out in ("yes\n", "no\n")
+
+
+def test_methods_reach_the_engine(
+    model: GPT, loaded: Tokenizer, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {name for name, *_ in sample_cli.METHODS}
+    assert named == {f.name for f in fields(Method)} - {"amateur", "draft"}
+    for options in ({"n_beams": 4, "n_beam_groups": 2, "diversity": 1.0, "length_penalty": 0.5},
+                    {"penalty_alpha": 0.6, "top_k": 5}, {"guidance": 2.0, "negative_prompt": "x", "top_p": 0.9},
+                    {"lookup": 3, "n_ahead": 2}):  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        assert run_door("sample", ["--prompt", "ab", "--seed", "3", "--max_new_tokens", "12", *words]) == 0
+        assert (
+            capsys.readouterr().out == expected(model, loaded, ["ab"], seed=3, max_new_tokens=12, **options)[0] + "\n"
+        )
+    for role in ("draft", "amateur"):
+        words = ["--prompt", "ab", "--seed", "3", "--max_new_tokens", "12", f"--{role}", str(saved)]
+        assert run_door("sample", words) == 0
+        done = capsys.readouterr()
+        assert f"{role}: {saved}" in done.err
+        assert done.out == expected(model, loaded, ["ab"], seed=3, max_new_tokens=12, **{role: model})[0] + "\n"
+    assert run_door("sample", ["--prompt", "ab", "--n_beams", "2", "--early_stopping", "--max_new_tokens", "3"]) == 0
 
 
 def test_seed_is_said_and_repeats(loaded: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:

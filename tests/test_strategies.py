@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor
 from minilm.config import GPTConfig
 from minilm.decoding import penalties
 from minilm.decoding import strategies as s
-from minilm.decoding.engine import generate, generate_ids, stream_batch
+from minilm.decoding.engine import Methods, Options, Until, generate, generate_ids, stream_batch
+from minilm.decoding.engine import settings as sorted_settings
+from minilm.decoding.methods import Method
 from minilm.decoding.penalties import History, Trie
 from minilm.decoding.presets import PRESETS
-from minilm.decoding.strategies import BEFORE, CUTS, STEPS, Strategy, choose, filtered, make_strategy
+from minilm.decoding.strategies import BEFORE, CUTS, STEPS, Strategy, choose, filtered
 from minilm.decoding.texts import GrowingText, cut_at_stop
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
@@ -373,8 +376,12 @@ def test_allowed_tokens_of_a_trie() -> None:
 def test_presets_are_strategies() -> None:
     for name, preset in PRESETS.items():
         assert preset.source
-        make_strategy(name)
-    assert make_strategy("nucleus", temperature=0.7) == Strategy(top_p=0.95, temperature=0.7)
+        sorted_settings({"strategy": name})
+    assert sorted_settings({"strategy": "nucleus", "temperature": 0.7})[0] == Strategy(top_p=0.95, temperature=0.7)
+    assert sorted_settings({"strategy": "contrastive"})[2] == Method(penalty_alpha=0.6)
+    known = {"strategy", *(f.name for kind in (Strategy, Until, Method) for f in fields(kind))}
+    assert set(Options.__annotations__) == known
+    assert set(Methods.__annotations__) == {f.name for f in fields(Method)}
     model, prompt = random_model(), torch.tensor([[1]])
     assert torch.equal(
         generate_ids(model, prompt, 20, seed=1, strategy="top_k", top_k=3),
@@ -444,10 +451,10 @@ def test_order_of_steps_is_stated() -> None:
 
 
 def test_page_states_every_option_and_preset() -> None:
-    from minilm.sample_cli import FILTERS, LISTS
+    from minilm.sample_cli import FILTERS, LISTS, METHODS
 
     page = (Path(__file__).resolve().parent.parent / "docs" / "generation.md").read_text(encoding="utf-8")
-    for name in [*(name for name, *_ in FILTERS), *(name for name, *_ in LISTS)]:
+    for name in [*(name for name, *_ in FILTERS), *(name for name, *_ in (*LISTS, *METHODS))]:
         assert f"--{name}" in page, name
     for name, preset in PRESETS.items():
         chosen = ", ".join(f"`{key} {value:g}`" for key, value in preset.settings.items()) or "none"

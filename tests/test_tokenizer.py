@@ -363,3 +363,39 @@ def test_import_is_cheap() -> None:
     code = f"import sys, minilm.text.tokenizer; sys.exit(str(heavy) if (heavy := {heavy} & set(sys.modules)) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_gigatoken_gives_tiktokens_ids(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whole real texts, and on what tokenizers trip over; `encode_flat` is `encode_batch` with or without it."""
+    pytest.importorskip("gigatoken")
+    from minilm.errors import MinilmError
+    from minilm.text.tokenizer_engines import GigatokenEngine
+
+    texts = [path.read_text("utf-8-sig") for path in sorted((shared_data / "gutenberg").glob("*.txt"))[:4]]
+    texts += [path.read_text("utf-8")[:20_000] for path in sorted((shared_data / "langid" / "sentences").iterdir())]
+    texts += [
+        "",
+        " ",
+        "<|endoftext|>",
+        "a\u0301 \U0001f600\u200d\U0001f525",
+        "\x00\x07",
+        "\u3000 \xa0x",
+        "don't  I'LL",
+        "\r\n\r\n\t",
+    ]
+    texts += ["x" * 10_000, " " * 10_000 + "x", "1234567890" * 100]
+    fast = get_tokenizer(shared_data / "gpt2_files")
+    assert isinstance(fast._engine, GigatokenEngine)
+    monkeypatch.setattr("minilm.text.tokenizer.find_spec", lambda name: None)
+    slow = get_tokenizer(shared_data / "gpt2_files")
+    assert not isinstance(slow._engine, GigatokenEngine)
+    expected = slow.encode_batch(texts)
+    assert fast.encode_batch(texts) == expected
+    for tokenizer in (fast, slow):
+        flat, lengths = tokenizer.encode_flat(texts)
+        assert lengths.tolist() == [len(ids) for ids in expected]
+        assert flat.tolist() == [i for ids in expected for i in ids]
+    fast.check_sample(texts[-9:])
+    monkeypatch.setattr(fast._engine, "encode", lambda text: [0])
+    with pytest.raises(MinilmError, match="gigatoken gives other ids than tiktoken: pip uninstall gigatoken"):
+        fast.check_sample(["two words"])

@@ -12,13 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minilm.errors import UsageError
 from minilm.text import encodings, holdout
-from minilm.text.encode import Counts, encode_documents, pieces
+from minilm.text.encode import Counts, count_words, encode_documents, pieces
 from minilm.text.encodings import detect, open_text
 from minilm.text.holdout import choose, paragraph_border
 from minilm.text.sources import Files
@@ -295,8 +296,12 @@ class Bytes:
 
     name, unknown = "bytes", ord("x")
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        data = "".join(texts).encode()
+        return np.frombuffer(data, np.uint8), np.array([len(text.encode()) for text in texts])
+
+    def check_sample(self, texts: list[str]) -> None:
+        pass
 
 
 class Written:
@@ -305,8 +310,8 @@ class Written:
     def __init__(self) -> None:
         self.documents: list[list[int]] = []
 
-    def add_many(self, documents: list[list[int]]) -> None:
-        self.documents += documents
+    def add_flat(self, flat: np.ndarray, lengths: np.ndarray) -> None:
+        self.documents += [part.tolist() for part in np.split(flat, np.cumsum(lengths)[:-1])] if len(lengths) else []
 
     def add_pieces(self, parts: Iterable[list[int]]) -> None:
         self.documents.append([i for part in parts for i in part])
@@ -348,3 +353,10 @@ def test_pieces_do_not_change_tokens(shared_data: Path, monkeypatch: pytest.Monk
         for size in (1, 7, 1000):
             monkeypatch.setattr("minilm.text.encode.PIECE_CHARS", size)
             assert encoded([("train", text)], tokenizer)[1]["train"] == [whole]
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab \n\t\x1c\x85\xa0\u2003\u3000\u00e9\U0001f600\ud800"), max_size=20), max_size=5)
+)
+def test_words_are_counted_as_split_does(texts: list[str]) -> None:
+    assert count_words(texts) == sum(len(text.split()) for text in texts)

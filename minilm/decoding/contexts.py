@@ -49,12 +49,12 @@ class Contexts:
 
     @torch.inference_mode()
     def advance(self, kept: list[int], tokens: Sequence[int], joining: Sequence[Sequence[int]] = ()) -> None:
-        """Keeps these rows, adds a token to each, and shortens a context that has become too long to its last half.
+        """Keeps these rows (some perhaps twice), adds a token to each; cuts contexts too long to its last half.
 
         joining: prompts whose rows stand behind those that are kept.
         """
-        dropped = len(kept) < len(self.rows)
-        self.rows = [self.rows[i] for i in kept]
+        dropped = kept != list(range(len(self.rows)))
+        self.rows = [list(self.rows[i]) for i in kept]
         unread = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             row.append(token)

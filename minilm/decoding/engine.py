@@ -24,8 +24,10 @@ from torch import Tensor
 from minilm.config import nearest
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.loop import Job, Piece, decode
+from minilm.decoding.methods import Method, run
 from minilm.decoding.penalties import Trie
-from minilm.decoding.strategies import Strategy, make_strategy
+from minilm.decoding.presets import preset
+from minilm.decoding.strategies import Strategy
 from minilm.decoding.texts import GrowingText
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
@@ -60,8 +62,27 @@ class Filters(TypedDict, total=False):
     """Keys are token ids; where there is a tokenizer, also texts of one token."""
 
 
-class Options(Filters, total=False):
-    """Keywords of `generate`, `stream` and `stream_batch`; `Run` has their defaults."""
+class Methods(TypedDict, total=False):
+    """Fields of `Method`."""
+
+    n_beams: int
+    length_penalty: float
+    early_stopping: bool
+    n_beam_groups: int
+    diversity: float
+    penalty_alpha: float
+    guidance: float
+    negative_prompt: str
+    amateur: GPT | None
+    contrast_alpha: float
+    amateur_temperature: float
+    draft: GPT | None
+    lookup: int
+    n_ahead: int
+
+
+class Options(Filters, Methods, total=False):
+    """Keywords of `generate`, `stream` and `stream_batch`; `Until` has their defaults."""
 
     max_new_tokens: int
     seed: int | Sequence[int] | None
@@ -74,7 +95,7 @@ class Options(Filters, total=False):
 
 
 @dataclass(frozen=True)
-class Run:
+class Until:
     """What is decoded until when. Raises UsageError on a value out of range."""
 
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -117,9 +138,9 @@ def generate(
     starts a new document (from end-of-text). Nothing is put before a prompt that is not empty. A prompt longer than
     the context is read from its last tokens, which is logged as a warning.
 
-    options: those of `Run` (max_new_tokens=256, seed=None, stop=(), ...) and `Strategy` (temperature=1.0, top_p=1.0,
-    ...), and strategy="name" for a preset of `presets.py`. Raises UsageError on one that is unknown or out of range,
-    and on a tokenizer larger than the model's vocabulary.
+    options: those of `Until` (max_new_tokens=256, seed=None, stop=(), ...), `Strategy` (temperature=1.0, top_p=1.0)
+    and `Method` (n_beams=1, ...), and strategy="name" for a preset of `presets.py`, over which they win. Raises
+    UsageError on one that is unknown or out of range, and on a tokenizer larger than the model's vocabulary.
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [""] * len(prompts)
@@ -136,21 +157,22 @@ def stream(model: GPT, tokenizer: Tokenizer, prompt: str = "", **options: Unpack
 
 def stream_batch(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Unpack[Options]) -> Iterator[Piece]:
     """Yields the texts of several prompts as they grow, one piece per row and token. Options and errors: `generate`."""
-    return decode(text_job(model, tokenizer, prompts, **options))
+    strategy, until, method = settings(dict(options), tokenizer)
+    job = _text_job(model, tokenizer, prompts, strategy, until)
+    negative = [int(i) for i in tokenizer.encode(method.negative_prompt)] or [tokenizer.eot]
+    return run(job, method, negative)
 
 
-def text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Unpack[Options]) -> Job:
-    """What `stream_batch` decodes."""
-    strategy, run = settings(dict(options), tokenizer)
+def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: Strategy, until: Until) -> Job:
     if tokenizer.vocab_size > _vocab_used(model):
         raise UsageError(
             f"the tokenizer ({tokenizer.name}) has {tokenizer.vocab_size} tokens and the model only "
             f"{_vocab_used(model)}: use the tokenizer that the model was trained with"
         )
     rows = [[int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot] for prompt in prompts]
-    _check_ids(model, [*rows, list(run.stop_tokens), list(strategy.logit_bias)])
+    _check_ids(model, [*rows, list(until.stop_tokens), list(strategy.logit_bias)])
     _warn_of_long_prompts(model, rows)
-    ends = dict.fromkeys((*run.stop_tokens, *([tokenizer.eot] if run.stop_at_eot or run.choices else ())))
+    ends = dict.fromkeys((*until.stop_tokens, *([tokenizer.eot] if until.stop_at_eot or until.choices else ())))
     texts: dict[int, GrowingText] = {}
 
     def watch(row: int, token: int, last: bool) -> tuple[str, bool]:
@@ -159,7 +181,7 @@ def text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Un
             decoder = tokenizer.stream_decoder()
             for prompt_token in rows[row][-model.config.block_size :]:
                 decoder.push(prompt_token)
-            texts[row] = GrowingText(decoder, run.stop, ends)
+            texts[row] = GrowingText(decoder, until.stop, ends)
         text, stopped = texts[row].push(token, last)
         if last or stopped:
             del texts[row]
@@ -168,15 +190,15 @@ def text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options: Un
     return Job(
         model,
         rows,
-        row_seeds(run.seed, len(prompts)),
+        row_seeds(until.seed, len(prompts)),
         strategy,
-        run.max_new_tokens,
+        until.max_new_tokens,
         tuple(ends),
         tokenizer.vocab_size,
-        _trie(run, tokenizer),
-        run.alternatives,
+        _trie(until, tokenizer),
+        until.alternatives,
         watch,
-        run.use_cache,
+        until.use_cache,
     )
 
 
@@ -201,11 +223,11 @@ def generate_ids(
             f"generate_ids takes integers (B, T), at least one each, not {ids.dtype} {tuple(ids.shape)}: "
             "an empty prompt starts from end-of-text"
         )
-    strategy, run = settings({**filters, "max_new_tokens": max_new_tokens, "seed": seed, "use_cache": use_cache})
+    strategy, until, _ = settings({**filters, "max_new_tokens": max_new_tokens, "seed": seed, "use_cache": use_cache})
     prompts, ends = ids.tolist(), (*stop_tokens, *(() if eot is None else (eot,)))
     _check_ids(model, [*prompts, list(strategy.logit_bias)])
     _warn_of_long_prompts(model, prompts)
-    job = Job(model, prompts, row_seeds(run.seed, len(ids)), strategy, max_new_tokens, ends, use_cache=use_cache)
+    job = Job(model, prompts, row_seeds(until.seed, len(ids)), strategy, max_new_tokens, ends, use_cache=use_cache)
     new: list[list[int]] = [[] for _ in prompts]
     with evaluating(model):
         for piece in decode(job):
@@ -215,18 +237,23 @@ def generate_ids(
     return torch.cat((ids, torch.tensor(filled, dtype=ids.dtype, device=ids.device).view(len(ids), n)), dim=1)
 
 
-def settings(options: dict[str, Any], tokenizer: Tokenizer | None = None) -> tuple[Strategy, Run]:
-    """Options sorted into how tokens are chosen and until when. UsageError on an unknown one names the nearest."""
-    ours = {f.name for f in fields(Run)}
-    known = [*ours, *(f.name for f in fields(Strategy)), "strategy"]
+def settings(options: dict[str, Any], tokenizer: Tokenizer | None = None) -> tuple[Strategy, Until, Method]:
+    """Options sorted into how tokens are chosen, until when, and by what loop; those given win over the preset's.
+
+    Raises UsageError on an unknown one, naming the nearest.
+    """
+    known = {f.name: kind for kind in (Strategy, Until, Method) for f in fields(kind)}
     for name in options:
-        if name not in known:
-            raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
-    run = Run(**{name: value for name, value in options.items() if name in ours})
-    filters = {name: value for name, value in options.items() if name not in ours and name != "strategy"}
-    if tokenizer is not None and "logit_bias" in filters:
-        filters["logit_bias"] = {_one_token(key, tokenizer): v for key, v in filters["logit_bias"].items()}
-    return make_strategy(options.get("strategy") or "", **filters), run
+        if name not in known and name != "strategy":
+            raise UsageError(f"there is no option {name!r}{nearest(name, [*known, 'strategy'])}")
+    options = {**preset(options.get("strategy") or ""), **options}
+    if tokenizer is not None and "logit_bias" in options:
+        options["logit_bias"] = {_one_token(key, tokenizer): v for key, v in options["logit_bias"].items()}
+
+    def of(kind: type) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if known.get(name) is kind}
+
+    return Strategy(**of(Strategy)), Until(**of(Until)), Method(**of(Method))
 
 
 def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
@@ -247,17 +274,17 @@ def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
     return seeds
 
 
-def _trie(run: Run, tokenizer: Tokenizer) -> Trie | None:
-    if not run.choices:
+def _trie(until: Until, tokenizer: Tokenizer) -> Trie | None:
+    if not until.choices:
         return None
     trie = Trie()
-    for choice in run.choices:
+    for choice in until.choices:
         tokens = [int(i) for i in tokenizer.encode(choice)]
         if tokenizer.count_unknown(tokens):
             raise UsageError(f"the choice {choice!r} holds what the tokenizer ({tokenizer.name}) has no token for")
-        if len(tokens) > run.max_new_tokens:
+        if len(tokens) > until.max_new_tokens:
             raise UsageError(
-                f"the choice {choice!r} needs {len(tokens)} tokens: raise max_new_tokens ({run.max_new_tokens})"
+                f"the choice {choice!r} needs {len(tokens)} tokens: raise max_new_tokens ({until.max_new_tokens})"
             )
         trie.add(tokens)
     return trie

@@ -39,6 +39,18 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A second model, or the same, that reads prompts of its own and then the same new tokens.
+
+    combine: the job's logits and these, (B, V) each, to the logits that are decoded.
+    """
+
+    model: GPT
+    prompts: list[list[int]]
+    combine: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Job:
     """What is decoded: one prompt, one seed a row.
 
@@ -58,6 +70,13 @@ class Job:
     alternatives: int | None = None
     watch: Callable[[int, int, bool], tuple[str, bool]] = lambda row, token, last: ("", False)
     use_cache: bool = True
+    beside: Beside | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that may be drawn."""
+        used = self.model.config.vocab_used or self.model.config.vocab_size
+        return min(self.vocab_size or used, used)
 
 
 def decode(job: Job) -> Iterator[Piece]:
@@ -72,15 +91,16 @@ def decode(job: Job) -> Iterator[Piece]:
 
 
 def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]:
-    block_size = job.model.config.block_size
-    # The last token is never read, so it needs no slot.
-    longest = max(min(block_size, len(job.prompts[row])) for row in rows)
-    n_slots = min(block_size, longest + job.max_new_tokens - 1)
-    room = capacity(job.model, n_slots, n_bytes)
+    readers = [(job.model, job.prompts)] + ([(job.beside.model, job.beside.prompts)] if job.beside else [])
+    n_slots = [slots(model, [prompts[row] for row in rows], job.max_new_tokens) for model, prompts in readers]
+    room = min(capacity(model, n, n_bytes // len(readers)) for (model, _), n in zip(readers, n_slots, strict=True))
     waiting = deque(rows)
     members = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-    V = min(job.vocab_size or job.model.config.vocab_size, job.model.config.vocab_used or job.model.config.vocab_size)
-    contexts = Contexts(job.model, [job.prompts[row] for row in members], n_slots, job.use_cache)
+    contexts, *others = (
+        Contexts(model, [prompts[row] for row in members], n, job.use_cache)
+        for (model, prompts), n in zip(readers, n_slots, strict=True)
+    )
+    V = job.n_tokens
 
     def new_history(prompts: list[list[int]]) -> History:
         return job.strategy.history(prompts, V, contexts.device, job.ends, job.choices)
@@ -90,6 +110,8 @@ def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]
     done = [False] * len(members)
     while True:
         logits = contexts.logits()[:, :V]
+        if job.beside is not None:
+            logits = job.beside.combine(logits, others[0].logits()[:, :V].to(logits.device))
         uniforms = torch.tensor([r.random() for r in random], dtype=torch.float64, device=logits.device)
         tokens = choose(logits, job.strategy, uniforms, history).tolist()
         history.add(tokens)
@@ -108,11 +130,19 @@ def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]
             return
         prompts = [job.prompts[row] for row in joining]
         contexts.advance(kept, [tokens[i] for i in kept], prompts)
+        for other, (_, their_prompts) in zip(others, readers[1:], strict=True):
+            other.advance(kept, [tokens[i] for i in kept], [their_prompts[row] for row in joining])
         if joining or len(kept) < len(done):
             history.keep(kept, new_history(prompts) if joining else None)
         members = [members[i] for i in kept] + joining
         random = [random[i] for i in kept] + [np.random.Generator(np.random.Philox(job.seeds[r])) for r in joining]
         done = [done[i] for i in kept] + [False] * len(joining)
+
+
+def slots(model: GPT, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """Slots that a cache needs. The last token is never read, so it needs none."""
+    block_size = model.config.block_size
+    return min(block_size, max(min(block_size, len(prompt)) for prompt in prompts) + max_new_tokens - 1)
 
 
 def _scores(

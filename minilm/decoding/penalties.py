@@ -157,11 +157,13 @@ class History:
                 self.nodes[row] = node.next.get(token, Trie())
 
     def keep(self, rows: Sequence[int], joined: History | None = None) -> None:
-        """Forgets every other row, and has `joined`'s rows behind those that are kept."""
+        """Forgets every other row, and has `joined`'s rows behind those that are kept. A row may be kept twice."""
         at = list(rows)
         for name in ("n_new", "tails", "followers", "nodes"):
             mine = getattr(self, name)
             setattr(self, name, [mine[i] for i in at] + (getattr(joined, name) if joined else []))
+        if len(set(at)) < len(at):
+            self.followers = [{gram: list(tokens) for gram, tokens in table.items()} for table in self.followers]
         for name in ("mu", "counts", "seen"):
             table = getattr(self, name)
             if table is not None:

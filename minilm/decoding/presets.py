@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from minilm.config import nearest
+from minilm.errors import UsageError
+
 
 class Preset(NamedTuple):
-    """Fields of `Strategy` (and of the search, where there is one), and where the numbers come from."""
+    """Fields of `Strategy` and `Method`, and where the numbers come from."""
 
     settings: dict[str, Any]
     source: str
@@ -23,4 +26,12 @@ PRESETS: dict[str, Preset] = {
     "eta": Preset({"eta": 2e-3}, "Hewitt 2022: 3e-4 to 4e-3, smaller for larger models"),
     "mirostat": Preset({"mirostat": 3.0}, "Basu 2021: a target of 3 bits"),
     "ctrl": Preset({"temperature": 0.0, "repetition_penalty": 1.2}, "Keskar 2019: greedy with a penalty of 1.2"),
+    "contrastive": Preset({"penalty_alpha": 0.6, "top_k": 4}, "Su 2022: alpha 0.6, k 4 to 8"),
 }
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's settings; "" has none. Raises UsageError on an unknown one, naming the nearest."""
+    if name and name not in PRESETS:
+        raise UsageError(f"there is no strategy {name!r}{nearest(name, PRESETS)}: it is one of {', '.join(PRESETS)}")
+    return dict(PRESETS[name].settings) if name else {}

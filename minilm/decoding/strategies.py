@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilm.config import nearest
 from minilm.decoding import penalties
 from minilm.decoding.penalties import History, Trie
-from minilm.decoding.presets import PRESETS
 from minilm.errors import MinilmError, UsageError
 
 _FP32 = torch.finfo(torch.float32)
@@ -118,19 +116,6 @@ class Strategy:
             ends=ends,
             choices=choices,
         )
-
-
-def make_strategy(preset: str = "", **settings: Any) -> Strategy:
-    """A preset with these fields changed. Raises UsageError on an unknown preset or field, naming the nearest."""
-    if preset and preset not in PRESETS:
-        raise UsageError(
-            f"there is no strategy {preset!r}{nearest(preset, PRESETS)}: it is one of {', '.join(PRESETS)}"
-        )
-    known = [f.name for f in fields(Strategy)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(f"there is no option {name!r}{nearest(name, known)}")
-    return Strategy(**{**(PRESETS[preset].settings if preset else {}), **settings})
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
@@ -232,15 +217,22 @@ CUTS: dict[str, Step] = {
     "eta": _filter(eta, 0.0),
 }
 """What takes tokens out of a draw."""
-STEPS: dict[str, Step] = {**BEFORE, "temperature": _filter(temperature, 1.0), **CUTS}
+AFTER: dict[str, Step] = {"temperature": _filter(temperature, 1.0), **CUTS}
+STEPS: dict[str, Step] = {**BEFORE, **AFTER}
 _NO_HISTORY = History([], 0)
 
 
 def filtered(logits: Tensor, strategy: Strategy, history: History = _NO_HISTORY) -> Tensor:
     """Logits (B, V) after every step in order, fp32, mirostat's cut included; temperature must not be 0."""
-    logits = _apply(BEFORE, logits.float(), strategy, history)
-    logits = _apply({"temperature": STEPS["temperature"], **CUTS}, logits, strategy, history)
-    return logits if not strategy.mirostat else mirostat(logits, history.mu)
+    logits = _apply(AFTER, penalised(logits, strategy, history), strategy, history)
+    return mirostat(logits, history.mu) if strategy.mirostat else logits
+
+
+def penalised(logits: Tensor, strategy: Strategy, history: History = _NO_HISTORY) -> Tensor:
+    """Logits (B, V) after the steps before temperature, fp32: what greedy decoding and searches go by."""
+    if any(node is not None for node in history.nodes):
+        logits = penalties.allow_only(logits, history.allowed())
+    return _apply(BEFORE, logits.float(), strategy, history)
 
 
 def choose(
@@ -256,15 +248,14 @@ def choose(
         raise MinilmError(
             "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
         )
-    if any(node is not None for node in history.nodes):
-        logits = penalties.allow_only(logits, history.allowed())
+    logits = penalised(logits, strategy, history)
     if strategy.temperature == 0.0:
-        return _apply(BEFORE, logits.float(), strategy, history).argmax(dim=-1)
+        return logits.argmax(dim=-1)
     if uniforms is None:
         raise ValueError("sampling needs uniforms")
     if not strategy.mirostat:
-        return draw(filtered(logits, strategy, history), uniforms)
-    whole = _apply({**BEFORE, "temperature": STEPS["temperature"]}, logits.float(), strategy, history)
+        return draw(_apply(AFTER, logits, strategy, history), uniforms)
+    whole = _apply({"temperature": STEPS["temperature"]}, logits, strategy, history)
     tokens = draw(mirostat(whole, history.mu), uniforms)
     surprise = -whole.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0] / math.log(2)
     history.mu = mirostat_next(history.mu, surprise.to(history.mu), strategy.mirostat, strategy.mirostat_rate)

@@ -215,7 +215,7 @@ _ALL = (
     Protocol("gpt2-paper-wikitext2", data="wikitext2", text="wikitext", source=_PAPER),
     Protocol("gpt2-paper-wikitext103", data="wikitext103", text="wikitext", unit="word", source=_PAPER),
     Protocol("gpt2-paper-ptb", data="ptb", text="ptb", unit="word", source=_PAPER),
-    Protocol("gpt2-paper-lm1b", data="lm1b", unit="word", source=_PAPER),
+    Protocol("gpt2-paper-lm1b", data="lm1b", documents="each", first="after_eot", unit="word", source=_PAPER),
     Protocol("gpt2-paper-enwik8", data="enwik8", unit="byte", source=_PAPER),
     Protocol("gpt2-paper-text8", data="text8", unit="character", source=_PAPER),
     replace(_HF_LOOP, name="hf-stride-512", stride=512),
@@ -259,3 +259,21 @@ def get_protocol(name: str | Protocol, **changes: Any) -> Protocol:
             raise UsageError(f"a protocol has no field {key!r}{nearest(key, known)}: it has {', '.join(known)}")
     changed = {key: value for key, value in changes.items() if getattr(name, key) != value}
     return replace(name, **{"name": f"{name.name}*", **changed}) if changed else name
+
+
+def protocol_table() -> str:
+    """All named protocols as a Markdown table, each with every value that it fixes."""
+    names = [f.name for f in fields(Protocol) if f.name not in ("name", "source")]
+    defaults = {"context": "block size", "stride": "context", "random_windows": "", "data": "any"}
+
+    def cell(name: str, value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return str(value or defaults.get(name, ""))
+
+    lines = [f"| protocol | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (len(names) + 1) + "|"]
+    for protocol in PROTOCOLS.values():
+        cells = [cell(name, getattr(protocol, name)) for name in names]
+        lines.append(f"| `{protocol.name}` | {' | '.join(cells)} |")
+    sources = [f"- `{protocol.name}`: {protocol.source}." for protocol in PROTOCOLS.values()]
+    return "\n".join([*lines, "", *sources])

@@ -31,10 +31,26 @@ class Request(NamedTuple):
     scored: int
 
 
+class Scored(NamedTuple):
+    """What the model thinks of a request's targets, (T - scored,) each."""
+
+    nats: np.ndarray
+    """-log p, fp32."""
+    is_top: np.ndarray
+    """Whether the target is the likeliest token."""
+
+
 def target_nats(
     model: GPT, requests: Iterable[Request], *, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
 ) -> Iterator[np.ndarray]:
-    """Yields -log p of each request's targets, (T - scored,) float32, in the order of the requests.
+    """The nats alone of `target_scores`."""
+    return (found.nats for found in target_scores(model, requests, batch_tokens=batch_tokens, precision=precision))
+
+
+def target_scores(
+    model: GPT, requests: Iterable[Request], *, batch_tokens: int = BATCH_TOKENS, precision: str = "fp32"
+) -> Iterator[Scored]:
+    """Yields what the model thinks of each request's targets, in the order of the requests.
 
     Raises UsageError where a request is longer than the model can read, or has a token outside its vocabulary;
     MinilmError where logits are not numbers.
@@ -43,11 +59,11 @@ def target_nats(
     while group := list(_up_to(rest, SORTED_BATCHES * batch_tokens)):
         for request in group:
             _check(model, request)
-        found: list[np.ndarray | None] = [None] * len(group)
+        found: list[Scored | None] = [None] * len(group)
         for rows in _batches([len(request.ids) - 1 for request in group], batch_tokens):
-            for row, nats in zip(rows, _score(model, [group[row] for row in rows], precision), strict=True):
-                found[row] = nats
-        yield from (nats for nats in found if nats is not None)
+            for row, scores in zip(rows, _score(model, [group[row] for row in rows], precision), strict=True):
+                found[row] = scores
+        yield from (scores for scores in found if scores is not None)
 
 
 def _up_to(requests: Iterator[Request], n_tokens: int) -> Iterator[Request]:
@@ -81,7 +97,7 @@ def _check(model: GPT, request: Request) -> None:
 
 
 @torch.inference_mode()
-def _score(model: GPT, requests: list[Request], precision: str) -> list[np.ndarray]:
+def _score(model: GPT, requests: list[Request], precision: str) -> list[Scored]:
     n_read = max(len(request.ids) - 1 for request in requests)
     ids = np.zeros((len(requests), n_read), np.int64)
     scored = np.zeros((len(requests), n_read), bool)
@@ -93,27 +109,26 @@ def _score(model: GPT, requests: list[Request], precision: str) -> list[np.ndarr
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with evaluating(model), autocast:
         x = model.hidden(torch.from_numpy(ids).to(device))[torch.from_numpy(scored).to(device)]  # (N, D)
-        nats = _nats_of(model, x, torch.from_numpy(targets).to(device)).cpu().numpy()
-    if not np.isfinite(nats).all():
-        row = next(i for i, one in enumerate(requests) if not np.isfinite(_part(nats, requests, i)).all())
-        place = int(np.flatnonzero(~np.isfinite(_part(nats, requests, row)))[0])
-        raise MinilmError(
-            f"the model's logits are no numbers at target {place + 1} of a window: its weights are damaged, or "
-            f"overflow in {precision}"
-        )
-    return [_part(nats, requests, i) for i in range(len(requests))]
+        nats, is_top = (part.cpu().numpy() for part in _scores_of(model, x, torch.from_numpy(targets).to(device)))
+    ends = np.cumsum([len(request.ids) - request.scored for request in requests])[:-1]
+    found = [Scored(*both) for both in zip(np.split(nats, ends), np.split(is_top, ends), strict=True)]
+    for one in found:
+        if not np.isfinite(one.nats).all():
+            place = int(np.flatnonzero(~np.isfinite(one.nats))[0]) + 1
+            raise MinilmError(
+                f"the model's logits are no numbers at target {place} of a window: its weights are damaged, or they "
+                f"overflow in {precision}"
+            )
+    return found
 
 
-def _part(nats: np.ndarray, requests: list[Request], row: int) -> np.ndarray:
-    start = sum(len(request.ids) - request.scored for request in requests[:row])
-    return nats[start : start + len(requests[row].ids) - requests[row].scored]
-
-
-def _nats_of(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
-    """x (N, D), targets (N,) -> (N,) fp32, never more than LOGIT_BYTES of logits at once."""
+def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """x (N, D), targets (N,) -> nats (N,) fp32 and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
+    logits at once."""
     rows = max(1, LOGIT_BYTES // (4 * (model.config.vocab_used or model.config.vocab_size)))
-    parts = []
+    nats, is_top = [], []
     for some, wanted in zip(x.split(rows), targets.split(rows), strict=True):
         logits = model.used_logits(some).float()
-        parts.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
-    return torch.cat(parts)
+        nats.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
+        is_top.append(logits.argmax(-1) == wanted)
+    return torch.cat(nats), torch.cat(is_top)

@@ -74,7 +74,7 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
     blocks: list[Block] = [
         Heading("Findings", 1),
         Text(
-            f"Made by `minilm lab report --scale {scale}` from the results of `minilm lab run`; nothing is typed by hand."
+            f"Made by `minilm lab report --scale {scale}` from what `minilm lab run` measured; nothing is typed by hand."
         ),
         Text(
             "Rates are swept on a seed of their own, as many for each arm; then every arm runs at its best rate on the "

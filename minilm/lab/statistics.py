@@ -50,9 +50,9 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
 
 def t_tail(t: float, df: int) -> float:
     """P(T > t) of Student's t with a whole number of degrees of freedom, t >= 0: the finite sums of Abramowitz & Stegun
-    26.7.3 and 26.7.4. Where they would cancel (far out), the incomplete beta function's series 26.5.4 instead."""
+    26.7.3 and 26.7.4. Beyond t = 2, where they cancel, the incomplete beta function's series 26.5.4 instead."""
     x = df / (df + t * t)  # = cos(theta) ** 2
-    if x < 0.3:
+    if t > 2.0:
         return 0.5 * _beta_series(x, df / 2, 0.5)
     theta = math.atan2(t, math.sqrt(df))
     sine, cosine = math.sin(theta), math.cos(theta)
@@ -66,7 +66,7 @@ def t_tail(t: float, df: int) -> float:
 
 
 def _beta_series(x: float, a: float, b: float) -> float:
-    """Regularised incomplete beta I_x(a, b) for small x: x^a (1 - x)^b / (a B(a, b)) (1 + sum of
+    """Regularised incomplete beta I_x(a, b) , whose terms are all positive: x^a (1 - x)^b / (a B(a, b)) (1 + sum of
     B(a + 1, n + 1) / B(a + b, n + 1) x^(n + 1))."""
     front = math.exp(
         a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)

@@ -25,7 +25,7 @@ from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry, attend, locate
 from minilm.model.layers import NORMS, POSITIONS, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
-from minilm.model.losses import cross_entropy
+from minilm.model.losses import IGNORE, cross_entropy, fits, over_tokens
 
 if TYPE_CHECKING:
     from minilm.text.tokenizer import Tokenizer
@@ -182,11 +182,19 @@ class GPT(nn.Module):
 
     def used_logits(self, x: Tensor) -> Tensor:
         """x (..., D) -> logits of the rows in use (..., vocab_used)."""
+        return self.finish_logits(F.linear(self.head_proj(x), self.head_rows()))
+
+    def head_rows(self) -> Tensor:
+        """The head's rows that are multiplied: those in use, up to a multiple of vocab_multiple."""
         c = self.config
-        used = c.vocab_used or c.vocab_size
-        rows = min(c.vocab_rows, -(-used // c.vocab_multiple) * c.vocab_multiple)
-        logits = F.linear(self.head_proj(x), self.head_weight[:rows])[..., :used]
-        return c.logit_softcap * torch.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
+        used = -(-(c.vocab_used or c.vocab_size) // c.vocab_multiple) * c.vocab_multiple
+        return self.head_weight[: min(c.vocab_rows, used)]
+
+    def finish_logits(self, logits: Tensor) -> Tensor:
+        """What follows the head's product: rows not in use cut off, the soft cap."""
+        logits = logits[..., : self.config.vocab_used or self.config.vocab_size]
+        c = self.config.logit_softcap
+        return c * torch.tanh(logits / c) if c else logits
 
     def loss(
         self,
@@ -196,8 +204,20 @@ class GPT(nn.Module):
         reduction: str = "mean",
         blocks: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"."""
-        return cross_entropy(self.used_logits(self.hidden(ids, documents, blocks=blocks)), targets, reduction)
+        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum".
+
+        Logits too large to be held at once are made in chunks (`losses.over_tokens`).
+        """
+        x, table = self.hidden(ids, documents, blocks=blocks), self.head_rows()
+        if fits(targets.numel(), len(table)):
+            return cross_entropy(self.used_logits(x), targets, reduction)
+        rows, flat = self.head_proj(x).flatten(0, 1), targets.flatten()
+
+        def nats(logits: Tensor, part: slice) -> Tensor:
+            return cross_entropy(logits, flat[part], "sum")[None]
+
+        total = over_tokens(rows, table, self.finish_logits, nats)[0]
+        return total / (flat != IGNORE).sum() if reduction == "mean" else total
 
     def num_params(self) -> int:
         """Parameters, a tied head once, padding rows of the vocabulary not at all."""

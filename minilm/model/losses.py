@@ -1,12 +1,31 @@
-"""Objectives: tensors in, a number out."""
+"""Objectives: tensors in, a number out. Formulas and papers: docs/objectives.md.
+
+- `cross_entropy` of logits; `over_tokens` of what the head reads, in chunks of rows, so that logits of a large batch
+  are never all in memory: a chunk's gradient is taken while its logits are there, in the forward pass.
+- Terms of tokens share a chunk's logits; terms of hidden states stand alone. All are sums over targets in
+  nats, to be divided by the step's count of targets, so that they add up however a batch is cut.
+
+B batch, T tokens, N = B T rows, D width, V vocabulary, K terms.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not scored (torch's own default)
+# Logits of up to so many fp32 bytes are held whole, larger ones in chunks of a quarter (bench/objectives.py: chunks of
+# every size are as fast as the whole or faster).
+PLAIN_BYTES = 256 << 20
+CHUNK_BYTES = PLAIN_BYTES // 4
+LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
+
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""logits (n, V) in fp32 at least and which of the N rows they are -> K sums over these rows."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -17,3 +36,154 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     logits = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
     loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
     return loss.view(targets.shape) if reduction == "none" else loss
+
+
+# --- logits in chunks
+
+
+def fits(n_rows: int, vocabulary: int) -> bool:
+    """Whether logits of so many rows are held whole."""
+    return n_rows * vocabulary * 4 <= PLAIN_BYTES
+
+
+def over_tokens(
+    x: Tensor, weight: Tensor, finish: Callable[[Tensor], Tensor], loss: TokenLoss, factors: Sequence[float] = (1.0,)
+) -> tuple[Tensor, Tensor]:
+    """x (N, D), head weight (V, D) -> (sum of the K factors * loss, a scalar; the K sums, without gradient).
+
+    finish: what follows the head's product, logits (n, V) -> (n, used V), such as a soft cap.
+    """
+
+    def of_chunk(logits: Tensor, rows: slice) -> Tensor:
+        logits = finish(logits)
+        return loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows)
+
+    by = torch.tensor(factors, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    if fits(len(x), len(weight)):
+        sums = of_chunk(F.linear(x, weight), slice(0, len(x)))
+        return (by * sums).sum(), sums.detach()
+    return _chunked(x, weight, of_chunk, by)
+
+
+@torch.compiler.disable
+def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor) -> tuple[Tensor, Tensor]:
+    n = max(CHUNK_BYTES // (4 * len(weight)), 1)
+    wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
+    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, wanted)
+    return result
+
+
+class _Chunked(torch.autograd.Function):
+    """loss of x weight^T, n rows at a time; gradients are worked out in the forward pass and scaled in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, n: int, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor]:
+        kind, (wants_x, wants_weight) = x.device.type, wanted
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        with torch.autocast(kind, enabled=False):
+            rows, table = x.to(dtype), weight.to(dtype)
+            grad_x = torch.empty_like(rows) if wants_x else None
+            wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over chunks does so in fp32
+            grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+            sums = factors.new_zeros(len(factors))
+            for first in range(0, len(rows), n):
+                part = slice(first, min(first + n, len(rows)))
+                logits = (rows[part] @ table.t()).requires_grad_(wants_x or wants_weight)
+                with torch.set_grad_enabled(wants_x or wants_weight):
+                    terms = loss(logits, part)
+                    total = (factors * terms).sum()
+                sums += terms.detach()
+                if not (wants_x or wants_weight):
+                    continue
+                (grad,) = torch.autograd.grad(total, logits)
+                if grad_x is not None:
+                    torch.mm(grad, table, out=grad_x[part])
+                if grad_weight is not None and grad.dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grad.t(), rows[part])
+                elif grad_weight is not None:
+                    grad_weight += grad.t() @ rows[part]
+        grads = [None if g is None else g.to(like.dtype) for g, like in ((grad_x, x), (grad_weight, weight))]
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(sums)
+        return (factors * sums).sum(), sums
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors
+        scaled = [None if g is None else g * grads[0].to(g.dtype) for g in (grad_x, grad_weight)]
+        return scaled[0], scaled[1], None, None, None, None
+
+
+# --- terms of tokens: logits (n, V), targets (n,) -> (n,), of rows whose target is not IGNORE
+
+
+def smoothed(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """(1 - s) (-log p_target) + s mean over V of (-log p) (Szegedy 2016; torch's `label_smoothing`)."""
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none", label_smoothing=smoothing)
+
+
+def z_squared(logits: Tensor) -> Tensor:
+    """(log sum exp of the logits)^2: keeps the softmax's normaliser near 1 (Chowdhery 2022, section 5)."""
+    return logits.logsumexp(-1).square()
+
+
+def unlikelihood(logits: Tensor, negatives: Tensor) -> Tensor:
+    """-sum over negatives of log(1 - p) (Welleck 2020, equation 4). negatives (n, V), bool."""
+    return -(negatives * (1.0 - logits.softmax(-1)).clamp(min=LEAST).log()).sum(-1)
+
+
+def seen_before(ids: Tensor, targets: Tensor, vocabulary: int, rows: slice, documents: Tensor | None = None) -> Tensor:
+    """Which tokens a row's context holds, its target left out: Welleck 2020's candidates, (n, vocabulary), bool.
+
+    ids, targets, documents (B, T); rows: a slice of the B T places, in order.
+    """
+    T = ids.shape[1]
+    places = torch.arange(rows.start, rows.stop, device=ids.device)
+    row, at = places // T, places % T
+    seen = torch.arange(T, device=ids.device) <= at[:, None]
+    if documents is not None:
+        seen &= documents[row] == documents[row, at][:, None]
+    found = torch.zeros(len(places), vocabulary + 1, dtype=torch.bool, device=ids.device)
+    found.scatter_(1, torch.where(seen, ids[row], vocabulary), True)  # one column more takes what is not seen
+    target = targets.flatten()[rows].clamp(min=0)
+    return found.scatter_(1, target[:, None], False)[:, :vocabulary]
+
+
+def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """t^2 KL(teacher || student), both at temperature t (Hinton 2015, section 2)."""
+    student = (logits / temperature).log_softmax(-1)
+    teacher = (teacher_logits.to(logits.dtype) / temperature).log_softmax(-1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+# --- terms of sequences
+
+
+def contrastive(hidden: Tensor, scored: Tensor, margin: float, documents: Tensor | None = None) -> Tensor:
+    """SimCTG (Su 2022, equation 2): tokens of a sequence are pushed apart until their cosine is under 1 - margin.
+
+    hidden (B, T, D), scored (B, T) bool -> (B, T): the mean over the other scored tokens j of the sequence (of the
+    document) of max(0, margin - 1 + cos(h_i, h_j)); 0 where not scored, or alone.
+    """
+    unit = F.normalize(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
+    pairs = scored[:, :, None] & scored[:, None, :]
+    pairs = pairs & ~torch.eye(hidden.shape[1], dtype=torch.bool, device=hidden.device)
+    if documents is not None:
+        pairs = pairs & (documents[:, :, None] == documents[:, None, :])
+    with torch.autocast(hidden.device.type, enabled=False):
+        excess = F.relu(margin - 1.0 + unit @ unit.transpose(1, 2))
+    return (excess * pairs).sum(-1) / pairs.sum(-1).clamp(min=1)
+
+
+def repeated(ids: Tensor, n: int) -> Tensor:
+    """ids (B, T) -> (B, T), bool: tokens of an n-gram that stands earlier in its row already (Welleck 2020, eq. 7)."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    if n > ids.shape[1]:
+        return found
+    grams = ids.unfold(1, n, 1)  # (B, T - n + 1, n)
+    same = (grams[:, :, None] == grams[:, None]).all(-1).tril(-1).any(-1)  # gram i equals an earlier one
+    for offset in range(n):
+        found[:, offset : offset + same.shape[1]] |= same
+    return found

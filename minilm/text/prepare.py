@@ -6,12 +6,9 @@ grow with the corpus. A folder whose recipe still holds is reused (`folders.py`)
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from tqdm import tqdm
 from minilm import __version__
 from minilm.errors import MinilmError, UsageError
 from minilm.log import say
+from minilm.text.clean import make_cleaner
 from minilm.text.download import download, recorded_sha256
 from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
 from minilm.text.folders import (
@@ -27,19 +25,17 @@ from minilm.text.folders import (
     data_folder,
     recover,
     replacing,
-    short_hash,
-    slug,
     still_holds,
     write_recipe,
 )
-from minilm.text.holdout import Holdout, choose
-from minilm.text.scripts import TEXT_FILES, Dataset, Made, known_datasets, load_dataset, split_name
+from minilm.text.holdout import choose
+from minilm.text.jobs import Job
+from minilm.text.scripts import TEXT_FILES, Dataset, known_datasets, load_dataset, split_name
 from minilm.text.shard_format import Meta, SplitMeta, write_meta
 from minilm.text.shards import ShardWriter, open_shards
-from minilm.text.sources import Files, digest, file_sha256
+from minilm.text.sources import Files, digest
 from minilm.text.tokenizer import Tokenizer
 
-FORMAT = 1  # raised when the same source gives other tokens than before
 SPARE_BYTES = 50_000_000
 LISTED_FILES = 100  # with a SHA-256 each in meta.json; more have one together
 
@@ -50,6 +46,7 @@ def prepare(
     tokenizer: str | None = None,
     source: str | Path | None = None,
     max_docs: int = 0,
+    clean: str = "",
     force: bool = False,
     out: str | Path | None = None,
     **options: Any,
@@ -60,12 +57,13 @@ def prepare(
 
     tokenizer: gpt2, bytes, chars, words, bpe:4096 (any size) or a path; "" or None for the script's own choice.
     source: a local copy instead of a download. max_docs: at most so many of each split, 0 for all. force: build anyway.
+    clean: steps that training text goes through (`clean.py`): "repair,language:en,near_duplicates,min_tokens:128".
     out: the folder to write, instead of one under $MINILM_DATA or data/shards. options: the script's.
     Raises UsageError for a name, path, option or text that cannot be used, MinilmError where download or disk fail.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if (path / "meta.json").is_file():
-        return _prepared(path, tokenizer, bool(source or max_docs or force or out or options))
+        return _prepared(path, tokenizer, bool(source or max_docs or clean or force or out or options))
     name, named = split_name(name)
     options = named | options
     if name not in known_datasets() and path.exists():
@@ -80,7 +78,8 @@ def prepare(
     given = dataset.check_options(options)
     files = Files.at(Path(source).expanduser().absolute()) if source else None
     made = dataset.made(**given) if dataset.made else None
-    job = _Job(dataset, tokenizer or dataset.tokenizer, files, made, max_docs, given)
+    make_cleaner(clean)  # a wrong recipe is told before anything is read
+    job = Job(dataset, tokenizer or dataset.tokenizer, files, made, max_docs, clean, given)
     folder = Path(out).expanduser() if out else data_folder() / job.folder_name()
     recover(folder)
     if folder.exists() and not (folder / "meta.json").is_file():
@@ -91,66 +90,7 @@ def prepare(
     return folder
 
 
-@dataclass
-class _Job:
-    """One thing to prepare."""
-
-    dataset: Dataset
-    tokenizer: str
-    files: Files | None  # the user's copy
-    made: Made | None
-    max_docs: int
-    options: dict[str, Any]
-    holdout: Holdout | None = None
-
-    def folder_name(self) -> str:
-        """The script's name, or the text's with a hash of where it lies; options unlike the defaults; the tokenizer."""
-        parts = [self.dataset.name]
-        if self.dataset.name == TEXT_FILES and self.files:
-            parts = [slug(self.files.given.stem), short_hash(str(self.files.given.resolve()))]
-        parts += self.dataset.unlike_defaults(self.options)
-        parts += [f"docs{self.max_docs}"] if self.max_docs else []
-        path = Path(self.tokenizer).expanduser()
-        named = f"{slug(path.stem)}{short_hash(str(path.resolve()))}" if path.exists() else slug(self.tokenizer)
-        return "-".join([*parts, named])
-
-    def recipe(self) -> dict[str, Any]:
-        script = Path(self.dataset.documents.__code__.co_filename)
-        return {
-            "format": FORMAT,
-            "data": self.dataset.name,
-            "script": file_sha256(script) if script.is_file() else "",
-            "made": self.made.fingerprint if self.made else "",
-            "options": self.options,
-            "max_docs": self.max_docs,
-            "tokenizer": tokenizer_key(self.tokenizer),
-        }
-
-    def command(self) -> str:
-        """What prepares it again."""
-        words = ["minilm", "data", "prepare", self.dataset.name, "--tokenizer", self.tokenizer]
-        words += ["--source", str(self.files.given)] if self.files else []
-        words += ["--max_docs", str(self.max_docs)] if self.max_docs else []
-        defaults = self.dataset.options
-        return shlex.join(
-            words + [f"--{name}={value}" for name, value in self.options.items() if value != defaults[name]]
-        )
-
-    def documents(self, files: Files) -> Iterator[tuple[str, str]]:
-        """(split, text) of each document."""
-        for split in self.dataset.splits:
-            texts = self.texts(files, split)
-            if self.holdout and split == "train":
-                yield from self.holdout.split(texts)
-            else:
-                yield from ((split, text) for text in texts)
-
-    def texts(self, files: Files, split: str) -> Iterator[str]:
-        documents = islice(self.dataset.documents(files, split, **self.options), self.max_docs or None)
-        return (document if isinstance(document, str) else document[0] for document in documents)
-
-
-def _build(job: _Job, recipe: dict[str, Any], folder: Path) -> None:
+def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
     files, hashes = (job.files, job.files.sha256s()) if job.files else _downloaded(job.dataset, job.options)
     local = {"stat_key": files.stat_key(), "content_key": digest(hashes)} if job.files else {}
     text_bytes = job.made.text_bytes if job.made else files.text_bytes()
@@ -183,10 +123,10 @@ def _build(job: _Job, recipe: dict[str, Any], folder: Path) -> None:
             minilm=__version__,
         )
         write_meta(temporary, meta)
-    say(summary(folder) + _notes(files, "\n  ", "\n  "))
+    say(summary(folder) + _notes(files, "\n  ", "\n  ") + job.cleaning_report("\n  "))
 
 
-def _write(job: _Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int) -> dict[str, SplitMeta]:
+def _write(job: Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int) -> dict[str, SplitMeta]:
     """Encodes every document into shards. Raises UsageError where there is none."""
     writers: dict[str, ShardWriter] = {}
 
@@ -196,7 +136,7 @@ def _write(job: _Job, files: Files, tokenizer: Tokenizer, folder: Path, text_byt
         return writers[split]
 
     with _progress(job.folder_name(), text_bytes) as advance:
-        counts = encode_documents(job.documents(files), tokenizer, writer_of, advance)
+        counts = encode_documents(job.documents(files), tokenizer, writer_of, advance, job.dropped_short)
     if not counts:
         patterns = f"the files of {job.dataset.name}" if job.dataset.sources else "a document"
         raise UsageError(f"{files.given} does not hold {patterns}: give the data set in its original form as --source")

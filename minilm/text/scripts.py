@@ -203,6 +203,9 @@ def parser_of(dataset: Dataset) -> Parser:
     parser.add_argument("--tokenizer", help=f"gpt2, bytes, chars, words, bpe:4096 or a path ({dataset.tokenizer})")
     parser.add_argument("--out", help="folder to write (a name of its own under $MINILM_DATA, else data/shards)")
     parser.add_argument("--max_docs", type=int, default=0, help="at most so many documents of each split (all)")
+    parser.add_argument(
+        "--clean", default="", help="steps for training text: repair,language:en,near_duplicates,min_tokens:128"
+    )
     parser.add_argument("--force", action="store_true", help="build again even if nothing changed")
     for name, default in dataset.options.items():
         if isinstance(default, bool):

@@ -77,10 +77,13 @@ class ShardWriter:
     def add_many(self, documents: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Adds documents in order; faster than one by one. Raises UsageError on an id outside the vocabulary."""
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        flat = _flat(documents, int(lengths.sum()))
+        self.add_flat(_flat(documents, int(lengths.sum())), lengths)
+
+    def add_flat(self, flat: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds documents whose ids stand in one array, each of so many."""
         self._check(flat)
         begin = 0
-        while begin < len(documents):
+        while begin < len(lengths):
             room = self.shard_tokens - 1 - self._n_tokens  # the closing end-of-text has its place
             fits = int(np.searchsorted(np.cumsum(lengths[begin:] + 1), room, side="right"))
             if fits:

@@ -22,6 +22,9 @@ SEX_OF = {
 }
 """Slot -> word -> sex."""
 
+EITHER_SEX = ("cousin", "schoolfellow")
+"""Kin whom the tables draw for one sex only, though the word fits both."""
+
 CODE = re.compile(rf"({'|'.join(STYLES)}): ")
 
 
@@ -110,7 +113,8 @@ class _Reader:
                     return rule
                 first.setdefault(g.lexicon.sex[word], word)
             elif slot in ("girl", "kin"):
-                spoken[letter] = (g.lexicon.girls if slot == "girl" else g.lexicon.kin)[word]
+                if word not in EITHER_SEX:
+                    spoken[letter] = (g.lexicon.girls if slot == "girl" else g.lexicon.kin)[word]
             elif slot in ("adj", "trait"):
                 if (article := words[i - 1].lower()) in ("a", "an") and (article == "an") != (word[0] in "aeiou"):
                     return "parse"
@@ -184,6 +188,9 @@ class _Reader:
                 continue
             if letter in reading.new or not self.state.people:
                 return "introduced"
+            if reading.events[-1][0].startswith("end") and self.state.want:
+                found[letter] = self.state.want[1]  # an ending that names nobody speaks of the want's own
+                continue
             able = [x for x in self.people if x not in said] or [x for x in self.state.people if x not in said]
             if len(able) != 1:
                 return "pronoun"

@@ -154,7 +154,9 @@ def saw(s: State, y: str, t: str, p: str) -> str | None:
 
 
 def see(s: State, x: str, t: str) -> str | None:
-    """X notices T, which lies where X is."""
+    """X notices T, which lies where X is and was not laid there by X."""
+    if ("laid", x, t) in s.facts:
+        return "knows"
     if t in s.holder:
         return "holds"
     if s.at.get(t) != s.at[x]:

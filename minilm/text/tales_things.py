@@ -160,7 +160,9 @@ def carry_back(s: State, x: str, t: str, p: str) -> str | None:
 
 
 def find(s: State, x: str, t: str) -> str | None:
-    """A hidden thing has to be searched for, and nothing is found in the dark."""
+    """A hidden thing has to be searched for; nothing is found in the dark, or by who laid it there."""
+    if ("laid", x, t) in s.facts:
+        return "knows"
     if t in s.holder:
         return "holds"
     here = s.at[x]
@@ -215,7 +217,7 @@ def take(s: State, x: str, t: str) -> str | None:
     if s.at[t] != s.at[x]:
         return "where"
     del s.at[t]
-    s.facts -= {("hidden", t), ("hid", x, t), ("lost", t), ("sad", x)}
+    s.facts -= {("hidden", t), ("hid", x, t), ("lost", t), ("sad", x), *[("laid", y, t) for y in s.people]}
     s.holder[t] = x
     s.seen(s.at[x], t, x)
     return None
@@ -237,6 +239,9 @@ def put(s: State, x: str, t: str) -> str | None:
     del s.holder[t]
     s.at[t] = s.at[x]
     s.seen(s.at[x], t, s.at[x])
+    s.facts.add(("laid", x, t))
+    if s.want[:1] == ("want_bring",) and s.want[2:] == (t, s.at[x]):
+        s.facts.add(("owes", s.want[1], x))
     return None
 
 

@@ -86,9 +86,12 @@ class State:
         return x != y and self.at[x] == self.at[y]
 
     def believed(self, person: str, thing: str) -> set[str]:
-        """Where, or with whom, a person takes a thing to be: as last seen or told, or could see now."""
+        """Where, or with whom, a person takes a thing to be: as last seen or told, or could see now; nowhere while
+        they hold it themselves."""
         known = {self.knows[person, thing]} if (person, thing) in self.knows else set()
         here = self.at[person]
+        if self.holder.get(thing) == person:
+            return set()
         if self.place_of(thing) == here and not self.facts & {("hidden", thing), ("locked", thing)}:
             known |= {self.holder.get(thing, here), here}
         return known

@@ -14,7 +14,11 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
@@ -24,6 +28,7 @@ from minilm.text.tokenizer_engines import (
     ByteStream,
     CharsEngine,
     Engine,
+    GigatokenEngine,
     LibraryEngine,
     Stream,
     TiktokenEngine,
@@ -69,6 +74,22 @@ class Tokenizer:
         for text in texts:
             check_text(text)
         return self._reader.encode_batch(texts) if special else self._engine.encode_batch(texts)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_batch` as one array of all ids and the length of each text's: without Python's integers in between,
+        which cost more than the encoding where gigatoken does it."""
+        for text in texts:
+            check_text(text)
+        if isinstance(self._engine, GigatokenEngine):
+            return self._engine.encode_flat(list(texts))
+        all_ids = self._engine.encode_batch(list(texts))
+        lengths = np.fromiter(map(len, all_ids), np.int64, len(all_ids))
+        return np.fromiter(chain.from_iterable(all_ids), np.int64, int(lengths.sum())), lengths
+
+    def check_sample(self, texts: Sequence[str]) -> None:
+        """Compares the fast engine with the slow one. Raises MinilmError where an id differs."""
+        if isinstance(self._engine, GigatokenEngine) and not self._engine.matches(list(texts)):
+            raise MinilmError("gigatoken gives other ids than tiktoken: pip uninstall gigatoken, and tiktoken does it")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a list, array or tensor (T,) of ids, special tokens included; broken UTF-8 becomes U+FFFD."""
@@ -142,7 +163,7 @@ class Tokenizer:
             return CharsEngine(self.spec["model"]["vocab"], self._ids[vocabulary.UNKNOWN])
         rank = self._ranks()
         if rank is not None:
-            return TiktokenEngine(rank)
+            return GigatokenEngine(self.spec, rank) if find_spec("gigatoken") else TiktokenEngine(rank)
         library = LibraryEngine(self.spec, special=False)
         return WordsEngine(library.encode) if self.name == "words" else library
 

@@ -88,6 +88,32 @@ class TiktokenEngine:
             return list(chain.from_iterable(pool.map(lambda part: [self.encode(text) for text in part], parts)))
 
 
+class GigatokenEngine(TiktokenEngine):
+    """The same by gigatoken for whole batches, several times as fast; single texts go to tiktoken. `matches` compares
+    the two."""
+
+    def __init__(self, spec: Spec, rank: dict[bytes, int]) -> None:
+        import gigatoken
+
+        super().__init__(rank)
+        # Without added tokens: the text of a special token is plain text here.
+        self._giga = gigatoken.Tokenizer.from_json(json.dumps({**spec, "added_tokens": []}))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return list(self._giga.encode_batch_list(texts))
+
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        import awkward
+
+        ragged = self._giga.encode_batch(texts)
+        return np.asarray(awkward.flatten(ragged), np.uint32), np.asarray(awkward.num(ragged), np.int64)
+
+    def matches(self, texts: list[str]) -> bool:
+        """Whether the ids of these texts are tiktoken's."""
+        flat, _ = self.encode_flat(texts)
+        return bool(np.array_equal(flat, list(chain.from_iterable(map(self.encode, texts)))))
+
+
 class BytesEngine:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

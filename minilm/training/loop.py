@@ -4,16 +4,17 @@
   number, so that resuming needs no replay and loses no bit.
 - A step's loss is summed over its micro-batches and divided by the step's count of targets, however they are cut.
 - An interrupt between micro-batches discards the unfinished step and saves the last whole one.
+- Beside the loop stand the guard (bad steps), the watch (validations), the precision and the ranks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +24,20 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.text.batches import IGNORE, Batch, Batches, eval_batches
-from minilm.text.shards import Split, open_shards
+from minilm.text.batches import Batch, Batches
+from minilm.text.mixture import open_data
+from minilm.text.prompts import PromptWeights
+from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
+from minilm.training.distributed import Ranks, joined
+from minilm.training.feed import training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
+from minilm.training.guard import Guard, diverged, first_bad, went_wrong
+from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
-from minilm.training.progress import Bar, Clock, Interrupt, progress_text
+from minilm.training.precision import Precision, step_seed
+from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
 from minilm.training.setup import (
     LossFunction,
@@ -41,6 +49,8 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
+from minilm.training.validation import evaluate, sample, to_device
+from minilm.training.watch import Watch, unigram_entropy
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Result:
     tokens: int  # trained on, over all resumptions
     seconds: float  # wall, over all resumptions
     interrupted: bool
+    best: tuple[float, int] | None  # lowest validation loss and its step
     model: GPT
     tokenizer: Tokenizer
 
@@ -68,47 +79,85 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches
-    val: Split
+    batches: Batches | PromptWeights
+    shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
+    precision: Precision
+    guard: Guard
+    watch: Watch
+    ranks: Ranks
     state: dict[str, Any]  # of the last whole step: what state.json holds
 
     def save(self) -> Path:
-        return save_checkpoint(
-            self.folder, self.model, self.tokenizer, self.optimizers, self.state, self.config.keep_checkpoints
-        )
+        aside = {"guard": self.guard.state(), "watch": self.watch.state(), "precision": self.precision.state()}
+        keep, folder = self.config.keep_checkpoints, self.folder / f"step_{self.state['step']:06d}"
+        if self.ranks.first:
+            save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
+        self.ranks.wait()
+        return folder
+
+    def load(self) -> None:
+        """Puts everything back to the newest checkpoint."""
+        saved = load_checkpoint(step_folders(self.folder)[-1], self.model, self.optimizers)
+        for name, part in (("guard", self.guard), ("watch", self.watch), ("precision", self.precision)):
+            part.load_state(saved.pop(name))
+        self.state = saved
+
+
+class _Stepped(NamedTuple):
+    loss: Tensor  # nats per target
+    norm: Tensor  # of the gradient, before clipping
+    trouble: str | None  # why the step was not taken
+    where: str = ""  # the first bad module
 
 
 def train(config: TrainConfig) -> Result:
-    """Trains `config.model` on the prepared folder `config.data` and returns what came of it.
+    """Trains `config.model` on the prepared folder `config.data` and returns what came of it; started by torchrun, as
+    one of its ranks.
 
-    Raises UsageError on a folder that is not prepared, a run that already exists, a config that does not fit the data
-    or the checkpoint, or when a run with `init` ends with nothing moved; MinilmError when the loss is no longer finite
-    or the disk is full.
+    Raises UsageError on a folder that is not prepared, a run that already exists, a config that does not fit the data,
+    the machine or the checkpoint, or when a run with `init` ends with nothing moved; MinilmError when the loss is no
+    longer finite, a guard gives up, or the disk is full.
     """
     device = runtime.pick_device(config.device)
-    shards = open_shards(config.data)
+    with joined(device.type) as ranks:
+        return _train(config, ranks.device(device), ranks)
+
+
+def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
+    shards = open_data(config.data, config.mix_temperature)
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
     check_run(folder, config.existing)
+    ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
+    config = with_budget(config, shards)
+    plain = training_batches(config, shards, tokenizer)
+    prompts = config.prompt_end, config.prompt_weight
+    batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
     resuming = config.existing == "resume"
-    setup = read_setup(folder) if resuming else settle(config, model, device)
+    if not resuming:
+        if ranks.first:
+            open_run(config, settle(config, model, device, ranks.world))
+        ranks.wait()
+    setup = read_setup(folder)
     if setup.device_type != device.type:
         raise UsageError(
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
-    T = config.model.block_size
-    batches = Batches(shards.splits["train"], block_size=T, batch_size=config.batch_size, seed=config.seed)
-    if not resuming:
-        open_run(config, setup)
-    optimizers = build_optimizers(model, config)
+    precision = Precision(setup.precision, config.rounding, device)
+    ranks.share_weights(model)
+    precision.prepare(model)
+    optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
+    guard = Guard(config, device)
+    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]))
+    aside = (precision, guard, watch, ranks)
+    run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
-        state = load_checkpoint(step_folders(folder)[-1], model, optimizers)
-    run = _Run(config, setup, folder, model, tokenizer, batches, shards.splits["val"], optimizers, state)
-    _announce(run, shards.splits["train"].n_tokens)
+        run.load()
+    announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
     return _steps(run)
 
 
@@ -116,26 +165,43 @@ def _steps(run: _Run) -> Result:
     config, setup, model, first = run.config, run.setup, run.model, run.state["step"]
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
-    loss_of = loss_function(model, setup)
-    metrics = Metrics(run.folder / "metrics.jsonl", keep_until_step=first)
-    clock, losses, val_loss = Clock(run.state["seconds"]), [], run.state["val_loss"]
+    objective = build_objective(model, config, run.tokenizer)
+    loss_of = loss_function(objective, setup)
+    val = run.shards.splits["val"]
+    metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
+    clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
+    losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     if config.init and not first:
-        write_start(model, run.folder)
-        metrics.write(step=0, val_loss=evaluate(model, setup, run.val, config.eval_tokens))
+        if run.ranks.first:
+            write_start(model, run.folder)
+        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
+        metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
+    if config.guard == "rollback" and saved is None:
+        saved = run.save()  # something to roll back to from the first step on
+    step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
-        for step in range(first, config.max_steps):
-            runtime.set_step_seed(config.seed, step)
+        while step < config.max_steps:
+            runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
-            factor = lr_factor(step, config)
+            objective.begin_step()
+            factor = lr_factor(step, config) * run.guard.rate
             set_rates(run.optimizers, factor)
-            stepped = train_step(run, run.batches.batch(step), loss_of, interrupt, bar)
+            batch = run.batches.batch(step, run.ranks.rank, run.ranks.world)
+            stepped = train_step(run, batch, loss_of, interrupt, bar)
             if stepped is None:
                 break
-            losses.append(stepped[0])
+            if stepped.trouble:
+                metrics.write(step=step, guard=config.guard, trouble=stepped.trouble, where=stepped.where)
+                went_wrong(run.guard, run.folder, run.load, step + 1, stepped.trouble, stepped.where)
+                if config.guard == "rollback":
+                    step = run.state["step"]
+                    del losses[max(step - first, 0) :]
+                    continue
+            losses.append(stepped.loss)
             clock.step_ended()
-            done = step + 1
+            done = step = step + 1
             last = done == config.max_steps
             run.state = {"step": done, "tokens": done * tokens_per_step, "seconds": clock.seconds(), "val_loss": None}
             logging = last or done % config.log_every_steps == 0
@@ -143,18 +209,24 @@ def _steps(run: _Run) -> Result:
             saving = last or (config.save_every_steps > 0 and done % config.save_every_steps == 0)
             showing = validating or bar.due()
             if logging or showing or saving or done == first + 1:
-                loss, norm = losses[-1].item(), stepped[1].item()
-                if not math.isfinite(loss + norm):
-                    raise MinilmError(_diverged(run, loss, norm, done))
+                loss, norm = losses[-1].item(), stepped.norm.item()
+                if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
+                    where = first_bad(model, setup, micro_batches(run, batch))
+                    raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
                 values = {"loss": loss, "grad_norm": norm, "lr": config.lr * factor, "tokens_per_second": speed}
-                metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values)
+                values |= objective.means(batch.n_targets)
+                counts = {"skipped_steps": run.guard.skipped} if run.guard.skipped else {}
+                metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, run.val, config.eval_tokens)
+                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
+                    n = config.eval_samples if run.ranks.first else 0
+                    told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
                 run.state["val_loss"] = val_loss
-                metrics.write(step=done, val_loss=val_loss)
+                metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
+                saving |= config.patience > 0 and run.watch.since_best == 0
             if saving:
                 with clock.apart("save"):
                     saved = run.save()
@@ -162,11 +234,15 @@ def _steps(run: _Run) -> Result:
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
                 bar.show(done, text, as_line=validating)
-            if interrupt.heard:
+            if (interrupt.heard and run.ranks.world == 1) or run.watch.exhausted:
                 break
+    metrics.close()
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):
         saved = run.save()
-    if config.init and run.state["step"] == config.max_steps:
+    finished = run.state["step"] == config.max_steps or run.watch.exhausted
+    if run.watch.exhausted:
+        say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
+    if config.init and finished and run.ranks.first:
         say(report(model, run.folder))
     return Result(
         run=run.folder,
@@ -176,76 +252,48 @@ def _steps(run: _Run) -> Result:
         val_loss=val_loss,
         tokens=run.state["tokens"],
         seconds=run.state["seconds"],
-        interrupted=interrupt.heard and run.state["step"] < config.max_steps,
+        interrupted=not finished,
+        best=run.watch.best,
         model=model,
         tokenizer=run.tokenizer,
     )
 
 
-def train_step(
-    run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar
-) -> tuple[Tensor, Tensor] | None:
-    """One optimizer step: (loss in nats per target, gradient norm before clipping), or None when interrupted."""
-    n_targets = int((batch.targets != IGNORE).sum())
-    total = torch.zeros((), device=run.model.device)
-    size = run.setup.micro_batch_size
-    n_micro = -(-len(batch.ids) // size)
-    for i in range(n_micro):
-        rows = slice(i * size, (i + 1) * size)
-        ids, targets = _to(batch.ids[rows], run.model.device), _to(batch.targets[rows], run.model.device)
-        loss = loss_of(ids, targets) / n_targets
-        loss.backward()
+def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interrupt, bar: Bar) -> _Stepped | None:
+    """One optimizer step, or None when interrupted."""
+    config, model = run.config, run.model
+    n_targets, interrupted = run.ranks.sum_counts(batch.n_targets, interrupt.heard, model.device)
+    if interrupted and run.ranks.world > 1:
+        return None  # all ranks leave before the same step
+    total = torch.zeros((), device=model.device)
+    n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
+    for i, tensors in enumerate(micro_batches(run, batch)):
+        loss = loss_of(*tensors) / n_targets
+        run.precision.backward(loss, model.parameters())
         total += loss.detach()
         bar.micro(i + 1, n_micro)
-        if interrupt.heard and i + 1 < n_micro:
-            run.model.zero_grad(set_to_none=True)
+        if interrupt.heard and i + 1 < n_micro and run.ranks.world == 1:
+            model.zero_grad(set_to_none=True)
             return None
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf)
-    for optimizer in run.optimizers:
-        optimizer.step()
-    run.model.zero_grad(set_to_none=True)
-    return total, norm
+    params = list(model.parameters())
+    run.ranks.sum_gradients(params)
+    run.ranks.sum(total)
+    norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
+    where = ""
+    overflow = run.precision.overflowed(norm)
+    trouble = None if overflow else run.guard.trouble(total, norm)
+    if trouble:
+        where = first_bad(model, run.setup, micro_batches(run, batch))
+    elif not overflow:
+        for optimizer in run.optimizers:
+            optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return _Stepped(total, norm, trouble, where)
 
 
-@torch.no_grad()
-def evaluate(model: GPT, setup: Setup, split: Split, max_tokens: int) -> float:
-    """Nats per token over the split's first max_tokens: summed over tokens, so the batch size changes nothing."""
-    model.eval()
-    total, count = 0.0, 0
-    size = setup.micro_batch_size
-    for batch in eval_batches(split, block_size=model.config.block_size, batch_size=size, max_tokens=max_tokens):
-        with torch.autocast(setup.device_type, dtype=torch.bfloat16, enabled=setup.precision == "bf16"):
-            loss = model.loss(_to(batch.ids, model.device), _to(batch.targets, model.device), reduction="sum")
-        total += loss.item()
-        count += int((batch.targets != IGNORE).sum())
-    model.train()
-    return total / count
-
-
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _announce(run: _Run, train_tokens: int) -> None:
-    config, setup = run.config, run.setup
-    tokens_per_step = config.batch_size * config.model.block_size
-    epochs = config.max_steps * tokens_per_step / train_tokens
-    n_micro = -(-config.batch_size // setup.micro_batch_size)
-    how = "compiled (the first step takes longer)" if setup.compile else "eager"
-    say(
-        f"{run.model.num_params():,} parameters on {setup.device_type}, {setup.precision}, {how}; "
-        f"{config.optimizer}, lr {config.lr:g}"
-    )
-    say(
-        f"{tokens_per_step:,} tokens a step ({n_micro} x {setup.micro_batch_size} sequences of "
-        f"{config.model.block_size}), {config.max_steps:,} steps, {epochs:.2f} epochs of {train_tokens:,} tokens"
-    )
-    if run.state["step"]:
-        say(f"resuming {run.folder} after step {run.state['step']}")
-
-
-def _diverged(run: _Run, loss: float, norm: float, step: int) -> str:
-    folders = step_folders(run.folder)
-    kept = f"{folders[-1]} is whole: start from it with --init {folders[-1]}" if folders else "start again"
-    return f"step {step} ended with loss {loss} and gradient norm {norm}; {kept} and a lower --lr or a longer warmup"
+def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
+    """ids, targets and, where there are some, weights on the device, micro_batch_size rows at a time."""
+    size = run.setup.micro_batch_size
+    arrays = [a for a in (batch.ids, batch.targets, batch.weights) if a is not None]
+    for at in range(0, len(batch.ids), size):
+        yield tuple(to_device(a[at : at + size], run.model.device) for a in arrays)

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from minilm.config import TrainConfig
 from minilm.log import duration, say
+from minilm.model.gpt import GPT
+from minilm.training.setup import Setup
 
 
 class Clock:
@@ -104,6 +106,24 @@ def progress_text(loss: float, val_loss: float | None, tokens_per_second: float,
     val = "" if val_loss is None else f", val {val_loss:.3f}"
     speed = f", {tokens_per_second:,.0f} tok/s, MFU {mfu:.0%}" if tokens_per_second else ""
     return f"loss {loss:.3f}{val}{speed}, ETA {'…' if eta is None else duration(eta)}"
+
+
+def announce(config: TrainConfig, setup: Setup, precision: str, model: GPT, train_tokens: int, step: int) -> None:
+    """Says what is about to be trained, and how."""
+    tokens_per_step = config.batch_size * config.model.block_size
+    epochs = config.max_steps * tokens_per_step / train_tokens
+    n_micro = -(-config.batch_size // setup.micro_batch_size)
+    how = "compiled (the first step takes longer)" if setup.compile else "eager"
+    say(
+        f"{model.num_params():,} parameters on {setup.device_type}, {precision}, {how}; "
+        f"{config.optimizer}, lr {config.lr:g}"
+    )
+    say(
+        f"{tokens_per_step:,} tokens a step ({n_micro} x {setup.micro_batch_size} sequences of "
+        f"{config.model.block_size}), {config.max_steps:,} steps, {epochs:.2f} epochs of {train_tokens:,} tokens"
+    )
+    if step:
+        say(f"resuming {config.out_dir} after step {step}")
 
 
 class Interrupt:

@@ -28,8 +28,10 @@ from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.finetune import adapt
+from minilm.training.objective import Objective, check_tokenizer
+from minilm.training.precision import autocast
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 # Eager steps of small models reach about a tenth of the machine's rate; below two minutes compiling does not pay.
 EAGER_SHARE = 0.1
@@ -44,20 +46,21 @@ class Setup:
     """How a run computes. Stored in run.json."""
 
     device_type: str
-    precision: str  # fp32 or bf16
+    precision: str  # one of runtime.PRECISIONS
     compile: bool
     micro_batch_size: int  # sequences
     peak_flops: float  # what MFU is a share of
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+    def autocast(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        return autocast(self.device_type, self.precision)
 
 
-def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
+def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1) -> Setup:
     """Measures and decides what the config leaves to "auto"."""
-    dtype = runtime.pick_dtype(config.precision, device, config.model.n_embd)
-    peak = runtime.peak_flops(device, dtype)
+    precision = runtime.pick_precision(config.precision, device, config.model.n_embd)
+    sixteen = {"bf16": torch.bfloat16, "fp16": torch.float16 if device.type != "cpu" else torch.float32}
+    peak = runtime.peak_flops(device, sixteen.get(precision.removeprefix("pure_"), torch.float32))
     flops = model.flops_per_token(config.model.block_size)
     total = flops * config.batch_size * config.model.block_size * config.max_steps
     compiled = config.compile == "on" or (
@@ -68,15 +71,15 @@ def settle(config: TrainConfig, model: GPT, device: torch.device) -> Setup:
         compiled = False
     return Setup(
         device_type=device.type,
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=precision,
         compile=compiled,
-        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device),
+        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device, world),
         peak_flops=peak,
     )
 
 
-def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device) -> int:
-    """The largest divisor of batch_size whose activations fit, and on a CPU whose work takes seconds."""
+def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device, world: int) -> int:
+    """The largest divisor of a rank's share of a batch whose activations fit, and on a CPU whose work takes seconds."""
     T, D, L = config.model.block_size, config.model.n_embd, config.model.n_layer
     rows = config.model.vocab_used or config.model.vocab_size
     # Per token: some 40 floats per layer and width (autograd's saved tensors), logits in two precisions and gradient.
@@ -85,38 +88,41 @@ def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch
         limit = 0.5 * torch.cuda.mem_get_info(device)[0] / bytes_per_sequence
     else:
         limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (flops_per_token * T))
-    return max(n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0 and (n == 1 or n <= limit))
+    share = max(config.batch_size // world, 1)
+    return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
 
-def loss_function(model: GPT, setup: Setup) -> LossFunction:
-    """(ids, targets) -> summed loss, under autocast and compiled as the setup says.
+def loss_function(objective: Objective, setup: Setup) -> LossFunction:
+    """(ids, targets) or (ids, targets, weights) -> summed loss, under autocast and compiled as the setup says.
 
     On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
     """
 
-    def plain(ids: Tensor, targets: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
-        with torch.autocast(setup.device_type, dtype=torch.bfloat16, enabled=setup.precision == "bf16"):
-            return model.loss(ids, targets, reduction="sum", blocks=blocks)
+    def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+        with setup.autocast():
+            return objective(*batch, blocks=blocks)
 
     if not setup.compile:
         return plain
     if setup.device_type == "cpu":
-        compiled: LossFunction = partial(plain, blocks=[torch.compile(block, dynamic=False) for block in model.h])
+        compiled: LossFunction = partial(
+            plain, blocks=[torch.compile(block, dynamic=False) for block in objective.model.h]
+        )
     else:
         compiled = torch.compile(plain, dynamic=False)
     chosen: list[LossFunction] = []
 
-    def first_compiled(ids: Tensor, targets: Tensor) -> Tensor:
+    def first_compiled(*batch: Tensor) -> Tensor:
         if chosen:
-            return chosen[0](ids, targets)
+            return chosen[0](*batch)
         try:
-            loss = compiled(ids, targets)
+            loss = compiled(*batch)
             chosen.append(compiled)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.CppCompileError) as error:
             say(f"running eager: compiling failed ({str(error).strip().splitlines()[0]})")
             chosen.append(plain)
-            loss = plain(ids, targets)
+            loss = plain(*batch)
         return loss
 
     return first_compiled
@@ -133,7 +139,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
         changes = {} if config.model == GPTConfig() else asdict(config.model)
         model, report = load_pretrained(config.init, **changes)
         say(str(report))
-        _check_tokenizer(config.init, tokenizer)
+        check_tokenizer(config.init, tokenizer)
     else:
         model_config = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
         if tokenizer.vocab_size > model_config.vocab_size:
@@ -187,18 +193,3 @@ def read_setup(run: Path) -> Setup:
         return Setup(**record["setup"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{run} cannot be resumed: run.json is missing or damaged ({error})") from None
-
-
-def _check_tokenizer(init: str, tokenizer: Tokenizer) -> None:
-    from minilm.model.hub import find_checkpoint
-    from minilm.text.tokenizer import get_tokenizer
-
-    folder = find_checkpoint(init)
-    if not (folder / "tokenizer.json").is_file():
-        return
-    theirs = get_tokenizer(folder)
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise UsageError(
-            f"{init} was trained with tokenizer {theirs.name} ({theirs.fingerprint}), the data was prepared with "
-            f"{tokenizer.name} ({tokenizer.fingerprint}): prepare it again with --tokenizer {folder}"
-        )

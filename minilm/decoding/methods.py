@@ -1,0 +1,125 @@
+"""Which loop decodes: token by token, guided or contrasted by a second reading, ahead of itself, or a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from minilm.decoding.guidance import contrast, guide
+from minilm.decoding.loop import Beside, Job, Piece, decode
+from minilm.decoding.search import beam_search, contrastive_search
+from minilm.decoding.speculative import by_lookup, by_model, speculate
+from minilm.decoding.strategies import BEFORE, CUTS
+from minilm.errors import UsageError
+from minilm.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Method:
+    """The defaults decode one token after the other. Raises UsageError on a value out of range and on two methods."""
+
+    n_beams: int = 1
+    """Beam search with so many beams. 1: off."""
+    length_penalty: float = 1.0
+    """Beams are ranked by log-probability / tokens^length_penalty."""
+    early_stopping: bool = False
+    """A search ends as soon as n_beams texts have ended."""
+    n_beam_groups: int = 1
+    """Diverse beam search: groups that the beams are split into (Vijayakumar 2018). 1: off."""
+    diversity: float = 0.5
+    """What a token costs for each beam of the groups before that took it."""
+    penalty_alpha: float = 0.0
+    """Contrastive search among the top_k likeliest: weight of the likeness to the context (Su 2022). 0: off."""
+    guidance: float = 1.0
+    """Classifier-free guidance: how far to go away from the negative prompt (Sanchez 2023). 1: off."""
+    negative_prompt: str = ""
+    """What to move away from; empty: a text about nothing (end-of-text alone)."""
+    amateur: GPT | None = None
+    """Contrastive decoding: a weaker model whose log-probabilities are subtracted (Li 2022)."""
+    contrast_alpha: float = 0.1
+    """Only tokens with this share of the likeliest's probability, or more, are contrasted."""
+    amateur_temperature: float = 1.0
+    """The amateur's logits are divided by it."""
+    draft: GPT | None = None
+    """Speculative decoding: a smaller model of the same vocabulary that guesses ahead (Leviathan 2023)."""
+    lookup: int = 0
+    """Prompt look-up: guesses are what followed the last tokens, so many or fewer, before (Saxena 2023). 0: off."""
+    n_ahead: int = 5
+    """Guesses that are checked at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_beams", "n_beam_groups", "n_ahead"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise UsageError(f"{name} must be a whole number, 1 or more, not {getattr(self, name)!r}")
+        if type(self.lookup) is not int or self.lookup < 0:
+            raise UsageError(f"lookup must be a whole number of tokens, 0 (off) or more, not {self.lookup!r}")
+        if self.n_beams % self.n_beam_groups:
+            raise UsageError(f"n_beam_groups ({self.n_beam_groups}) must divide n_beams ({self.n_beams})")
+        for name in ("length_penalty", "diversity", "guidance"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+        if not 0.0 <= self.penalty_alpha <= 1.0:
+            raise UsageError(f"penalty_alpha must lie in [0, 1], not {self.penalty_alpha!r}")
+        if not 0.0 < self.contrast_alpha <= 1.0:
+            raise UsageError(f"contrast_alpha must lie in (0, 1], not {self.contrast_alpha!r}")
+        if not 0.0 < self.amateur_temperature < math.inf:
+            raise UsageError(f"amateur_temperature must be above 0, not {self.amateur_temperature!r}")
+        if self.negative_prompt and self.guidance == 1.0:
+            raise UsageError("negative_prompt does nothing at guidance 1: raise it, to 1.5 for a start")
+        if len(self.chosen) > 1:
+            raise UsageError(f"{' and '.join(self.chosen)} exclude each other: choose one")
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the options that decide on a method."""
+        on = {"n_beams": self.n_beams > 1, "penalty_alpha": self.penalty_alpha > 0, "guidance": self.guidance != 1.0}
+        on |= {"amateur": self.amateur is not None, "draft": self.draft is not None, "lookup": self.lookup > 0}
+        return [name for name, is_on in on.items() if is_on]
+
+
+def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
+    """The job's pieces by this method; negative: tokens of the negative prompt. Raises UsageError where they clash."""
+    for name, model in (("amateur", method.amateur), ("draft", method.draft)):
+        if model is not None and _used(model) < job.n_tokens:
+            raise UsageError(
+                f"the {name} model has {_used(model)} tokens, not {job.n_tokens}: it must share the tokenizer"
+            )
+    strategy, name = job.strategy, next(iter(method.chosen), "")
+    if name in ("n_beams", "penalty_alpha"):
+        cuts = [cut for cut, step in CUTS.items() if getattr(strategy, cut) != step.neutral]
+        wrong = [cut for cut in cuts if (name, cut) != ("penalty_alpha", "top_k")]
+        if wrong or strategy.mirostat or strategy.temperature not in (0.0, 1.0):
+            raise UsageError(f"{name} draws nothing: leave out {', '.join(wrong) or 'temperature and mirostat'}")
+    if name in ("n_beams", "penalty_alpha", "draft", "lookup") and job.alternatives is not None:
+        raise UsageError(f"{name} keeps no log-probabilities of single tokens: leave out alternatives")
+    if name in ("draft", "lookup"):
+        looks_back = [step for step, (_, neutral) in BEFORE.items() if getattr(strategy, step) != neutral]
+        looks_back += ["mirostat"] if strategy.mirostat else []
+        looks_back += ["choices"] if job.choices else []
+        if looks_back:
+            raise UsageError(f"{name} guesses ahead and cannot look back: leave out {', '.join(looks_back)}")
+    match name:
+        case "n_beams":
+            beams = (method.n_beams, method.length_penalty, method.early_stopping, method.n_beam_groups)
+            return beam_search(job, *beams, method.diversity if method.n_beam_groups > 1 else 0.0)
+        case "penalty_alpha":
+            return contrastive_search(job, strategy.top_k or 4, method.penalty_alpha)
+        case "draft":
+            assert method.draft is not None
+            return speculate(job, by_model(method.draft, strategy, job.n_tokens), method.n_ahead)
+        case "lookup":
+            return speculate(job, by_lookup(method.lookup), method.n_ahead)
+        case "guidance":
+            combine = partial(guide, scale=method.guidance)
+            return decode(replace(job, beside=Beside(job.model, [negative] * len(job.prompts), combine)))
+        case "amateur":
+            assert method.amateur is not None
+            combine = partial(contrast, alpha=method.contrast_alpha, amateur_temperature=method.amateur_temperature)
+            return decode(replace(job, beside=Beside(method.amateur, job.prompts, combine)))
+    return decode(job)
+
+
+def _used(model: GPT) -> int:
+    return model.config.vocab_used or model.config.vocab_size

@@ -1,0 +1,34 @@
+"""What `minilm eval --benchmark` does: LAMBADA, HellaSwag or CBT from a local file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from minilm.errors import UsageError
+from minilm.log import say
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Prints what came of it, beside what others published."""
+    from minilm.evaluation.benchmarks import read_questions, run
+    from minilm.evaluation.reference import published
+    from minilm.sample_cli import load
+
+    if not options.source:
+        raise UsageError(f"name the file of {options.benchmark} with --source")
+    questions = read_questions(options.benchmark, options.source, options.limit)
+    options.checkpoint = options.model
+    options.precision = "fp32" if options.precision == "auto" else options.precision
+    model, tokenizer, what = load(options)
+    say(what)
+    found = run(options.benchmark, model, tokenizer, questions, model_name=options.model)
+    if options.json:
+        print(json.dumps(asdict(found), indent=1))
+        return 0
+    print(found)
+    for measure in found.measures:
+        for figure in published(options.model, f"{options.benchmark}/{measure}"):
+            print(f"  published {measure} of the whole test set: {figure.value:g} ({figure.source})")
+    return 0

@@ -1,0 +1,59 @@
+"""`minilm plot runs/a runs/b`: curves of runs, to a file and into the terminal; steps to a target."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minilm.command_line import Parser
+from minilm.config import nearest
+from minilm.errors import UsageError
+from minilm.log import read_metrics
+from minilm.picture import as_text, draw
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws what the command line names; returns the exit code."""
+    parser = Parser(prog="minilm plot", description="Curves of runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--metric", default="val_loss", metavar="NAME", help="a key of metrics.jsonl (%(default)s)")
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png or .svg beside the terminal's picture")
+    parser.add_argument("--target", type=float, metavar="LOSS", help="say when each run first reached it")
+    options = parser.parse_words(sys.argv[1:] if argv is None else argv)
+    curves = [(run, *curve(Path(run), options.metric, options.x)) for run in options.runs]
+    width = shutil.get_terminal_size().columns
+    print(as_text(curves, width=max(20, min(width, 100) - 12)))
+    if options.target is not None:
+        for run, x, y in curves:
+            reached = next((at for at, value in zip(x, y, strict=True) if value <= options.target), None)
+            says = "not reached" if reached is None else f"reached at {options.x} {reached:,}"
+            print(f"{run}: {options.metric} {options.target:g} {says}")
+    if options.out:
+        draw(curves, options.out, options.x, options.metric)
+        print(f"written: {options.out}")
+    return 0
+
+
+def curve(run: Path, metric: str, x: str) -> tuple[list[int], list[float]]:
+    """x and the metric wherever a run logged it. Raises UsageError on a folder without metrics or an unknown name."""
+    if not (run / "metrics.jsonl").is_file():
+        raise UsageError(f"{run} holds no metrics.jsonl: name a run folder")
+    rows = read_metrics(run / "metrics.jsonl")
+    rows = [row for row in rows if isinstance(row.get(metric), int | float)]
+    if not rows:
+        known = sorted({key for row in read_metrics(run / "metrics.jsonl") for key in row})
+        raise UsageError(f"{run} logged no {metric!r}{nearest(metric, known)}: it has {', '.join(known)}")
+    per_step = 1 if x == "step" else _tokens_per_step(run)
+    return [row["step"] * per_step for row in rows], [row[metric] for row in rows]
+
+
+def _tokens_per_step(run: Path) -> int:
+    from minilm.options import build, read_preset
+
+    values: dict[str, Any] = read_preset(str(run / "config.toml"))
+    config = build(values)
+    return config.batch_size * config.model.block_size

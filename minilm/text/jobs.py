@@ -1,0 +1,105 @@
+"""One thing to prepare: a data set or own text, with all that decides its tokens, and what it is called."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minilm.text.clean import Cleaner, make_cleaner
+from minilm.text.encode import tokenizer_key
+from minilm.text.folders import short_hash, slug
+from minilm.text.holdout import Holdout
+from minilm.text.scripts import TEXT_FILES, Dataset, Made
+from minilm.text.sources import Files, file_sha256
+
+FORMAT = 1  # raised when the same source gives other tokens than before
+
+
+@dataclass
+class Job:
+    """One thing to prepare."""
+
+    dataset: Dataset
+    tokenizer: str
+    files: Files | None  # the user's copy
+    made: Made | None
+    max_docs: int
+    clean: str  # a recipe of clean.py
+    options: dict[str, Any]
+    holdout: Holdout | None = None
+    cleaner: Cleaner | None = None  # of the latest pass over the training text
+    short: Counter[str] = field(default_factory=Counter)  # documents dropped for their length, by split
+
+    def folder_name(self) -> str:
+        """The script's name, or the text's with a hash of where it lies; options unlike the defaults; the tokenizer."""
+        parts = [self.dataset.name]
+        if self.dataset.name == TEXT_FILES and self.files:
+            parts = [slug(self.files.given.stem), short_hash(str(self.files.given.resolve()))]
+        parts += self.dataset.unlike_defaults(self.options)
+        parts += [f"docs{self.max_docs}"] if self.max_docs else []
+        parts += [f"clean{short_hash(self.clean)}"] if self.clean else []
+        path = Path(self.tokenizer).expanduser()
+        named = f"{slug(path.stem)}{short_hash(str(path.resolve()))}" if path.exists() else slug(self.tokenizer)
+        return "-".join([*parts, named])
+
+    def recipe(self) -> dict[str, Any]:
+        script = Path(self.dataset.documents.__code__.co_filename)
+        return {
+            "format": FORMAT,
+            "data": self.dataset.name,
+            "script": file_sha256(script) if script.is_file() else "",
+            "made": self.made.fingerprint if self.made else "",
+            "options": self.options,
+            "max_docs": self.max_docs,
+            **({"clean": self.clean} if self.clean else {}),
+            "tokenizer": tokenizer_key(self.tokenizer),
+        }
+
+    def command(self) -> str:
+        """What prepares it again."""
+        words = ["minilm", "data", "prepare", self.dataset.name, "--tokenizer", self.tokenizer]
+        words += ["--source", str(self.files.given)] if self.files else []
+        words += ["--max_docs", str(self.max_docs)] if self.max_docs else []
+        words += ["--clean", self.clean] if self.clean else []
+        defaults = self.dataset.options
+        return shlex.join(
+            words + [f"--{name}={value}" for name, value in self.options.items() if value != defaults[name]]
+        )
+
+    def documents(self, files: Files) -> Iterator[tuple[str, str]]:
+        """(split, text) of each document."""
+        for split in self.dataset.splits:
+            texts = self.texts(files, split)
+            if self.holdout and split == "train":
+                yield from self.holdout.split(texts)
+            else:
+                yield from ((split, text) for text in texts)
+
+    def texts(self, files: Files, split: str) -> Iterator[str]:
+        """The split's texts; the training split's cleaned, since a test set stays as it was published."""
+        documents = self.dataset.documents(files, split, **self.options)
+        texts: Iterable[str] = (document if isinstance(document, str) else document[0] for document in documents)
+        if self.clean and split == "train":
+            self.cleaner = make_cleaner(self.clean)
+            texts = self.cleaner(texts)
+        return islice(texts, self.max_docs or None)
+
+    def dropped_short(self, split: str, n_tokens: int) -> bool:
+        """Whether a document of so many tokens is left out of its split."""
+        short = self.cleaner is not None and n_tokens < self.cleaner.min_tokens and split == "train"
+        self.short[split] += short
+        return short
+
+    def cleaning_report(self, before: str) -> str:
+        """What cleaning dropped, a line a step, each behind `before`."""
+        if self.cleaner is None:
+            return ""
+        lines = self.cleaner.report().splitlines()
+        if self.cleaner.min_tokens:
+            lines += [f"min_tokens:{self.cleaner.min_tokens}: dropped {self.short['train']:,} documents of train"]
+        return "".join(before + line for line in lines)
