@@ -19,6 +19,7 @@ import pytest
 
 from minilm import cli, runtime
 from minilm.config import TrainConfig
+from minilm.lab import cells as cells_module
 from minilm.lab import runner, trial
 from minilm.lab.analysis import Analysis, analyse, is_equal_effort
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
@@ -97,7 +98,8 @@ def test_every_question_runs_and_is_reported(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
-def test_questions_are_whole_and_fair(name: str, scale: str) -> None:
+def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
     question = load_question(name)
     at = question.scale(scale)
     arms = question.arms(at)
@@ -366,7 +368,7 @@ def test_report_is_whole(told: tuple[str, str, Path]) -> None:
     markdown, page, folder = told
     assert "Better than plain: other, validation loss -0.5000 nats per token" in markdown
     assert "| plain | 0.01 | 2.5000 ± 0.5000 |" in markdown
-    assert "| other | 0.0033 (edge) | 2.0000 ± 0.5051 | 3 |" in markdown
+    assert "| other | 0.0033 (edge) | 2.0000 ± 0.5051 | 3 ± 0 |" in markdown
     assert "Here: other: agrees (better); third: not measured here." in markdown
     assert "`minilm lab run optimizers --scale smoke`" in markdown
     assert "12 cells" in markdown
@@ -408,7 +410,8 @@ def test_more_that_numbers_say() -> None:
     assert "-1.00" in loss_and_text(found)
 
 
-def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
     folder = f"--folder={tmp_path}"
     assert cli.run_door("lab", ["list", folder]) == 0
     listed = capsys.readouterr().out

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Unpack
 
 import torch
@@ -150,7 +151,12 @@ def judge(
 
 def _real_lengths(tokenizer: Tokenizer, level: int, style: str) -> list[int]:
     """Tokens of each of 100 real stories."""
-    return [len(ids) for ids in tokenizer.encode_batch(stories(n=N_REAL, level=level, style=style, split="fresh"))]
+    return [len(ids) for ids in tokenizer.encode_batch(_real_stories(level, style))]
+
+
+@cache
+def _real_stories(level: int, style: str) -> tuple[str, ...]:
+    return tuple(stories(n=N_REAL, level=level, style=style, split="fresh"))
 
 
 def _sampler(seed: int, **filters: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from minilm.evaluation.perplexity import perplexity
 from minilm.lab.measures import BEFORE, COHERENT, SPEED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.weights import load_pretrained
 
@@ -30,23 +30,12 @@ def loss_by_context(trained: Trained) -> dict[str, float]:
     """Nats per token of validation stories read through windows of each context, half of it new (stride C / 2), by the
     same weights: positions are rotations, so there is nothing to learn for those beyond the training context."""
     contexts, n = trained.cell.measure["contexts"], trained.cell.measure["documents"]
-    split = trained.data.splits["val"]
-    texts = [trained.tokenizer.decode(split.document(i)) for i in range(min(n, split.n_documents))]
+    texts = validation_stories(trained.data, trained.tokenizer, n)
     model, _ = load_pretrained(trained.checkpoint, block_size=max(contexts))
     model.to(trained.model.device).eval()
-    found = {}
-    for C in contexts:
-        scored = perplexity(
-            model,
-            texts,
-            "minilm",
-            tokenizer=trained.tokenizer,
-            documents="each",
-            first="after_eot",
-            context=C,
-            stride=C // 2,
-        )
-        found[f"loss_at_{C}"] = scored.nats_per_token
+    found = {
+        f"loss_at_{C}": story_loss(model, trained.tokenizer, texts, context=C, stride=C // 2) for C in contexts
+    }  # fmt: skip
     return {**found, "loss_at_longest": found[f"loss_at_{max(contexts)}"]}
 
 

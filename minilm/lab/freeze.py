@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm.evaluation.perplexity import perplexity
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, TRAINED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
+from minilm.model.weights import load_pretrained
 
 FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the base had", "nats per token", digits=4)
 PARTS: dict[str, tuple[dict[str, Any], float]] = {  # fields of the run, middle of its rates
@@ -40,19 +41,12 @@ def arms(scale: Scale) -> list[Arm]:
 
 def forgetting(trained: Trained) -> dict[str, float]:
     """How much worse the base's own validation stories are predicted than before finetuning."""
-    from minilm.model.weights import load_pretrained
-
     assert trained.base_data is not None
-    split = trained.base_data.splits["val"]
-    n = min(trained.cell.measure["documents"], split.n_documents)
-    texts = [trained.tokenizer.decode(split.document(i)) for i in range(n)]
-    before = trained.base_checkpoint
-    assert before is not None
-    scored = [
-        perplexity(model, texts, "minilm", tokenizer=trained.tokenizer, documents="each", first="after_eot")
-        for model in (trained.model, load_pretrained(before)[0].to(trained.model.device).eval())
-    ]
-    return {"forgotten": scored[0].nats_per_token - scored[1].nats_per_token}
+    assert trained.base_checkpoint is not None
+    texts = validation_stories(trained.base_data, trained.tokenizer, trained.cell.measure["documents"])
+    before = load_pretrained(trained.base_checkpoint)[0].to(trained.model.device).eval()
+    now, then = (story_loss(model, trained.tokenizer, texts) for model in (trained.model, before))
+    return {"forgotten": now - then}
 
 
 def _scale(scale: Scale, megabytes: tuple[float, ...], steps: int, documents: int, warmup: int = 20) -> Scale:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from minilm.config import GPTConfig, TrainConfig
@@ -216,7 +216,7 @@ class Cell:
             "measure": dict(self.measure),
         }
 
-    @property
+    @cached_property
     def address(self) -> str:
         return address(self.settings)
 
@@ -253,7 +253,13 @@ def _defaults() -> Line:
 
 def config_of(scale: Scale, run: Mapping[str, Any], seed: int) -> TrainConfig:
     """The scale's run with an arm's changes."""
-    return build({**scale.run, **run, "seed": seed})
+    return _built(tuple(sorted({**scale.run, **run, "seed": seed}.items())))
+
+
+@cache
+def _built(values: tuple[tuple[str, Any], ...]) -> TrainConfig:
+    """Checking a config takes milliseconds, and a plan of a question is made again after each of its cells."""
+    return build(dict(values))
 
 
 def middle(rates: tuple[float, ...], n: int) -> tuple[float, ...]:

@@ -8,7 +8,8 @@ from minilm.config import nearest
 from minilm.errors import UsageError
 from minilm.lab.question import Question
 
-QUESTIONS = ("optimizers", "freeze", "context", "sampling", "model_size")
+QUESTIONS: tuple[str, ...] = ("optimizers", "freeze", "chunking", "context", "sampling", "model_size")
+QUESTIONS += ("loss", "schedules", "warmup", "epochs", "data_size", "components")
 
 
 def load_question(name: str) -> Question:

@@ -73,9 +73,7 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
     left are removed. Raises UsageError where matplotlib is missing."""
     blocks: list[Block] = [
         Heading("Findings", 1),
-        Text(
-            f"Made by `minilm lab report --scale {scale}` from what `minilm lab run` measured; nothing is typed by hand."
-        ),
+        Text(f"Made by `minilm lab report --scale {scale}` from results of `minilm lab run`; nothing typed by hand."),
         Text(
             "Rates are swept on a seed of their own, as many for each arm; then every arm runs at its best rate on the "
             "same other seeds. An effect is the mean of paired differences with Student's 95 % interval; p is of a "

@@ -106,7 +106,7 @@ def _train(
     try:
         result = _trained(config, data.folder, folder, base)
     except MinilmError as error:
-        if "gradient norm" not in str(error):
+        if "lower --lr" not in str(error):  # what the guard advises where a loss is no longer finite
             raise
         return {"diverged": str(error)}, None
     logged = read_metrics(folder / "metrics.jsonl")
@@ -192,13 +192,17 @@ def copies_of(data: ShardFolder) -> CopyCheck:
 
 
 def _prepared(data: Mapping[str, Any], base_data: ShardFolder | None, places: Places) -> Path:
-    """The folder of shards for options of tales. vocabulary "base": the tokenizer is that of the base's data."""
+    """The folder of shards for options of tales. vocabulary "base": the tokenizer is that of the base's data; a number:
+    that of so many megabytes, so that losses per token of unlike amounts can be compared."""
     options = {k: v for k, v in data.items() if k not in ("tokenizer", "vocabulary", "fingerprint")}
     tokenizer = data["tokenizer"]
     if data.get("vocabulary") == "base":
         assert base_data is not None
         tokenizer = str(base_data.folder)
     with places.lock("data"):
+        if isinstance(data.get("vocabulary"), float):
+            more = {**options, "megabytes": data["vocabulary"]}
+            tokenizer = str(_prepare(tokenizer, tuple(sorted(more.items())), os.environ.get("MINILM_DATA", "")))
         return _prepare(tokenizer, tuple(sorted(options.items())), os.environ.get("MINILM_DATA", ""))
 
 
