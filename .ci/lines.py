@@ -17,7 +17,7 @@ PACKAGE, PATH = 9_000, 2_400
 def room_of(path: Path) -> str:
     if path.parts[0] == "data":
         return "datasets"
-    if len(path.parts) == 3:
+    if len(path.parts) > 2:
         return path.parts[1]
     return "ground" if path.stem in GROUND else "doors"
 

@@ -32,7 +32,7 @@ import numpy as np
 from minilm.errors import UsageError
 from minilm.evaluation.ngram import NGramModel, words
 from minilm.text import tales
-from minilm.text.tales_stream import n_cores, parallel_stories
+from minilm.text.tales.stream import n_cores, parallel_stories
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "tales_figures.json"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from minilm.text.scripts import Dataset, Made, script_main
 from minilm.text.sources import Files
-from minilm.text.tales_stream import parallel_stories
+from minilm.text.tales.stream import parallel_stories
 
 VAL_MEGABYTES = 0.5
 

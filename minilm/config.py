@@ -111,6 +111,8 @@ class TrainConfig:
     """Sequences per step over all micro-batches and ranks."""
     micro_batch_size: int = 0
     """Sequences that go through the model at once; gradients add up. 0: chosen for the device."""
+    recompute: bool = False
+    """Blocks run again in the backward pass instead of keeping activations: less memory, a third more work."""
 
     optimizer: Optimizer = "adamw"
     """muon works on matrices inside blocks, and adamw on the rest."""

@@ -14,15 +14,16 @@ from minilm.log import say
 
 if TYPE_CHECKING:
     from minilm.text.shards import ShardFolder
-    from minilm.text.tales_grade import Verdict
+    from minilm.text.tales.grader import Verdict
 
 SEPARATOR = "<|endoftext|>"
 
 
 def grade_file(options: argparse.Namespace) -> int:
     """Prints the verdict on each story of `options.grade`, and the sum of them."""
-    from minilm.evaluation.text_metrics import share_before, wilson
-    from minilm.text.tales_grammar import grammar
+    from minilm.evaluation.intervals import wilson
+    from minilm.evaluation.text_metrics import share_before
+    from minilm.text.tales.grammar import grammar
 
     grammar(1 if options.level is None else options.level, options.style or "plain")  # an unknown one shows here
     texts = read_stories(options.grade)
@@ -83,8 +84,8 @@ def read_stories(file: str) -> list[str]:
 def grade_at(text: str, level: int | None, style: str | None) -> tuple[int, Verdict]:
     """(level, verdict) of a story. Without a level: the lowest that it passes at, else the one at which most sentences
     come before the broken rule, the lowest of these."""
-    from minilm.text.tales_grade import grade
-    from minilm.text.tales_grammar import LEVELS
+    from minilm.text.tales.grader import grade
+    from minilm.text.tales.grammar import LEVELS
 
     found: list[tuple[int, Verdict]] = []
     for at in LEVELS if level is None else (level,):
@@ -96,7 +97,7 @@ def grade_at(text: str, level: int | None, style: str | None) -> tuple[int, Verd
 
 def style_of(text: str) -> str:
     """What the control code of a story says."""
-    from minilm.text.tales_grade import CODE
+    from minilm.text.tales.grader import CODE
 
     code = CODE.match(text)
     return code[1] if code else "plain"

@@ -101,7 +101,7 @@ def _of_data(name: str, split: str) -> list[Sample]:
 
 def _labelled(text: str) -> Sample:
     from minilm.evaluation.generated import Sample
-    from minilm.text.tales_grade import CODE
+    from minilm.text.tales.grader import CODE
 
     code = CODE.match(text)
     return Sample(text[code.end() :], code[1]) if code else Sample(text)

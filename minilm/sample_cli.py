@@ -70,6 +70,7 @@ LISTS = [
         "X added to the logit of the token TEXT, or #ID; -inf forbids it; may be given several times",
     ),
 ]
+COMPARED = 8  # texts a strategy that draws writes for --compare
 SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
@@ -77,11 +78,19 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 def main(argv: Sequence[str] | None = None) -> int:
     """Samples as the command line says; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    prompt = "" if options.prompts else read_prompt(options)
+    prompt = "" if options.prompts or options.interactive else read_prompt(options)
     from minilm.decoding.engine import settings, stream_batch
 
     decoding = decoding_options(options)
     settings({**decoding, "logit_bias": {}})  # before the model is loaded; the bias needs its tokenizer
+    compared: list[tuple[str, dict[str, Any]]] = []
+    if options.compare is not None:
+        from minilm.sample_compare import parse_strategies
+
+        kinds = {name: kind for name, kind, *_ in FILTERS + METHODS if kind is not None}
+        compared = parse_strategies(options.compare, kinds)
+        for _, own in compared:
+            settings({**decoding, **own, "logit_bias": {}})
     for name, least in (("num_samples", 1), ("max_new_tokens", 1), ("seed", 0)):
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
@@ -96,11 +105,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = Path(options.out).expanduser() if options.out else path.with_suffix(".results.jsonl")
         seed = options.seed or 0  # a fresh one could not be gone on with
         say(f"{what}, seed {seed}, results in {out}")
-        return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, what))
+        name = f"{what} {options.amateur} {options.draft}"
+        return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, name))
     seed = secrets.randbits(31) if options.seed is None else options.seed
-    pieces = stream_batch(model, tokenizer, [prompt] * options.num_samples, **decoding, seed=seed)
+    if options.interactive:
+        from minilm.sample_interactive import interact
+
+        say(f"{what}, seed {seed}")
+        interact(model, tokenizer, decoding, {name: kind for name, kind, *_ in FILTERS + METHODS if kind}, seed)
+        return 0
+    if options.compare is not None:
+        from minilm.sample_compare import measure, table
+
+        n = options.num_samples or COMPARED
+        say(f"{what}, seed {seed}")
+        each = ((name, {**decoding, **own, "seed": seed}) for name, own in compared)
+        print(table([measure(model, tokenizer, name, prompt, n, own) for name, own in each]))
+        return 0
+    n_samples = options.num_samples or 1
+    pieces = stream_batch(model, tokenizer, [prompt] * n_samples, **decoding, seed=seed)
     say(f"{what}, seed {seed}")
-    show(pieces, options.num_samples, prompt if options.echo_prompt else "")
+    show(pieces, n_samples, prompt if options.echo_prompt else "")
     return 0
 
 
@@ -120,7 +145,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--alternatives", type=int, metavar="N", help="--prompts: log-probability of each token and of the N likeliest")
     add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
-    add("--num_samples", type=int, default=1, metavar="N", help="texts, decoded side by side (%(default)s)")
+    add("--num_samples", type=int, metavar="N", help=f"texts, decoded side by side (1; --compare: {COMPARED})")
+    add(
+        "--compare",
+        metavar="A,B,..",
+        help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
+    )
+    add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
         add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
@@ -145,7 +176,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
     given = [f"--{n}" for n in ("prompt", "prompt_file") if getattr(options, n) is not None]
-    given += ["--num_samples"] if options.num_samples != 1 else []
+    given += ["--num_samples"] if options.num_samples is not None else []
+    given += ["--interactive"] if options.interactive else []
+    given += ["--compare"] if options.compare is not None else []
+    if options.interactive and (len(given) > 1 or options.echo_prompt):
+        raise UsageError("--interactive asks for its prompts: leave out the other options on prompts and samples")
     if options.prompts is not None and (given or options.echo_prompt):
         raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
     if options.prompts is None and (options.out is not None or options.alternatives is not None):

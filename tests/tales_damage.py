@@ -17,7 +17,7 @@ from tales_replay import TELLER, Line, fault
 from tales_replay_ground import PEOPLE, PLACES, SEX, THINGS, words_of
 
 from minilm.text import tales
-from minilm.text.tales_words import with_article
+from minilm.text.tales.words import with_article
 
 
 class Story(NamedTuple):

@@ -40,7 +40,7 @@ class Line(NamedTuple):
 @cache
 def told_by(style: str) -> frozenset[str]:
     """The kinds of events for which a style has words of its own."""
-    table = tomllib.loads((TABLES / "tales_styles.toml").read_text("ascii"))
+    table = tomllib.loads((TABLES / "styles.toml").read_text("ascii"))
     return frozenset(event.split()[0] for key in table.get(style, {}) for event in key.split(","))
 
 

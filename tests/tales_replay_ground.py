@@ -6,7 +6,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-TABLES = Path(__file__).resolve().parent.parent / "minilm" / "text"
+TABLES = Path(__file__).resolve().parent.parent / "minilm" / "text" / "tales"
 PEOPLE, THINGS, PLACES = "XYZW", "TUVS", "PQRO"
 SEX = {"he": "he", "his": "he", "him": "he", "she": "she", "her": "she"}
 
@@ -31,7 +31,7 @@ class Words:
         self.places: list[str] = []
         self.adjectives: list[str] = []
         for n in range(1, level + 1):
-            table = tomllib.loads((TABLES / f"tales_level{n}.toml").read_text("ascii"))
+            table = tomllib.loads((TABLES / f"level{n}.toml").read_text("ascii"))
             self.limits: dict = table["limits"]
             for part in (table.get("words", {}), table.get("held_out", {})):
                 for sex in ("she", "he"):

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [(page, i, code) for page in PAGES for i, code in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")))]
-RUN = [("README.md", 0), ("toggles.md", 0), ("tokenizers.md", 0), ("evaluation.md", 0)]  # the others need a run, a download or files
+# The others need a run, a download or files.
+RUN = [("README.md", 0), ("toggles.md", 0), ("tokenizers.md", 0), ("evaluation.md", 0)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

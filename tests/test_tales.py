@@ -15,9 +15,9 @@ from tales_damage import DAMAGES, cases, open_story
 
 from minilm.evaluation.ngram import NGramModel
 from minilm.text import tales
-from minilm.text.tales_events import apply
-from minilm.text.tales_grammar import Grammar, grammar, parse_events, tables
-from minilm.text.tales_world import Limits, State
+from minilm.text.tales.events import apply
+from minilm.text.tales.grammar import Grammar, grammar, parse_events, tables
+from minilm.text.tales.world import Limits, State
 
 EVERY = [(level, style) for level in tales.LEVELS for style in tales.STYLES]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minilm.text import tales
-from minilm.text.tales_copy import CopyCheck, suffix_array
+from minilm.text.tales.copying import CopyCheck, suffix_array
 
 
 def brute_share(story: str, texts: list[str]) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from minilm.text import tales
-from minilm.text.tales_grammar import grammar
+from minilm.text.tales.grammar import grammar
 
 FOLDER = Path(__file__).parent / "tales_handwritten"
 

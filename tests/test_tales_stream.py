@@ -12,13 +12,13 @@ import pytest
 
 from minilm.cli import run_door
 from minilm.errors import MinilmError, UsageError
-from minilm.text import tales_stream
 from minilm.text.folders import made_of
 from minilm.text.prepare import prepare
 from minilm.text.scripts import split_name
 from minilm.text.shards import open_shards
 from minilm.text.tales import mixed_stories, stories
-from minilm.text.tales_stream import parallel_stories
+from minilm.text.tales import stream as tales_stream
+from minilm.text.tales.stream import parallel_stories
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,10 +15,10 @@ import pytest
 
 from minilm.errors import UsageError
 from minilm.text import tales
-from minilm.text.tales_events import apply
-from minilm.text.tales_grammar import FIELD, grammar, plan_variants, tables
-from minilm.text.tales_words import is_held_out_pair
-from minilm.text.tales_world import State
+from minilm.text.tales.events import apply
+from minilm.text.tales.grammar import FIELD, grammar, plan_variants, tables
+from minilm.text.tales.words import is_held_out_pair
+from minilm.text.tales.world import State
 
 EVERY = [(level, style) for level in tales.LEVELS for style in tales.STYLES]
 

@@ -70,7 +70,7 @@ QUESTION = Question(
     reference="everything",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(extra={"bpe": "bpe:300"}, n_rates=1), (0.02,), 2, 2, 1),
+        "smoke": _scale(SMOKE.but(extra={"bpe": "bpe:300"}, n_rates=1, n_stories=1), (0.02,), 2, 2, 1),
         "laptop": _scale(LAPTOP.but({"block_size": 192}, n_rates=3, extra={"bpe": "bpe:512"}), (0.02, 0.5), 120, 100),
         "gpu": _scale(GPU.but({"block_size": 512}, extra={"bpe": "bpe:2048"}), (0.02, 0.5, 10.0), 1000, 500, 100),
     },

@@ -45,7 +45,10 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but(
-            {"max_steps": 2}, extra={"levels": (1, 2), "shapes": ("width 24", "width 192"), "context": 32}
+            {"max_steps": 2},
+            n_rates=1,
+            n_stories=1,
+            extra={"levels": (1,), "shapes": ("width 24", "width 192"), "context": 32},
         ),
         "laptop": LAPTOP.but(
             {"batch_size": 64, "max_steps": 1200},

@@ -28,7 +28,7 @@ from minilm.model.weights import load_pretrained
 from minilm.options import build, read_preset
 from minilm.text.prepare import prepare
 from minilm.text.shards import ShardFolder, open_shards
-from minilm.text.tales_copy import CopyCheck
+from minilm.text.tales.copying import CopyCheck
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.loop import Result, train
 

@@ -31,6 +31,7 @@ from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.distributed import Ranks, joined
+from minilm.training.estimate import advice
 from minilm.training.feed import training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
@@ -158,7 +159,8 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     if resuming:
         run.load()
     announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
-    return _steps(run)
+    with advice(model, config, setup.precision, setup.micro_batch_size):
+        return _steps(run)
 
 
 def _steps(run: _Run) -> Result:
@@ -279,8 +281,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     run.ranks.sum_gradients(params)
     run.ranks.sum(total)
     norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
-    where = ""
-    overflow = run.precision.overflowed(norm)
+    where, overflow = "", run.precision.overflowed(norm)
     trouble = None if overflow else run.guard.trouble(total, norm)
     if trouble:
         where = first_bad(model, run.setup, micro_batches(run, batch))

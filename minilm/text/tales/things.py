@@ -6,7 +6,7 @@ rule that the event breaks.
 
 from __future__ import annotations
 
-from minilm.text.tales_world import Handler, State
+from minilm.text.tales.world import Handler, State
 
 OWN = {"want_have": True, "want_give": True, "want_get": False}
 """Want -> whether the thing must be one's own."""

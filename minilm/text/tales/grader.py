@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from minilm.text.tales_events import apply
-from minilm.text.tales_grammar import STYLES, Grammar, Reading, grammar, split_words
-from minilm.text.tales_words import PEOPLE, VERB_FORMS
-from minilm.text.tales_world import State
+from minilm.text.tales.events import apply
+from minilm.text.tales.grammar import STYLES, Grammar, Reading, grammar, split_words
+from minilm.text.tales.words import PEOPLE, VERB_FORMS
+from minilm.text.tales.world import State
 
 SEX_OF = {
     "his": {"his": "he", "her": "she"},

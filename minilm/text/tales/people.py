@@ -1,12 +1,12 @@
 """What people do to each other: gifts, trades, loans, questions and answers, promises, quarrels.
 
-Handlers as in `tales_things`.
+Handlers as in `things`.
 """
 
 from __future__ import annotations
 
-from minilm.text.tales_things import go, told_at
-from minilm.text.tales_world import Handler, State
+from minilm.text.tales.things import go, told_at
+from minilm.text.tales.world import Handler, State
 
 
 def friend(s: State, x: str, y: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Tales: an embedded corpus that can grade. Any amount of it from a seed, nothing to download.
+"""Tells tales: any amount of them from a seed.
 
-A story is a plan of events in a small world (`tales_world`, `tales_plans`), told by a grammar (`tales_grammar`) and
-read back by the grader (`tales_grade`). Plain ASCII, one line per story. A story in another than the plain style begins
+A story is a plan of events in a small world (`world`, `plans`), told by a grammar (`grammar`) and
+read back by the grader (`grader`). Plain ASCII, one line per story. A story in another than the plain style begins
 with its control code: "fable: ".
 """
 
@@ -14,27 +14,10 @@ from random import Random
 from typing import NamedTuple
 
 from minilm.errors import UsageError
-from minilm.text.tales_copy import CopyCheck
-from minilm.text.tales_grade import Verdict, grade
-from minilm.text.tales_grammar import LEVELS, STYLES, Form, Grammar, grammar
-from minilm.text.tales_plans import Plans
-from minilm.text.tales_words import Cast
-from minilm.text.tales_world import RULES, Event
-
-__all__ = [
-    "LEVELS",
-    "RULES",
-    "SPLITS",
-    "STYLES",
-    "Beat",
-    "CopyCheck",
-    "Verdict",
-    "grade",
-    "mixed_stories",
-    "stories",
-    "story",
-    "trace",
-]
+from minilm.text.tales.grammar import Form, Grammar, grammar
+from minilm.text.tales.plans import Plans
+from minilm.text.tales.words import Cast
+from minilm.text.tales.world import Event
 
 SPLITS = ("train", "val", "fresh", "names", "things", "pairs")
 """Disjoint ranges of seeds: for training, for validation, for measuring (never trained on); and three for measuring

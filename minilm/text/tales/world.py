@@ -2,7 +2,7 @@
 
 `State` is what a reader knows after some sentences. An event is a tuple of strings, its kind and then its arguments:
 ("carry", "Mia", "red kite", "mill"). A thing's identity is its adjective and noun. What each kind of event needs and
-does stands in `tales_things`, `tales_people` and `tales_days`; `tales_events.apply` lets one happen.
+does stands in `things`, `people` and `days`; `events.apply` lets one happen.
 """
 
 from __future__ import annotations

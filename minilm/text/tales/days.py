@@ -1,11 +1,11 @@
 """What befalls people: weather, the time of day, hunger, tiredness, sleep, fear, pride.
 
-Handlers as in `tales_things`.
+Handlers as in `things`.
 """
 
 from __future__ import annotations
 
-from minilm.text.tales_world import HOURS, Handler, State
+from minilm.text.tales.world import HOURS, Handler, State
 
 
 def hour(name: str) -> Handler:

@@ -17,9 +17,9 @@ from itertools import product
 from typing import NamedTuple
 
 from minilm.errors import UsageError
-from minilm.text.tales_events import INTRODUCES
-from minilm.text.tales_words import LOOSE, PEOPLE, SLOT_CLASS, THINGS, Lexicon
-from minilm.text.tales_world import Event, Limits
+from minilm.text.tales.events import INTRODUCES
+from minilm.text.tales.words import LOOSE, PEOPLE, SLOT_CLASS, THINGS, Lexicon
+from minilm.text.tales.world import Event, Limits
 
 LEVELS = (1, 2, 3, 4)
 STYLES = ("plain", "fable", "news", "letter", "diary", "dialogue")
@@ -289,14 +289,14 @@ def tables(level: int) -> dict:
     """A level's table: what its own file adds to those of the levels before it, and the styles."""
     merged: dict = {"say": {}, "words": {}, "held_out": {}}
     for n in range(1, level + 1):
-        table = tomllib.loads(_resource(f"tales_level{n}.toml"))
+        table = tomllib.loads(_resource(f"level{n}.toml"))
         merged["limits"] = table["limits"]
         merged["plans"] = table.get("plans", {})
         for key, templates in table["say"].items():
             merged["say"].setdefault(key, []).extend(templates)
         for part in ("words", "held_out"):
             _add_words(merged[part], table.get(part, {}))
-    merged["style"] = tomllib.loads(_resource("tales_styles.toml"))
+    merged["style"] = tomllib.loads(_resource("styles.toml"))
     return merged
 
 

@@ -5,10 +5,10 @@ The generator's plans are replayed through it before a word is written, and the 
 
 from __future__ import annotations
 
-from minilm.text import tales_days, tales_people, tales_things
-from minilm.text.tales_world import Event, State
+from minilm.text.tales import days, people, things
+from minilm.text.tales.world import Event, State
 
-HANDLERS = tales_things.HANDLERS | tales_people.HANDLERS | tales_days.HANDLERS
+HANDLERS = things.HANDLERS | people.HANDLERS | days.HANDLERS
 
 INTRODUCES = {
     "person": 1,

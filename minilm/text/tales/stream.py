@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 
 from minilm.errors import MinilmError, UsageError
-from minilm.text.tales import SPLITS, _stream, mixed_stories
-from minilm.text.tales_grammar import grammar
+from minilm.text.tales.grammar import grammar
+from minilm.text.tales.tell import SPLITS, _stream, mixed_stories
 
 BLOCK = 16  # seeds told in a row: their text fits a pipe's buffer, so a worker tells one block while another is read
 WORTH_MEGABYTES = 5.0  # below, starting processes takes longer than they save
