@@ -70,7 +70,11 @@ TWO = Question(
 )
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+FIRST = QUESTIONS[:6]
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in QUESTIONS[6:]]
+
+
+@pytest.mark.parametrize("name", [*FIRST, *MORE])
 def test_every_question_runs_and_is_reported(name: str, tmp_path: Path) -> None:
     question, places = load_question(name), Places(tmp_path / "lab")
     scale = question.scale("smoke")

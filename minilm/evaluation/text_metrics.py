@@ -115,7 +115,8 @@ def tell_stories(
 ) -> list[str]:
     """The stories that `coherence` has graded."""
     code, longest = grammar(level, style).code, max(_real_lengths(tokenizer, level, style))
-    texts = sample_documents(model, tokenizer, code, n_stories, max_new_tokens=2 * longest, seed=seed, **filters)
+    settled = _settled(**filters)
+    texts = sample_documents(model, tokenizer, code, n_stories, max_new_tokens=2 * longest, seed=seed, **settled)
     return [text.strip() for text in texts]
 
 
@@ -159,9 +160,14 @@ def _real_stories(level: int, style: str) -> tuple[str, ...]:
     return tuple(stories(n=N_REAL, level=level, style=style, split="fresh"))
 
 
+def _settled(**filters: Any) -> dict[str, Any]:
+    """Plain sampling, spelt out, under the filters; a strategy's name says all by itself."""
+    return filters if "strategy" in filters else {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | filters
+
+
 def _sampler(seed: int, **filters: Any) -> str:
-    shown = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | filters
-    named = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
+    settled = _settled(**filters)
+    named = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settled.items()]
     return ", ".join([*named, f"seed {seed}"])
 
 
