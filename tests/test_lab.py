@@ -185,7 +185,9 @@ def test_answers_follow_the_numbers() -> None:
     assert change_of_default(worse) == "It has not come about."
     assert "disagrees (published better, here worse)" in agreement(worse, TWO.published[0])
     same = analysed([2.0, 2.5, 3.0], [2.001, 2.502, 2.999])
-    assert answer(same).startswith("No difference found between plain and any other arm (none beyond 0.01 nats")
+    assert answer(same).startswith(
+        "No difference found between plain and other. Every 95 % interval lies within 0.01 nats"
+    )
     unclear = analysed([2.0, 2.5, 3.0], [2.3, 2.1, 3.2])
     assert "Undecided at this scale: other" in answer(unclear)
     assert "not excluded" in change_of_default(unclear)

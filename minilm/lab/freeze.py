@@ -78,12 +78,12 @@ QUESTION = Question(
         Claim(
             "Biases alone come near full finetuning where there is little text, and stay behind where there is much.",
             "Ben Zaken 2022 (BitFit), arXiv:2106.10199",
-            {"biases, 0.02 MB": "same", "biases, 0.5 MB": "worse"},
+            {"biases / 0.02 MB": "same", "biases / 0.5 MB": "worse"},
         ),
         Claim(
             "LoRA on all layers learns as much as full finetuning while its capacity holds the data.",
             "Schulman 2025, LoRA without regret; Biderman 2024, arXiv:2405.09673 disagrees, and finds less forgetting",
-            {"lora 16, 0.02 MB": "same", "lora 16, 0.5 MB": "same"},
+            {"lora 16 / 0.02 MB": "same", "lora 16 / 0.5 MB": "same"},
         ),
     ),
     threats=(

@@ -67,7 +67,7 @@ QUESTION = Question(
             "Models of a few million parameters, some with one block, write fluent and coherent simple stories; "
             "those of one million and less do not yet.",
             "Eldan & Li 2023 (TinyStories), arXiv:2305.07759",
-            {"width 24, level 1": "worse", "width 24, level 2": "worse"},
+            {"width 24 / level 1": "worse", "width 24 / level 2": "worse"},
         ),
         Claim(
             "Loss falls as a power law in parameters.",

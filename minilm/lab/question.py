@@ -102,7 +102,7 @@ class Arm:
 
     @property
     def label(self) -> str:
-        return f"{self.name}, {self.group}" if self.group else self.name
+        return f"{self.name} / {self.group}" if self.group else self.name
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ QUESTION = Question(
         Claim(
             "Warmup lets Adam bear a higher peak rate; without it a lower rate must do.",
             "Kalra & Barkeshli 2024, arXiv:2406.09405",
-            {"0 %, adamw": "worse"},
+            {"0 % / adamw": "worse"},
         ),
     ),
     threats=("The model has norms on queries and keys, which bear high rates without warmup better than GPT-2.",),
