@@ -33,7 +33,8 @@ from minilm.text.holdout import choose
 from minilm.text.jobs import Job
 from minilm.text.scripts import TEXT_FILES, Dataset, known_datasets, load_dataset, split_name
 from minilm.text.shard_format import Meta, SplitMeta, write_meta
-from minilm.text.shards import ShardWriter, open_shards
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import open_shards
 from minilm.text.sources import Files, digest
 from minilm.text.tokenizer import Tokenizer
 
