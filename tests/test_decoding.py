@@ -519,6 +519,16 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
     assert generate(model, BYTES, max_new_tokens=8, seed=2) == BYTES.decode([i for i in ids if i < 256])
 
 
+def test_a_prompt_that_begins_a_document() -> None:
+    model = tiny(vocab_size=257)
+    for prompt in ("ab", ""):
+        ids = generate_ids(model, torch.tensor([[256, *prompt.encode()]]), 8, seed=2, eot=256)[0, 1 + len(prompt) :]
+        text: str = generate(model, BYTES, prompt, max_new_tokens=8, seed=2, begin_document=True)
+        assert text == BYTES.decode([i for i in ids.tolist() if i < 256])
+    within, begun = (generate(model, BYTES, "ab", max_new_tokens=8, seed=2, begin_document=b) for b in (False, True))
+    assert within != begun
+
+
 def test_tokens_that_the_tokenizer_lacks_are_never_drawn() -> None:
     model: Any = tiny(vocab_size=400)
     text = generate(model, BYTES, [""] * 20, max_new_tokens=20, temperature=9.0, seed=1)
