@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
@@ -24,9 +25,11 @@ from minilm.errors import UsageError
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
+from minilm.model.surgery import add_tokens
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
+from minilm.training.estimate import memory
 from minilm.training.finetune import adapt
 from minilm.training.objective import Objective, check_tokenizer
 from minilm.training.precision import autocast
@@ -39,6 +42,8 @@ COMPILE_FROM_SECONDS = 120.0
 # On a CPU a micro-batch of this much work takes seconds: progress is seen, and a Ctrl-C is heard.
 CPU_MICRO_FLOPS = 2e12
 CPU_MICRO_TOKENS = 8192
+# The rest is for kernels' scratch memory and fragmentation, which estimates do not see.
+CUDA_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Setup:
     compile: bool
     micro_batch_size: int  # sequences
     peak_flops: float  # what MFU is a share of
+    recompute: bool = False  # activation checkpointing
 
     def autocast(self) -> torch.autocast:
         """The context that forward passes run in."""
@@ -73,21 +79,21 @@ def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1
         device_type=device.type,
         precision=precision,
         compile=compiled,
-        micro_batch_size=config.micro_batch_size or _micro_batch_size(config, flops, device, world),
+        micro_batch_size=config.micro_batch_size or micro_batch_size(config, model, precision, device, world),
         peak_flops=peak,
+        recompute=config.recompute,
     )
 
 
-def _micro_batch_size(config: TrainConfig, flops_per_token: float, device: torch.device, world: int) -> int:
+def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: torch.device, world: int = 1) -> int:
     """The largest divisor of a rank's share of a batch whose activations fit, and on a CPU whose work takes seconds."""
-    T, D, L = config.model.block_size, config.model.n_embd, config.model.n_layer
-    rows = config.model.vocab_used or config.model.vocab_size
-    # Per token: some 40 floats per layer and width (autograd's saved tensors), logits in two precisions and gradient.
-    bytes_per_sequence = T * 4.0 * (40 * L * D + 3 * rows)
+    T = config.model.block_size
     if device.type == "cuda":
-        limit = 0.5 * torch.cuda.mem_get_info(device)[0] / bytes_per_sequence
+        one = memory(model, config, precision, 1)
+        free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - one.gradients - one.optimizer  # weights are there
+        limit = free / one.activations
     else:
-        limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (flops_per_token * T))
+        limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (model.flops_per_token(T) * T))
     share = max(config.batch_size // world, 1)
     return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
@@ -100,6 +106,9 @@ def loss_function(objective: Objective, setup: Setup) -> LossFunction:
     """
 
     def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+        if setup.recompute:  # Chen 2016; dropout draws the same again
+            whole = objective.model.h if blocks is None else blocks
+            blocks = [partial(checkpoint, block, use_reentrant=False) for block in whole]
         with setup.autocast():
             return objective(*batch, blocks=blocks)
 
@@ -139,7 +148,9 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
         changes = {} if config.model == GPTConfig() else asdict(config.model)
         model, report = load_pretrained(config.init, **changes)
         say(str(report))
-        check_tokenizer(config.init, tokenizer)
+        if added := check_tokenizer(config.init, tokenizer, may_extend=True):
+            add_tokens(model, added)
+            say(f"{added} new tokens: their rows begin at the mean of the others")
     else:
         model_config = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
         if tokenizer.vocab_size > model_config.vocab_size:
