@@ -356,6 +356,18 @@ def test_rows_that_take_the_place_of_others(room: int, use_cache: bool, monkeypa
     assert len({len(row) for row in together}) > 4
 
 
+def test_fresh_memory_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short row whose neighbour is followed by a longer one: what stands left of it must count for nothing."""
+    model, empty = tiny(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(math.nan))
+    monkeypatch.setattr(loop, "capacity", lambda *_: 2)
+    prompts = [[1], [2], list(range(15)), list(range(9))]
+    out: list[list[int]] = [[] for _ in prompts]
+    for piece in decode(Job(model, prompts, [1, 2, 3, 4], Strategy(), 12, tuple(range(0, 50, 4)))):
+        out[piece.row].append(piece.token)
+    assert all(out)
+
+
 def test_capacity() -> None:
     model = tiny(block_size=64)
     per_row = 15 * 2 * 2 * 32 * 4 + 32 * 50
