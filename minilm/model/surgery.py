@@ -35,8 +35,8 @@ def add_tokens(model: GPT, n: int) -> range:
     """Gives the vocabulary n more tokens, in place; returns their ids, which follow those in use.
 
     Their rows of embedding (and untied head) are the mean of the rows in use: a new token's logit is the mean logit,
-    and the others do not move (Hewitt 2021). Rows that the table has spare are taken first. Build the optimizer after this:
-    the tables are new parameters. Raises UsageError where n is under 1.
+    and the others do not move (Hewitt 2021). Rows that the table has spare are taken first. Build the optimizer after
+    this: the tables are new parameters. Raises UsageError where n is under 1.
     """
     if n < 1:
         raise UsageError(f"add_tokens takes 1 token or more, not {n}")
