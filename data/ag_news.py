@@ -24,6 +24,7 @@ DATASET = Dataset(
     licence="non-commercial research",
     citation="Zhang et al. 2015, Character-level Convolutional Networks, arXiv:1509.01626",
     documents=documents,
+    labels=LABELS,
     sources=(
         Source(f"{HOME}train.csv", 29_470_338, "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e"),
         Source(f"{HOME}test.csv", 1_857_427, "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699"),

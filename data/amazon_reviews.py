@@ -29,6 +29,7 @@ DATASET = Dataset(
     licence="academic use",
     citation="Hou et al. 2024, Bridging Language and Items, arXiv:2403.03952; Ni et al. 2019",
     documents=documents,
+    labels=tuple(f"{n} stars" for n in range(1, 6)),
     sources=sources,
     about_bytes=90_000_000,
     splits=("train",),

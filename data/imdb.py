@@ -23,6 +23,7 @@ DATASET = Dataset(
     licence="research use",
     citation="Maas et al. 2011, Learning Word Vectors for Sentiment Analysis",
     documents=documents,
+    labels=("neg", "pos"),
     sources=(
         Source(
             "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",

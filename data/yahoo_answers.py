@@ -24,6 +24,7 @@ DATASET = Dataset(
     licence="research use (Yahoo! Webscope)",
     citation="Zhang et al. 2015, Character-level Convolutional Networks, arXiv:1509.01626",
     documents=documents,
+    labels=LABELS,
     sources=(
         Source(
             "https://s3.amazonaws.com/fast-ai-nlp/yahoo_answers_csv.tgz",

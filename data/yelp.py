@@ -27,6 +27,7 @@ DATASET = Dataset(
     licence="Yelp's terms: academic use",
     citation="Zhang et al. 2015, Character-level Convolutional Networks, arXiv:1509.01626",
     documents=documents,
+    labels=(*LABELS["full"], *LABELS["polarity"]),
     sources=lambda variant: (Source(f"{HOME}{variant}_csv.tgz", *SOURCES[variant]),),
     in_gpt2="partly",
     splits=("train", "test"),

@@ -27,6 +27,8 @@ Rounding = Literal["nearest", "stochastic", "kahan"]
 GuardMode = Literal["stop", "skip", "rollback"]
 Compile = Literal["auto", "on", "off"]
 Packing = Literal["chunks", "documents", "lines", "best_fit", "sliding"]
+Attend = Literal["window", "document"]
+ControlCodes = Literal["off", "source", "label", "source_tokens", "label_tokens"]
 Order = Literal["shuffled", "sequential", "random"]
 Existing = Literal["refuse", "resume", "overwrite"]
 
@@ -59,8 +61,14 @@ class TrainConfig:
     """sliding: tokens from a window to the next; each token counts once. 0: the context."""
     order: Order = "shuffled"
     """Every row once an epoch, the text's own order, or chunks that begin anywhere (as nanoGPT's)."""
+    context_schedule: str = ""
+    """Shorter contexts first: 64:0.3,256:0.6 is 64 for 30 % of the steps, 256 up to 60 %; tokens a step stay equal."""
+    attend: Attend = "window"
+    """Tokens attend to all before them in their row, or only within their own document."""
     mix_temperature: float = 1.0
     """Mixed data without weights: shares go by size ** (1 / this). 1: by size."""
+    control_codes: ControlCodes = "off"
+    """Each document begins with its source's name or its label, as text ("imdb: ") or as a new token (<|imdb|>)."""
 
     freeze: tuple[str, ...] = ()
     """Not trained: groups (embeddings attention mlp norms biases head), h.0-5, top:4, names, globs."""

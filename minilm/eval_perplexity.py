@@ -10,7 +10,7 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import say
 
 if TYPE_CHECKING:
-    from minilm.evaluation.perplexity import Perplexity
+    from minilm.evaluation.perplexity import Part, Perplexity
     from minilm.evaluation.protocols import Protocol
     from minilm.model.gpt import GPT
     from minilm.text.shards import ShardFolder
@@ -22,6 +22,7 @@ FIELDS = ("split", "text", "documents", "first", "context", "stride", "unit")
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a perplexity, or a table of all."""
+    from minilm.evaluation.breakdown import breakdown, draw
     from minilm.evaluation.protocols import PROTOCOLS
     from minilm.sample_cli import load
 
@@ -31,7 +32,15 @@ def measure(options: argparse.Namespace) -> int:
     say(what)
     if not options.all:
         (protocol,) = protocols
-        print(_report(_measured(options, model, tokenizer, protocol, data_for(options, protocol)), options))
+        parts: list[Part] | None = [] if options.breakdown or options.picture else None
+        found = _measured(options, model, tokenizer, protocol, data_for(options, protocol), parts)
+        print(_report(found, options))
+        if parts is not None:
+            divided = breakdown(parts, protocol.documents == "each")
+            if options.breakdown:
+                print(divided)
+            if options.picture:
+                draw({options.model: divided}, options.picture)
         return 0
     print(f"{'protocol':26}{'ours':>12}  published")
     n_measured = 0
@@ -58,12 +67,19 @@ def protocol_of(options: argparse.Namespace, name: str = "") -> Protocol:
 
 
 def _measured(
-    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, protocol: Protocol, data: str
+    options: argparse.Namespace,
+    model: GPT,
+    tokenizer: Tokenizer,
+    protocol: Protocol,
+    data: str,
+    parts: list[Part] | None = None,
 ) -> Perplexity:
     from minilm.evaluation.perplexity import perplexity
 
     source, name = read_data(data, protocol, tokenizer, options.source)
-    return perplexity(model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name)
+    return perplexity(
+        model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts
+    )
 
 
 def data_for(options: argparse.Namespace, protocol: Protocol) -> str:

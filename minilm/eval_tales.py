@@ -21,7 +21,8 @@ SEPARATOR = "<|endoftext|>"
 
 def grade_file(options: argparse.Namespace) -> int:
     """Prints the verdict on each story of `options.grade`, and the sum of them."""
-    from minilm.evaluation.text_metrics import share_before, wilson
+    from minilm.evaluation.intervals import wilson
+    from minilm.evaluation.text_metrics import share_before
     from minilm.text.tales.grammar import grammar
 
     grammar(1 if options.level is None else options.level, options.style or "plain")  # an unknown one shows here

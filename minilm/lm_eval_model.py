@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lm_eval.models  # noqa: F401  lm-eval's own: it registers them only where nothing else is registered yet
 import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM

@@ -101,7 +101,8 @@ def _prepared(command: CommandLine) -> TrainConfig:
     is_prepared = (Path(config.data) / "meta.json").is_file()  # then train() compares its tokenizer with init's
     tokenizer = config.tokenizer or ("" if is_prepared else _tokenizer_of(config.init))
     source = Path(config.source) if config.source else None
-    data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source)
+    codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
+    data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
     name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
     return replace(config, data=data, out_dir=config.out_dir or f"runs/{Path(command.preset).stem}-{name}")
 

@@ -12,7 +12,8 @@ import torch
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.evaluation import text_metrics
-from minilm.evaluation.text_metrics import coherence, wilson
+from minilm.evaluation.intervals import wilson
+from minilm.evaluation.text_metrics import coherence
 from minilm.model.gpt import GPT
 from minilm.text.shards import Shard, ShardWriter, Split
 from minilm.text.tales import stories

@@ -10,7 +10,7 @@ import pytest
 
 from minilm.cli import run_door
 from minilm.eval_tales import grade_at, read_stories
-from minilm.evaluation.text_metrics import wilson
+from minilm.evaluation.intervals import wilson
 from minilm.text.tales import grade, stories, story
 
 

@@ -1,4 +1,4 @@
-"""The grader on stories that no generator made. Every verdict was decided by a reader before the grader was asked."""
+"""The grader on stories that no generator made, their verdicts decided by a reader (docs/tales.md, Measured)."""
 
 from __future__ import annotations
 

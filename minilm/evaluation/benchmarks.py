@@ -19,8 +19,8 @@ import numpy as np
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.evaluation.intervals import wilson
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_scores
-from minilm.evaluation.text_metrics import wilson
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import Tokenizer
 

@@ -55,7 +55,6 @@ def quality(
     train: Split | None = None,
     train_tokenizer: Tokenizer | None = None,
     mauve_tokens: int = 0,
-    with_obedience: bool = True,
 ) -> list[Row]:
     """Rows of the table: what the texts alone allow; with a reference also its figures, cut to as many texts; with a
     judge and its tokenizer perplexity and, given a reference, MAUVE; with training tokens and their tokenizer what was
@@ -72,8 +71,13 @@ def quality(
         rows += _of_copies(list(samples), real, train, train_tokenizer)
     if judge is not None and tokenizer is not None:
         rows += _of_judge([s.text for s in samples], [s.text for s in reference], judge, tokenizer, mauve_tokens)
-    if with_obedience and reference and any(sample.label for sample in samples):
-        found = likeness.obedience(*zip(*[s[:2] for s in samples]), *zip(*[s[:2] for s in reference]))  # noqa: B905
+    if reference and any(sample.label for sample in samples):
+        found = likeness.obedience(
+            [s.text for s in samples],
+            [s.label for s in samples],
+            [s.text for s in reference],
+            [s.label for s in reference],
+        )
         note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
         rows.append(Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note))
     return rows
@@ -151,9 +155,7 @@ def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tok
 
     def again(kept: list[tuple[str, str]]) -> float:
         left, right = zip(*kept, strict=True)
-        return likeness.mauve(
-            judge, tokenizer, left, right, n_tokens=n_tokens, n_buckets=found.n_buckets
-        ).value  # fmt: skip
+        return likeness.mauve(judge, tokenizer, left, right, n_tokens=n_tokens, n_buckets=found.n_buckets).value
 
     spread = jackknife(again, pairs, MAUVE_GROUPS)
     half = (spread.high - spread.low) / 2

@@ -1,8 +1,9 @@
-"""95 % intervals of what was measured on texts: a bootstrap where each text has its own number, a jackknife where only
-all together have one."""
+"""95 % intervals: of a share; of what was measured on texts, by a bootstrap where each text has its own number, by a
+jackknife where only all together have one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -53,3 +54,11 @@ def jackknife(measure: Callable[[list[T]], float], texts: Sequence[T], groups: i
     left = np.array([measure([t for i, t in enumerate(texts) if i % groups != g]) for g in range(groups)])
     error = float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
     return Estimate(value, value - Z95 * error, value + Z95 * error)
+
+
+def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval of a share, hits of n (Wilson 1927); z = 1.96 covers 95 %."""
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -136,6 +136,10 @@ class Part(NamedTuple):
     """Its number where documents are scored each by itself, else 0."""
     nats: np.ndarray
     """-log p of each target, fp32."""
+    targets: np.ndarray
+    """Their ids."""
+    context: np.ndarray
+    """Tokens that the model read before each."""
 
 
 def perplexity(
@@ -167,14 +171,15 @@ def perplexity(
     n_total = settled.random_windows * settled.context or source.n_tokens
     with tqdm(total=n_total, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
         found = target_nats(model, (r for _, r in requests), batch_tokens=batch_tokens, precision=settled.precision)
-        for (document, _), part in zip(owners, found, strict=True):
+        for (document, request), part in zip(owners, found, strict=True):
             total += float(part.sum(dtype=np.float64))
             count += len(part)
             bar.update(len(part))
             if settled.random_windows:
                 means.append(float(part.mean(dtype=np.float64)))
             if parts is not None:
-                parts.append(Part(document, part))
+                context = np.arange(request.scored, len(request.ids))
+                parts.append(Part(document, part, request.ids[request.scored :], context))
     if count == 0:
         raise UsageError(f"{source.name} has {source.n_tokens} tokens, too few to score one: give a longer text")
     error = float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None

@@ -1,8 +1,7 @@
-"""Quality of generated text. So far: coherence of tales, which an exact grader can judge (`text/tales/grader.py`)."""
+"""Coherence: the share of a model's own tales that make sense, as an exact grader judges (`text/tales/grader.py`)."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from minilm.decoding.engine import generate_ids
 from minilm.errors import UsageError
+from minilm.evaluation.intervals import wilson
 from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tales import stories
@@ -159,14 +159,6 @@ def first_broken_rules(texts: list[str], verdicts: list[Verdict], copies: CopyCh
         return "copied" if copies is not None and copies.copied_share(text) > COPIED_SHARE else None
 
     return [rule(text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Score interval of a share, hits of n (Wilson 1927); z = 1.96 covers 95 %."""
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def copy_check(train: CopyCheck | Split | Iterable[str] | None, tokenizer: Tokenizer) -> CopyCheck | None:

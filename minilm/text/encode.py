@@ -10,9 +10,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,20 @@ SAMPLE_CHARS = 5_000_000  # of generated text: its few hundred words are all amo
 CHECK_EVERY, CHECK_CHARS = 64, 50_000  # every 64th batch's first texts are encoded by the slow engine too
 
 T = TypeVar("T")
+
+
+class Coded(str):
+    """A text behind the id of its control code."""
+
+    code: int
+
+    def __new__(cls, text: str, code: int) -> Coded:
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+    def __getitem__(self, key: Any) -> Coded:
+        return Coded(super().__getitem__(key), self.code)
 
 
 @dataclass
@@ -103,6 +117,10 @@ def encode_documents(
         counts[split].words += count_words(texts)
         if tokenizer.unknown is not None:
             counts[split].unknown += int((flat == tokenizer.unknown).sum())
+        codes = np.array([getattr(text, "code", -1) for text in texts])
+        if whole and (codes >= 0).any():
+            starts = np.cumsum(lengths) - lengths
+            return np.insert(flat, starts[codes >= 0], codes[codes >= 0]), lengths + (codes >= 0)
         return flat, lengths
 
     for batch in _batches(documents, lambda document: len(document[1])):
@@ -111,7 +129,8 @@ def encode_documents(
             parts = pieces(text) if tokenizer.name in OURS else [text]
             if len(text) > PIECE_CHARS:
                 groups = (encoded(split, group, whole=False)[0] for group in _batches(parts, len))
-                writer_of(split).add_pieces(groups)
+                code = [np.array([text.code])] if isinstance(text, Coded) else []
+                writer_of(split).add_pieces(chain(code, groups))
                 continue
         by_split: defaultdict[str, list[str]] = defaultdict(list)
         for split, text in batch:

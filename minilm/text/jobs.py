@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from minilm.errors import UsageError
 from minilm.text.clean import Cleaner, make_cleaner
-from minilm.text.encode import tokenizer_key
+from minilm.text.encode import Coded, tokenizer_key
 from minilm.text.folders import short_hash, slug
 from minilm.text.holdout import Holdout
-from minilm.text.scripts import TEXT_FILES, Dataset, Made
+from minilm.text.scripts import TEXT_FILES, Dataset, Document, Made
 from minilm.text.sources import Files, file_sha256
 
 FORMAT = 1  # raised when the same source gives other tokens than before
@@ -31,6 +32,9 @@ class Job:
     max_docs: int
     clean: str  # a recipe of clean.py
     options: dict[str, Any]
+    control_codes: str = "off"
+    tokens: tuple[str, ...] = ()  # that the tokenizer gains, for control codes of all data sets of a mixture
+    code_ids: dict[str, int] = field(default_factory=dict)
     holdout: Holdout | None = None
     cleaner: Cleaner | None = None  # of the latest pass over the training text
     short: Counter[str] = field(default_factory=Counter)  # documents dropped for their length, by split
@@ -43,6 +47,8 @@ class Job:
         parts += self.dataset.unlike_defaults(self.options)
         parts += [f"docs{self.max_docs}"] if self.max_docs else []
         parts += [f"clean{short_hash(self.clean)}"] if self.clean else []
+        if self.control_codes != "off":
+            parts += [self.control_codes + (short_hash(" ".join(self.tokens)) if self.tokens else "")]
         path = Path(self.tokenizer).expanduser()
         named = f"{slug(path.stem)}{short_hash(str(path.resolve()))}" if path.exists() else slug(self.tokenizer)
         return "-".join([*parts, named])
@@ -57,6 +63,7 @@ class Job:
             "options": self.options,
             "max_docs": self.max_docs,
             **({"clean": self.clean} if self.clean else {}),
+            **({"control_codes": [self.control_codes, *self.tokens]} if self.control_codes != "off" else {}),
             "tokenizer": tokenizer_key(self.tokenizer),
         }
 
@@ -66,6 +73,7 @@ class Job:
         words += ["--source", str(self.files.given)] if self.files else []
         words += ["--max_docs", str(self.max_docs)] if self.max_docs else []
         words += ["--clean", self.clean] if self.clean else []
+        words += ["--control_codes", self.control_codes] if self.control_codes != "off" else []
         defaults = self.dataset.options
         return shlex.join(
             words + [f"--{name}={value}" for name, value in self.options.items() if value != defaults[name]]
@@ -82,12 +90,44 @@ class Job:
 
     def texts(self, files: Files, split: str) -> Iterator[str]:
         """The split's texts; the training split's cleaned, since a test set stays as it was published."""
-        documents = self.dataset.documents(files, split, **self.options)
-        texts: Iterable[str] = (document if isinstance(document, str) else document[0] for document in documents)
-        if self.clean and split == "train":
-            self.cleaner = make_cleaner(self.clean)
-            texts = self.cleaner(texts)
-        return islice(texts, self.max_docs or None)
+        cleaner = make_cleaner(self.clean) if self.clean and split == "train" else None
+        self.cleaner = cleaner or self.cleaner
+        return islice(self._coded(self.dataset.documents(files, split, **self.options), cleaner), self.max_docs or None)
+
+    def _coded(self, documents: Iterable[Document], cleaner: Cleaner | None) -> Iterator[str]:
+        """The texts, cleaned, each with its control code."""
+        for document in documents:
+            text, label = (document, "") if isinstance(document, str) else document
+            cleaned = cleaner.clean(text) if cleaner else text
+            if cleaned is not None:
+                yield self._with_code(cleaned, label)
+
+    def _with_code(self, text: str, label: str) -> str:
+        code = self.source_code if self.control_codes.startswith("source") else label
+        if self.control_codes == "off" or not code:
+            return text
+        if not self.control_codes.endswith("tokens"):
+            return f"{code}: {text}"
+        if not self.code_ids:  # a pass before there is a tokenizer
+            return text
+        if (token := code_token(code)) not in self.code_ids:
+            raise UsageError(f"{self.dataset.name} has a document labelled {label!r}, which its script does not state")
+        return Coded(text, self.code_ids[token])
+
+    @property
+    def source_code(self) -> str:
+        """What documents of this data set begin with: its name, or your own text's."""
+        return slug(self.files.given.stem) if self.dataset.name == TEXT_FILES and self.files else self.dataset.name
+
+    def own_codes(self) -> tuple[str, ...]:
+        """The tokens that this job's control codes need. Raises UsageError where labels are not known beforehand."""
+        if self.control_codes == "source_tokens":
+            return (code_token(self.source_code),)
+        if self.control_codes == "label_tokens":
+            if not self.dataset.labels:
+                raise UsageError(f"{self.dataset.name} states no labels: use --control_codes source_tokens")
+            return tuple(map(code_token, self.dataset.labels))
+        return ()
 
     def dropped_short(self, split: str, n_tokens: int) -> bool:
         """Whether a document of so many tokens is left out of its split."""
@@ -103,3 +143,7 @@ class Job:
         if self.cleaner.min_tokens:
             lines += [f"min_tokens:{self.cleaner.min_tokens}: dropped {self.short['train']:,} documents of train"]
         return "".join(before + line for line in lines)
+
+
+def code_token(code: str) -> str:
+    return f"<|{code}|>"

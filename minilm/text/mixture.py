@@ -71,12 +71,29 @@ def prepare_mixture(data: str, tokenizer: str | None = None, **settings: Any) ->
     if len(parts) > 1 and settings.get("source"):
         raise UsageError("--source is of one data set: prepare each part first, and name the folders in --data")
     prepared: list[Part] = []
+    settings["tokens"] = code_tokens(parts, settings.get("control_codes", "off")) if len(parts) > 1 else ()
     for part in parts:
         is_prepared = len(parts) > 1 and (Path(part.name).expanduser() / "meta.json").is_file()
         folder = prepare(part.name, tokenizer=None if is_prepared else tokenizer, **settings)
         tokenizer = tokenizer if tokenizer or len(parts) == 1 else str(folder)
         prepared.append(Part(os.path.relpath(folder), part.weight))
     return ",".join(map(str, prepared))
+
+
+def code_tokens(parts: Sequence[Part], control_codes: str) -> tuple[str, ...]:
+    """The tokens that the control codes of all parts need, so that every part gains the same."""
+    from minilm.text.folders import slug
+    from minilm.text.jobs import code_token
+    from minilm.text.scripts import known_datasets, load_dataset, split_name
+
+    codes: set[str] = set()
+    for part in parts:
+        name, _ = split_name(part.name)
+        if control_codes == "source_tokens":
+            codes.add(name if name in known_datasets() else slug(Path(name).expanduser().absolute().stem))
+        elif control_codes == "label_tokens" and name in known_datasets():
+            codes.update(load_dataset(name).labels)
+    return tuple(sorted(map(code_token, codes)))
 
 
 def open_data(data: str, temperature: float = 1.0) -> ShardFolder:

@@ -7,7 +7,7 @@ grow with the corpus. A folder whose recipe still holds is reused (`folders.py`)
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ def prepare(
     source: str | Path | None = None,
     max_docs: int = 0,
     clean: str = "",
+    control_codes: str = "off",
+    tokens: Sequence[str] = (),
     force: bool = False,
     out: str | Path | None = None,
     **options: Any,
@@ -59,6 +61,8 @@ def prepare(
     source: a local copy instead of a download. max_docs: at most so many of each split, 0 for all. force: build anyway.
     clean: steps that training text goes through (`clean.py`): "repair,language:en,near_duplicates,min_tokens:128".
     out: the folder to write, instead of one under $MINILM_DATA or data/shards. options: the script's.
+    control_codes: what each document begins with: its source's name or its label, as text ("imdb: "; source, label) or
+    as a token (<|imdb|>; source_tokens, label_tokens). tokens: that the tokenizer gains beside this data set's codes.
     Raises UsageError for a name, path, option or text that cannot be used, MinilmError where download or disk fail.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
@@ -79,7 +83,8 @@ def prepare(
     files = Files.at(Path(source).expanduser().absolute()) if source else None
     made = dataset.made(**given) if dataset.made else None
     make_cleaner(clean)  # a wrong recipe is told before anything is read
-    job = Job(dataset, tokenizer or dataset.tokenizer, files, made, max_docs, clean, given)
+    job = Job(dataset, tokenizer or dataset.tokenizer, files, made, max_docs, clean, given, control_codes)
+    job.tokens = tuple(sorted({*tokens, *job.own_codes()}))
     folder = Path(out).expanduser() if out else data_folder() / job.folder_name()
     recover(folder)
     if folder.exists() and not (folder / "meta.json").is_file():
@@ -101,6 +106,9 @@ def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
         if not job.holdout.n_documents:
             raise UsageError(f"{files.given} holds no text{_notes(files, ', ', ' (', ')')}: name other files")
     tokenizer = make_tokenizer(job.tokenizer, lambda: job.documents(files), sample=job.made is not None)
+    if job.tokens:
+        tokenizer = tokenizer.with_tokens(job.tokens)
+        job.code_ids = {token: tokenizer.encode(token, special=True)[0] for token in job.tokens}
     check_space(folder.parent, _shard_bytes(text_bytes, tokenizer), f"preparing {folder.name}")
     files.notes.clear()  # the passes before only looked
     with replacing(folder) as temporary:

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
 from minilm.errors import UsageError
-from minilm.text.batches import Batch, Batches
+from minilm.text.batches import Batch
 from minilm.text.tokenizer import Tokenizer
+
+
+class Feed(Protocol):
+    """Where batches come from: `Batches`, or several in turn."""
+
+    eot: int
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch: ...
 
 
 class PromptWeights:
@@ -23,7 +32,7 @@ class PromptWeights:
     Raises UsageError where no document of the first batch holds the separator.
     """
 
-    def __init__(self, batches: Batches, tokenizer: Tokenizer, prompt_end: str, weight: float) -> None:
+    def __init__(self, batches: Feed, tokenizer: Tokenizer, prompt_end: str, weight: float) -> None:
         self.batches, self.weight = batches, np.float32(weight)
         self.separator = np.array([int(i) for i in tokenizer.encode(prompt_end)], dtype=np.int64)
         if not ends(batches.batch(0).ids, self.separator).any():

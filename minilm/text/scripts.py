@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from minilm.command_line import Parser
-from minilm.config import nearest
+from minilm.config import ControlCodes, nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text.download import Source
 from minilm.text.folders import slug
@@ -53,6 +53,8 @@ class Dataset:
     documents: Callable[..., Iterable[Document]]
     sources: tuple[Source | HubFiles, ...] | Callable[..., Sequence[Source | HubFiles]] = ()
     """What is downloaded; where that depends on the options, a function of them."""
+    labels: tuple[str, ...] = ()
+    """All that documents can have, where they are few; control codes as tokens need to know them."""
     about_bytes: int = 0
     """Of the download, where `sources` do not state it."""
     in_gpt2: Literal["partly", "no"] = "no"
@@ -206,6 +208,7 @@ def parser_of(dataset: Dataset) -> Parser:
     parser.add_argument(
         "--clean", default="", help="steps for training text: repair,language:en,near_duplicates,min_tokens:128"
     )
+    parser.add_argument("--control_codes", default="off", choices=get_args(ControlCodes), help="(off)")
     parser.add_argument("--force", action="store_true", help="build again even if nothing changed")
     for name, default in dataset.options.items():
         if isinstance(default, bool):

@@ -63,6 +63,18 @@ class Tokenizer:
         self._bytes = self._token_bytes()
         self._engine = self._make_engine()
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same with more special tokens, whose ids follow; those it has already stay. Ids of text do not change."""
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        new = [token for token in tokens if token not in self._ids]
+        added = [{"id": self.vocab_size + i, "content": token, **flags, "special": True} for i, token in enumerate(new)]
+        spec = {**self.spec, "added_tokens": [*(self.spec.get("added_tokens") or []), *added]}
+        return Tokenizer(spec, self.end_token)
+
+    def extends(self, other: Tokenizer) -> bool:
+        """Whether this is `other` with further special tokens."""
+        return other.with_tokens([token for token in self._ids if token not in other._ids]) == self
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`. `special`: the text of a special token becomes its id, not the ids of its characters."""
         check_text(text)

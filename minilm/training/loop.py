@@ -32,7 +32,7 @@ from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
-from minilm.training.feed import training_batches, with_budget
+from minilm.training.feed import Curriculum, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
@@ -50,7 +50,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import evaluate, sample, to_device
+from minilm.training.validation import batch_tensors, evaluate, sample
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -80,7 +80,7 @@ class _Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    batches: Batches | PromptWeights
+    batches: Batches | Curriculum | PromptWeights
     shards: ShardFolder
     optimizers: list[torch.optim.Optimizer]
     precision: Precision
@@ -178,7 +178,7 @@ def _steps(run: _Run) -> Result:
     if config.init and not first:
         if run.ranks.first:
             write_start(model, run.folder)
-        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
+        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
@@ -223,7 +223,7 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks)
+                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
                     n = config.eval_samples if run.ranks.first else 0
                     told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
                 run.state["val_loss"] = val_loss
@@ -268,7 +268,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     if interrupted and run.ranks.world > 1:
         return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
-    n_micro = -(-len(batch.ids) // run.setup.micro_batch_size)
+    n_micro = -(-len(batch.ids) // micro_rows(config, run.setup, batch))
     for i, tensors in enumerate(micro_batches(run, batch)):
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
@@ -293,8 +293,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
 
 
 def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
-    """ids, targets and, where there are some, weights on the device, micro_batch_size rows at a time."""
-    size = run.setup.micro_batch_size
-    arrays = [a for a in (batch.ids, batch.targets, batch.weights) if a is not None]
+    """ids, targets and, where there are some, weights and documents on the device, micro_batch_size rows at a time."""
+    size = micro_rows(run.config, run.setup, batch)
     for at in range(0, len(batch.ids), size):
-        yield tuple(to_device(a[at : at + size], run.model.device) for a in arrays)
+        yield batch_tensors(batch, slice(at, at + size), run.model.device)

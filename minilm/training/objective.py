@@ -170,16 +170,18 @@ def build_objective(model: GPT, config: TrainConfig, tokenizer: Tokenizer) -> Ob
     return Objective(model, config, teacher, greedy)
 
 
-def check_tokenizer(init: str, tokenizer: Tokenizer) -> None:
-    """Raises UsageError where a checkpoint carries another tokenizer than the data was prepared with."""
+def check_tokenizer(init: str, tokenizer: Tokenizer, may_extend: bool = False) -> int:
+    """How many tokens, such as control codes, the data's tokenizer has more than the checkpoint's. Raises UsageError
+    where it is another one and does not extend the checkpoint's, or may not."""
     from minilm.text.tokenizer import get_tokenizer
 
     folder = find_checkpoint(init)
     if not (folder / "tokenizer.json").is_file():
-        return
+        return 0
     theirs = get_tokenizer(folder)
-    if theirs.fingerprint != tokenizer.fingerprint:
+    if theirs.fingerprint != tokenizer.fingerprint and not (may_extend and tokenizer.extends(theirs)):
         raise UsageError(
             f"{init} was trained with tokenizer {theirs.name} ({theirs.fingerprint}), the data was prepared with "
             f"{tokenizer.name} ({tokenizer.fingerprint}): prepare it again with --tokenizer {folder}"
         )
+    return tokenizer.vocab_size - theirs.vocab_size

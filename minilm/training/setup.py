@@ -25,6 +25,7 @@ from minilm.errors import UsageError
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
+from minilm.model.surgery import add_tokens
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
 from minilm.text.tokenizer import Tokenizer
@@ -147,7 +148,9 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
         changes = {} if config.model == GPTConfig() else asdict(config.model)
         model, report = load_pretrained(config.init, **changes)
         say(str(report))
-        check_tokenizer(config.init, tokenizer)
+        if added := check_tokenizer(config.init, tokenizer, may_extend=True):
+            add_tokens(model, added)
+            say(f"{added} new tokens: their rows begin at the mean of the others")
     else:
         model_config = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
         if tokenizer.vocab_size > model_config.vocab_size:
