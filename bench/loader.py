@@ -21,7 +21,8 @@ from minilm.model.gpt import GPT
 from minilm.options import parse
 from minilm.text.batches import Batches
 from minilm.text.packing import PackingOptions
-from minilm.text.shards import ShardWriter, Split, open_tokens
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import Split, open_tokens
 from minilm.text.tokenizer import get_tokenizer
 
 ROWS, N_BATCHES = 32, 100_000

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from minilm.text.encode import encode_documents
-from minilm.text.shards import ShardWriter
+from minilm.text.shard_writer import ShardWriter
 from minilm.text.tokenizer import get_tokenizer
 from minilm.text.tokenizer_engines import GPT2_SPLIT
 from minilm.text.vocabulary import ranks

@@ -61,7 +61,7 @@ def measure(
     model: GPT, tokenizer: Tokenizer, name: str, prompt: str, n_texts: int, options: dict[str, Any]
 ) -> Measured:
     """Decodes n_texts texts of the prompt and measures them. Searches, which draw nothing, write one."""
-    from minilm.decoding.engine import settings, stream_batch
+    from minilm.decoding.engine import encode_prompt, settings, stream_batch
     from minilm.evaluation.repetition import distinct_n, seq_rep_n
 
     strategy, _, method = settings({**options, "logit_bias": {}})
@@ -73,7 +73,7 @@ def measure(
     for piece in stream_batch(model, tokenizer, [prompt] * n_texts, **options):
         texts[piece.row] += piece.text
         rows[piece.row].append(piece.token)
-    before = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot]
+    before = encode_prompt(prompt, tokenizer, options.get("begin_document", False))
     nats = sum(sum(nats_of(model, before, row)) for row in rows)
     n_tokens = sum(map(len, rows))
     repeated = [seq_rep_n(row, 4) for row in rows if len(row) > 3]

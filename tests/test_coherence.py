@@ -15,7 +15,8 @@ from minilm.evaluation import text_metrics
 from minilm.evaluation.intervals import wilson
 from minilm.evaluation.text_metrics import coherence
 from minilm.model.gpt import GPT
-from minilm.text.shards import Shard, ShardWriter, Split
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import Shard, Split
 from minilm.text.tales import stories
 from minilm.text.tales.copying import CopyCheck
 from minilm.text.tokenizer import Tokenizer, get_tokenizer, train_tokenizer

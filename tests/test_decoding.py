@@ -356,6 +356,18 @@ def test_rows_that_take_the_place_of_others(room: int, use_cache: bool, monkeypa
     assert len({len(row) for row in together}) > 4
 
 
+def test_fresh_memory_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short row whose neighbour is followed by a longer one: what stands left of it must count for nothing."""
+    model, empty = tiny(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(math.nan))
+    monkeypatch.setattr(loop, "capacity", lambda *_: 2)
+    prompts = [[1], [2], list(range(15)), list(range(9))]
+    out: list[list[int]] = [[] for _ in prompts]
+    for piece in decode(Job(model, prompts, [1, 2, 3, 4], Strategy(), 12, tuple(range(0, 50, 4)))):
+        out[piece.row].append(piece.token)
+    assert all(out)
+
+
 def test_capacity() -> None:
     model = tiny(block_size=64)
     per_row = 15 * 2 * 2 * 32 * 4 + 32 * 50
@@ -517,6 +529,16 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
     model = tiny(vocab_size=257)
     ids = generate_ids(model, torch.tensor([[256]]), 8, seed=2, eot=256)[0, 1:].tolist()
     assert generate(model, BYTES, max_new_tokens=8, seed=2) == BYTES.decode([i for i in ids if i < 256])
+
+
+def test_a_prompt_that_begins_a_document() -> None:
+    model = tiny(vocab_size=257)
+    for prompt in ("ab", ""):
+        ids = generate_ids(model, torch.tensor([[256, *prompt.encode()]]), 8, seed=2, eot=256)[0, 1 + len(prompt) :]
+        text: str = generate(model, BYTES, prompt, max_new_tokens=8, seed=2, begin_document=True)
+        assert text == BYTES.decode([i for i in ids.tolist() if i < 256])
+    within, begun = (generate(model, BYTES, "ab", max_new_tokens=8, seed=2, begin_document=b) for b in (False, True))
+    assert within != begun
 
 
 def test_tokens_that_the_tokenizer_lacks_are_never_drawn() -> None:

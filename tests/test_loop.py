@@ -138,7 +138,8 @@ def test_gradient_of_unequal_micro_batches_is_that_of_one_batch(data: Path, tmp_
     config = tiny_config(data, tmp_path / "run", grad_clip=0.0)
     setup = Setup("cpu", "fp32", False, 1, 1.0)
     cpu = torch.device("cpu")
-    aside: dict[str, Any] = {"precision": Precision("fp32", "nearest", cpu), "guard": Guard(config, cpu), "ranks": Ranks()}
+    aside: dict[str, Any] = {"precision": Precision("fp32", "nearest", cpu), "guard": Guard(config, cpu)}
+    aside |= {"ranks": Ranks()}
     fields: dict[str, Any] = dict.fromkeys(("folder", "tokenizer", "batches", "shards", "watch"))
     fields |= {"config": config, "setup": setup, "model": model, "optimizers": [optimizer], "state": {"step": 0}}
     run = loop._Run(**aside, **fields)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from minilm.errors import UsageError
 from minilm.text.batches import IGNORE, Batches, apportion
 from minilm.text.packing import PACKINGS, PackingOptions, best_fit_decreasing, line_end_ids
-from minilm.text.shards import ShardWriter, Split, open_tokens
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import Split, open_tokens
 from minilm.text.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")

@@ -490,3 +490,24 @@ def test_slug_keeps_different_values_apart() -> None:
     assert slug("bpe:4096") == "bpe4096"
     assert slug(0.5) == "0.5"
     assert len({slug(value) for value in ("\n\n", "\n", "--", "a b", "a_b", "\u00e9", "..", "")}) == 8
+
+
+def test_three_documents_to_look_at(novels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare(novels, tokenizer="bytes")
+    said = capsys.readouterr().err
+    found = texts(folder, "train")
+    for i in (0, len(found) // 2, len(found) - 1):
+        assert f"  train {i} ({len(found[i])} tokens): {found[i][:300]!r}" in said
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(
+    novels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(novels, tokenizer="bytes")
+    assert "MB/s" not in capsys.readouterr().err
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(preparing.time, "monotonic", lambda: float(next(clock)))
+    prepare(novels, tokenizer="chars")
+    said = [line for line in capsys.readouterr().err.splitlines() if "MB/s" in line]
+    assert said
+    assert all(re.search(r": \d+ of about \d+ MB, \d+\.\d MB/s, .* left$", line) for line in said)

@@ -35,12 +35,12 @@ def test_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_precision_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="tf32: it needs an NVIDIA .*runs fp32, bf16, fp16, pure_bf16, pure_fp16$"):
+    with pytest.raises(UsageError, match=r"tf32: it needs an NVIDIA .*runs fp32, bf16, fp16, pure_bf16, pure_fp16$"):
         runtime.pick_precision("tf32", CPU, 64)
     turing = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    with pytest.raises(UsageError, match="pure_bf16: this card has no bf16; this machine runs fp32, fp16, pure_fp16$"):
+    with pytest.raises(UsageError, match=r"pure_bf16: this card has no bf16; this machine runs fp32, fp16, pure_fp16$"):
         runtime.pick_precision("pure_bf16", turing, 64)
     assert runtime.pick_precision("auto", turing, 64) == "fp16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

@@ -53,7 +53,7 @@ def test_every_schedule(schedule: str, warmup: int, steps: int, final: float, de
 def test_closed_forms() -> None:
     """101 steps after ten of warmup, so that step 10 + 100 x is at x exactly."""
     config = TrainConfig(warmup_steps=10, max_steps=111, final_lr_share=0.2)
-    wanted = {
+    wanted: dict[str, dict[float, float | None]] = {
         "cosine": {0.25: 0.2 + 0.4 * (1 + math.cos(math.pi / 4)), 0.5: 0.6},
         "linear": {0.25: 0.8, 0.5: 0.6},
         "constant": {0.25: 1.0, 1.0: 1.0},

@@ -20,7 +20,8 @@ from training_helpers import prepared
 from minilm.errors import UsageError
 from minilm.text import shard_format
 from minilm.text.shard_format import Meta, read_meta, write_meta
-from minilm.text.shards import Shard, ShardWriter, Split, open_shards, open_tokens
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import Shard, Split, open_shards, open_tokens
 from minilm.text.tokenizer import get_tokenizer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from minilm.config import GPTConfig, TrainConfig
 from minilm.text.shard_format import Meta, write_meta
-from minilm.text.shards import ShardWriter
+from minilm.text.shard_writer import ShardWriter
 from minilm.text.tokenizer import get_tokenizer
 
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=0)

@@ -89,6 +89,7 @@ class Options(Filters, Methods, total=False):
     stop: Sequence[str]
     stop_tokens: Sequence[int]
     stop_at_eot: bool
+    begin_document: bool
     choices: Sequence[str]
     alternatives: int | None
     use_cache: bool
@@ -108,6 +109,8 @@ class Until:
     """A text ends before one of these tokens."""
     stop_at_eot: bool = True
     """A text ends before end-of-text."""
+    begin_document: bool = False
+    """End-of-text is put before the prompt, as before every training document: for a title or a control code."""
     choices: Sequence[str] = ()
     """Every text becomes one of these, token by token among those that are still possible."""
     alternatives: int | None = None
@@ -159,7 +162,7 @@ def stream_batch(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options
     """Yields the texts of several prompts as they grow, one piece per row and token. Options and errors: `generate`."""
     strategy, until, method = settings(dict(options), tokenizer)
     job = _text_job(model, tokenizer, prompts, strategy, until)
-    negative = [int(i) for i in tokenizer.encode(method.negative_prompt)] or [tokenizer.eot]
+    negative = encode_prompt(method.negative_prompt, tokenizer, until.begin_document)
     return run(job, method, negative)
 
 
@@ -169,7 +172,7 @@ def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: St
             f"the tokenizer ({tokenizer.name}) has {tokenizer.vocab_size} tokens and the model only "
             f"{_vocab_used(model)}: use the tokenizer that the model was trained with"
         )
-    rows = [[int(i) for i in tokenizer.encode(prompt)] or [tokenizer.eot] for prompt in prompts]
+    rows = [encode_prompt(prompt, tokenizer, until.begin_document) for prompt in prompts]
     _check_ids(model, [*rows, list(until.stop_tokens), list(strategy.logit_bias)])
     _warn_of_long_prompts(model, rows)
     ends = dict.fromkeys((*until.stop_tokens, *([tokenizer.eot] if until.stop_at_eot or until.choices else ())))
@@ -272,6 +275,12 @@ def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
     if any(s < 0 for s in seeds):
         raise UsageError(f"seed must be 0 or more, not {min(seeds)}")
     return seeds
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, begin_document: bool = False) -> list[int]:
+    """Ids that decoding goes on from: end-of-text alone where the prompt is empty, before it where it begins one."""
+    ids = [int(i) for i in tokenizer.encode(prompt)]
+    return [tokenizer.eot, *ids] if begin_document or not ids else ids
 
 
 def _trie(until: Until, tokenizer: Tokenizer) -> Trie | None:

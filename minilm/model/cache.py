@@ -26,8 +26,9 @@ class Cache:
         starts: Tensor | None = None,
     ) -> None:
         shape = (config.n_layer, batch_size, config.kv_heads, max_tokens, config.head_width)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros: what stands in a slot that is masked counts 0 times, and 0 times the NaN of fresh memory is NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.max_tokens = max_tokens
         self.starts = starts
         self.length = 0

@@ -20,7 +20,7 @@ from minilm.config import nearest
 from minilm.errors import UsageError
 
 if TYPE_CHECKING:
-    from minilm.text.shards import ShardWriter
+    from minilm.text.shard_writer import ShardWriter
     from minilm.text.tokenizer import Tokenizer
 
 BATCH_CHARS = 1 << 22  # encoded at once: enough to keep the cores busy, some 40 MB of ids

@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from minilm.errors import UsageError
-from minilm.text.shards import BUFFER_TOKENS, Split
+from minilm.text.shard_format import BUFFER_TOKENS
+from minilm.text.shards import Split
 
 IGNORE = -100  # a target that is not scored
 

@@ -7,6 +7,7 @@ grow with the corpus. A folder whose recipe still holds is reused (`folders.py`)
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from minilm import __version__
 from minilm.errors import MinilmError, UsageError
-from minilm.log import say
+from minilm.log import duration, say
 from minilm.text.clean import make_cleaner
 from minilm.text.download import download, recorded_sha256
 from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
@@ -32,11 +33,14 @@ from minilm.text.holdout import choose
 from minilm.text.jobs import Job
 from minilm.text.scripts import TEXT_FILES, Dataset, known_datasets, load_dataset, split_name
 from minilm.text.shard_format import Meta, SplitMeta, write_meta
-from minilm.text.shards import ShardWriter, open_shards
+from minilm.text.shard_writer import ShardWriter
+from minilm.text.shards import open_shards
 from minilm.text.sources import Files, digest
 from minilm.text.tokenizer import Tokenizer
 
 SPARE_BYTES = 50_000_000
+LINE_SECONDS = 30.0
+SHOWN_CHARS = 300
 LISTED_FILES = 100  # with a SHA-256 each in meta.json; more have one together
 
 
@@ -132,6 +136,7 @@ def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
         )
         write_meta(temporary, meta)
     say(summary(folder) + _notes(files, "\n  ", "\n  ") + job.cleaning_report("\n  "))
+    say(examples(folder))
 
 
 def _write(job: Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int) -> dict[str, SplitMeta]:
@@ -171,6 +176,19 @@ def summary(folder: Path) -> str:
         lines += [
             f"  {name:5}{split.documents:13,}{split.bytes:16,}{split.words:15,}{split.tokens:15,}{per_token:13.2f}"
         ]
+    return "\n".join(lines)
+
+
+def examples(folder: Path) -> str:
+    """The beginnings of the first document, of one in the middle and of the last, to look at."""
+    shards = open_shards(folder)
+    name, split = next(iter(shards.splits.items()))
+    tokenizer = shards.tokenizer()
+    lines = []
+    for i in sorted({0, split.n_documents // 2, split.n_documents - 1}):
+        ids = split.document(i)
+        text = tokenizer.decode(ids[:SHOWN_CHARS])[:SHOWN_CHARS]  # a token has a character or more
+        lines.append(f"  {name} {i:,} ({len(ids):,} tokens): {text!r}")
     return "\n".join(lines)
 
 
@@ -223,6 +241,21 @@ def _heard(texts: Iterator[str], advance: Callable[[int], object]) -> Iterator[s
 
 @contextmanager
 def _progress(what: str, n_bytes: int) -> Iterator[Callable[[int], object]]:
-    """A bar with MB/s on stderr; none where stderr is no terminal."""
-    with tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        yield bar.update
+    """A bar with MB/s and time left on stderr; off a terminal, a line every LINE_SECONDS."""
+    if sys.stderr.isatty():
+        with tqdm(total=n_bytes, desc=what, unit="B", unit_scale=True) as bar:
+            yield bar.update
+        return
+    begun = told = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, told
+        done += n
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS and done:
+            told, speed = now, done / (now - begun)
+            left = duration(max(n_bytes - done, 0) / speed)
+            say(f"{what}: {done / 1e6:,.0f} of about {n_bytes / 1e6:,.0f} MB, {speed / 1e6:.1f} MB/s, {left} left")
+
+    yield advance

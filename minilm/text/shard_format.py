@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,20 @@ KINDS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240
 """llm.c's (magic, version) -> token type."""
 UINT16_VOCAB_SIZE = 1 << 16  # a larger vocabulary needs uint32
 MAX_TOKENS = 2**31 - 1  # of a shard: the count is an int32
+BUFFER_TOKENS = 1 << 20  # read or written at once
 INDEX_TYPE = np.dtype("<u4")
 META_FORMAT = 1
 
 T = TypeVar("T")
+
+
+class Vocabulary(Protocol):
+    """What of a tokenizer a shard records."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eot(self) -> int: ...
 
 
 @dataclass(frozen=True)

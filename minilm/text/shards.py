@@ -11,171 +11,26 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Protocol
 
 import numpy as np
 
 from minilm.errors import UsageError
 from minilm.text.shard_format import (
+    BUFFER_TOKENS,
     HEADER_BYTES,
     INDEX_TYPE,
-    KINDS,
-    MAX_TOKENS,
-    UINT16_VOCAB_SIZE,
     Header,
     Meta,
-    ShardMeta,
-    SplitMeta,
+    Vocabulary,
     file_sha256,
     read_meta,
 )
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
-
-SHARD_TOKENS = 100_000_000
-BUFFER_TOKENS = 1 << 20
-
-
-class Vocabulary(Protocol):
-    """What of a tokenizer a shard records."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eot(self) -> int: ...
-
-
-class ShardWriter:
-    """Writes the shards of one split into a folder. Documents are added in order; `close` returns the counts.
-
-    A document that does not fit a shard begins the next one; one longer than a shard is cut at its end.
-    """
-
-    def __init__(
-        self, folder: str | Path, split: str, *, tokenizer: Vocabulary, shard_tokens: int = SHARD_TOKENS
-    ) -> None:
-        if not 2 < shard_tokens <= MAX_TOKENS:
-            raise UsageError(f"shard_tokens must lie between 3 and {MAX_TOKENS}, not {shard_tokens}")
-        self.folder, self.split, self.shard_tokens = Path(folder), split, shard_tokens
-        self.vocab_size, self.eot = tokenizer.vocab_size, tokenizer.eot
-        self.kind = list(KINDS)[self.vocab_size > UINT16_VOCAB_SIZE]
-        self._shards: list[ShardMeta] = []
-        self._file: IO[bytes] | None = None
-        self._buffer: list[np.ndarray] = []
-        self._n_buffered = self._n_tokens = 0  # of the open shard
-        self._starts: list[np.ndarray] = []
-        self._n_documents = 0
-
-    def add(self, ids: Sequence[int] | np.ndarray) -> None:
-        """Adds one document."""
-        self.add_many([ids])
-
-    def add_many(self, documents: Sequence[Sequence[int] | np.ndarray]) -> None:
-        """Adds documents in order; faster than one by one. Raises UsageError on an id outside the vocabulary."""
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        self.add_flat(_flat(documents, int(lengths.sum())), lengths)
-
-    def add_flat(self, flat: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds documents whose ids stand in one array, each of so many."""
-        self._check(flat)
-        begin = 0
-        while begin < len(lengths):
-            room = self.shard_tokens - 1 - self._n_tokens  # the closing end-of-text has its place
-            fits = int(np.searchsorted(np.cumsum(lengths[begin:] + 1), room, side="right"))
-            if fits:
-                n = int(lengths[begin : begin + fits].sum())
-                self._append(flat[:n], lengths[begin : begin + fits])
-                flat, begin = flat[n:], begin + fits
-            elif self._n_tokens:
-                self._close_shard()
-            else:
-                n = int(lengths[begin])
-                self._begin_document()
-                self._extend(flat[:n])
-                flat, begin = flat[n:], begin + 1
-
-    def add_pieces(self, pieces: Iterable[Sequence[int] | np.ndarray]) -> None:
-        """Adds one document whose ids come in pieces: memory holds one piece at a time."""
-        self._begin_document()
-        for piece in pieces:
-            ids = _flat([piece], len(piece))
-            self._check(ids)
-            self._extend(ids)
-
-    def close(self, *, n_bytes: int, n_words: int) -> SplitMeta:
-        """Ends the last shard. n_bytes and n_words: of the source text."""
-        self._close_shard()
-        tokens = sum(s.tokens for s in self._shards)
-        documents = sum(s.documents for s in self._shards)
-        return SplitMeta(tokens, documents, n_bytes, n_words, tuple(self._shards))
-
-    def _check(self, ids: np.ndarray) -> None:
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            bad = int(ids.max()) if ids.max() >= self.vocab_size else int(ids.min())
-            raise UsageError(f"token id {bad} lies outside the tokenizer's {self.vocab_size} tokens")
-
-    def _begin_document(self) -> None:
-        if self._n_tokens + 2 > self.shard_tokens - 1:
-            self._close_shard()
-        self._append(np.empty(0, np.int64), np.zeros(1, np.int64))
-
-    def _extend(self, ids: np.ndarray) -> None:
-        """Goes on with the newest document, in further shards where this one is full."""
-        while len(ids):
-            room = self.shard_tokens - 1 - self._n_tokens
-            if room <= 0:
-                self._close_shard()
-                self._begin_document()
-                continue
-            self._push(ids[:room])
-            ids = ids[room:]
-
-    def _append(self, flat: np.ndarray, lengths: np.ndarray) -> None:
-        """Whole documents, end-of-text before each."""
-        ends = np.cumsum(lengths)
-        starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-        self._starts.append((self._n_tokens + starts + np.arange(len(lengths))).astype(INDEX_TYPE))
-        self._n_documents += len(lengths)
-        self._push(np.insert(flat, starts, self.eot))
-
-    def _push(self, ids: np.ndarray) -> None:
-        self._buffer.append(ids.astype(KINDS[self.kind]))
-        self._n_buffered += len(ids)
-        self._n_tokens += len(ids)
-        if self._n_buffered >= BUFFER_TOKENS:
-            self._flush()
-
-    def _flush(self) -> IO[bytes]:
-        if self._file is None:
-            self._file = self._path(".partial").open("wb")
-            self._file.write(bytes(HEADER_BYTES))
-        self._file.write(np.concatenate(self._buffer).tobytes() if self._buffer else b"")
-        self._buffer, self._n_buffered = [], 0
-        return self._file
-
-    def _close_shard(self) -> None:
-        if not self._n_tokens:
-            return
-        self._push(np.array([self.eot]))
-        file = self._flush()
-        file.seek(0)
-        file.write(Header(self.kind, self._n_tokens, self._n_documents, self.vocab_size, self.eot).to_bytes())
-        _close_synced(file)
-        index = self._path(".idx.partial").open("wb")
-        index.write(np.concatenate(self._starts).tobytes())
-        _close_synced(index)
-        final = self._path("")
-        self._path(".idx.partial").replace(self._path(".idx"))
-        self._path(".partial").replace(final)
-        self._shards.append(ShardMeta(final.name, self._n_tokens, self._n_documents, file_sha256(final)))
-        self._file, self._n_tokens, self._n_documents, self._starts = None, 0, 0, []
-
-    def _path(self, suffix: str) -> Path:
-        return self.folder / f"{self.split}_{len(self._shards):06d}.bin{suffix}"
 
 
 class Shard:
@@ -354,18 +209,6 @@ def open_tokens(path: str | Path, tokenizer: Vocabulary) -> Split:
             )
         shards.append(shard)
     return Split(shards, tokenizer.vocab_size)
-
-
-def _flat(documents: Sequence[Sequence[int] | np.ndarray], n_tokens: int) -> np.ndarray:
-    if documents and all(isinstance(d, np.ndarray) for d in documents):
-        return np.concatenate([np.asarray(d, np.int64) for d in documents])
-    return np.fromiter(chain.from_iterable(documents), np.int64, n_tokens)
-
-
-def _close_synced(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
 
 
 if hasattr(os, "pread"):

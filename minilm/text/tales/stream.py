@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minilm.errors import MinilmError, UsageError
 from minilm.text.tales.grammar import grammar
-from minilm.text.tales.tell import SPLITS, _stream, mixed_stories
+from minilm.text.tales.tell import SPLITS, from_seed, mixed_stories
 
 BLOCK = 16  # seeds told in a row: their text fits a pipe's buffer, so a worker tells one block while another is read
 WORTH_MEGABYTES = 5.0  # below, starting processes takes longer than they save
@@ -84,7 +84,7 @@ def _work(styles: str, seed: int, level: int, split: str, worker: int, workers: 
     grammars = [grammar(level, style.strip()) for style in styles.split(",")]
     for block in count(worker, workers):
         first = ((SPLITS.index(split) << 20 | seed) << 40) + block * BLOCK  # as `stories` counts
-        told = [_stream(BLOCK, None, first, g, split) for g in grammars]
+        told = [from_seed(BLOCK, None, first, g, split) for g in grammars]
         sys.stdout.write("".join([f"{text}\n" for texts in zip(*told, strict=True) for text in texts]))
         sys.stdout.flush()
 

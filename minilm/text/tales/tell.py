@@ -141,10 +141,11 @@ def stories(
     if split not in SPLITS:
         raise UsageError(f"tales have the splits {', '.join(SPLITS)}, not {split!r}")
     _check_seed(seed, 2**20)
-    return _stream(n, megabytes, (SPLITS.index(split) << 20 | seed) << 40, grammar(level, style), split)
+    return from_seed(n, megabytes, (SPLITS.index(split) << 20 | seed) << 40, grammar(level, style), split)
 
 
-def _stream(n: int | None, megabytes: float | None, first: int, g: Grammar, split: str) -> Iterator[str]:
+def from_seed(n: int | None, megabytes: float | None, first: int, g: Grammar, split: str) -> Iterator[str]:
+    """The stories whose seeds begin with `first`, as `stories` counts them."""
     left = float("inf") if megabytes is None else megabytes * 1e6
     for seed in range(first, first + (2**40 if n is None else n)):
         if left <= 0:
