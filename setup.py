@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-rooms = ["text", "text.tales", "model", "decoding", "evaluation", "training"]
+rooms = ["text", "text.tales", "model", "decoding", "evaluation", "training", "lab"]
 extras = {
     # Reading parquet and zstd, cleaning, deduplicating, and a tokenizer that is faster than tiktoken with equal ids.
     "data": [

@@ -7,7 +7,7 @@ checked on construction, so a wrong one never reaches a tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from minilm.checks import check_fields as check_fields
 from minilm.checks import nearest as nearest
@@ -106,6 +106,12 @@ class TrainConfig:
     """Text that ends the prompt inside each document; targets up to it weigh prompt_weight."""
     prompt_weight: float = 1.0
     """Weight of a prompt's targets in the terms over tokens. 0: only completions are learnt."""
+    swap_activation: str = ""
+    """An activation that replaces the model's in training, before step swap_at_step."""
+    swap_at_step: int = 0
+    """When."""
+    fix_norms_every_steps: int = 0
+    """With norm fixed: one norm becomes linear every so many steps, from the first on, until all are. 0: off."""
     unfreeze_every_steps: int = 0
     """Training begins with the last block and goes one block deeper every so many steps, embeddings last. 0: off."""
 
@@ -214,7 +220,8 @@ class TrainConfig:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank", "patience", "stride", "max_tokens", "eval_samples"),
+            *("unfreeze_every_steps", "lora_rank", "patience", "swap_at_step", "fix_norms_every_steps"),
+            *("stride", "max_tokens", "eval_samples"),
         ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -247,6 +254,8 @@ class TrainConfig:
             raise UsageError("max_tokens and max_epochs exclude each other: set one of them")
         if self.warmup_tokens and self.warmup_share:
             raise UsageError("warmup_tokens and warmup_share exclude each other: set one of them")
+        if self.swap_activation and self.swap_activation not in get_args(Activation):
+            raise UsageError(f"swap_activation is {self.swap_activation!r}: choose {', '.join(get_args(Activation))}")
         for name in self.loggers:
             if name not in ("tensorboard", "wandb"):
                 raise UsageError(f"loggers are tensorboard and wandb, not {name!r}")

@@ -15,7 +15,7 @@ from minilm.errors import UsageError
 Activation = Literal[
     "gelu_tanh", "gelu", "gelu_quick", "gelu_fast", "relu", "relu2", "silu", "tanh", "swiglu", "geglu", "reglu"
 ]
-Norm = Literal["layernorm", "rmsnorm", "dyt", "none"]
+Norm = Literal["layernorm", "rmsnorm", "dyt", "fixed", "none"]
 NormPosition = Literal["pre", "post", "sandwich"]
 Position = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 InitScheme = Literal["normal", "zero_proj"]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from reference_gpt import Reference
 from tiny_models import close, tiny, tokens
+from training_helpers import prepared, tiny_config
 
+from minilm.config import TrainConfig
 from minilm.errors import UsageError
+from minilm.log import read_metrics
 from minilm.model import lora, surgery
 from minilm.model.gpt import GPT
+from minilm.model.layers import FixedNorm
+from minilm.training import loop
+from minilm.training.loop import Result, train
 
 
 @pytest.mark.parametrize(
@@ -93,3 +102,131 @@ def test_frozen_tables_stay_frozen() -> None:
     assert not model.wte.weight.requires_grad
     with pytest.raises(UsageError, match="takes 1 token or more, not 0"):
         surgery.add_tokens(model, 0)
+
+
+# --- norms fixed one by one, activations swapped
+
+
+def fixed(model: GPT, ids: torch.Tensor) -> GPT:
+    for name in surgery.norms_in_order(model):
+        surgery.fix_norm(model, name, ids)
+    return model
+
+
+def test_a_fixed_norm_s_constant_is_the_mean_deviation() -> None:
+    """The last norm's input is what the blocks give; its deviation, token by token in numpy."""
+    model, ids = tiny(norm="fixed"), tokens(3, 10)
+    last = model.ln_f
+    assert isinstance(last, FixedNorm)
+    x: list[np.ndarray] = []
+    last.register_forward_pre_hook(lambda module, args: x.append(args[0].detach().numpy()))
+    std = surgery.fix_norm(model, "ln_f", ids)
+    expected = np.mean([np.sqrt(row.var() + 1e-5) for row in x[0].reshape(-1, x[0].shape[-1])])
+    assert std == pytest.approx(expected, rel=1e-12)
+    assert last.std.item() == std
+    with pytest.raises(UsageError, match="--norm fixed"):
+        surgery.fix_norm(tiny(), "ln_f", ids)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_scale": False}, {"norm_bias": False, "n_unique_layer": 1}])
+def test_fixed_norms_follow_the_formula_and_are_linear(changes: dict[str, Any], tmp_path: Path) -> None:
+    model, ids = tiny(norm="fixed", **changes), tokens(1, 10)
+    plain = tiny(norm="layernorm", **changes)
+    assert close(model(ids), plain(ids))  # until one is fixed
+    fixed(model, ids)
+    weights = {name: t.numpy() for name, t in model.state_dict().items()}
+    expected = Reference(asdict(model.config), weights).logits(ids[0].tolist())
+    assert close(model(ids)[0], torch.from_numpy(expected))
+    assert not close(model(ids), plain(ids), 1e-2)
+    x, y = torch.randn(2, 16, dtype=torch.float64)
+    zero = model.ln_f(torch.zeros(16, dtype=torch.float64))
+    assert close(model.ln_f(2 * x - y) - zero, 2 * (model.ln_f(x) - zero) - (model.ln_f(y) - zero))
+    model.save_pretrained(tmp_path)
+    again = GPT.from_pretrained(tmp_path).double().eval()
+    assert again.config == model.config
+    assert close(again(ids), model(ids), 1e-5)
+
+
+def test_folded_norms_are_gpt2s_architecture(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, ids = fixed(tiny(norm="fixed", vocab_used=0).float(), tokens(2, 12)), tokens(2, 11, seed=4)
+    folded = surgery.fold_norms(model)
+    assert folded.config == replace(model.config, norm="layernorm", norm_eps=1e12)
+    assert close(folded(ids), model(ids), 1e-5)
+    folded.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert close(theirs(ids).logits, model(ids), 1e-5)
+    with pytest.raises(UsageError, match="not every norm is fixed"):
+        surgery.fold_norms(tiny(norm="fixed"))
+
+
+def test_order_of_norms() -> None:
+    order = surgery.norms_in_order(tiny(norm="fixed", n_layer=3))
+    assert order == [f"h.{i}.ln_2" for i in range(3)] + [f"h.{i}.ln_1" for i in range(3)] + ["ln_f"]
+
+
+def test_an_activation_swapped_in_place_is_the_one_loaded() -> None:
+    model, ids = tiny(), tokens(2, 9)
+    surgery.set_activation(model, "gelu")
+    assert model.config.activation == "gelu"
+    assert close(model(ids), tiny(activation="gelu")(ids))
+    with pytest.raises(UsageError, match="have different weights"):
+        surgery.set_activation(model, "swiglu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("data") / "sums")
+
+
+@pytest.fixture(scope="module")
+def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train(tiny_config(data, tmp_path_factory.mktemp("first") / "run", max_steps=5))
+
+
+def operation(first: Result, data: Path, out_dir: Path) -> TrainConfig:
+    """Twelve steps; a norm is fixed every second one, the activation changes before the eighth."""
+    changes = {"fix_norms_every_steps": 2, "swap_activation": "relu", "swap_at_step": 7}
+    config = tiny_config(data, out_dir, max_steps=12, eval_every_steps=4, save_every_steps=3, **changes)
+    return replace(config, init=str(first.checkpoint), model=replace(first.model.config, norm="fixed"))
+
+
+def test_surgery_in_training_is_logged_and_resumes_to_the_bit(data: Path, first: Result, tmp_path: Path) -> None:
+    whole = train(operation(first, data, tmp_path / "whole"))
+    assert whole.model.config.activation == "relu"
+    set_in = [m.std.item() > 0 for m in whole.model.modules() if isinstance(m, FixedNorm)]
+    assert set_in == [True] * 5
+    rows = [row for row in read_metrics(whole.run / "metrics.jsonl") if "surgery" in row]
+    names = ["h.0.ln_2", "h.1.ln_2", "h.0.ln_1", "h.1.ln_1", "ln_f"]
+    events = [(2 * i + 1, f"fixed {name}") for i, name in enumerate(names)] + [(8, "activation relu")]
+    assert [(row["step"], row["surgery"]) for row in rows] == sorted(events)
+    assert rows[0]["val_loss_before"] == pytest.approx(first.val_loss, rel=1e-6)
+    assert all(row["val_loss_after"] != row["val_loss_before"] for row in rows)
+    for n_saves in (2, 3):  # checkpoints after 6 steps, before the swap, and after 9, behind it
+        run = tmp_path / f"broken{n_saves}"
+        config = operation(first, data, run)
+        save, saves = loop.save_checkpoint, iter(range(1, 9))
+
+        def stop(*args: Any, save: Any = save, saves: Any = saves, last: int = n_saves) -> Path:
+            path: Path = save(*args)
+            if next(saves) == last:
+                raise KeyboardInterrupt
+            return path
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "save_checkpoint", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        resumed = train(replace(config, existing="resume"))
+        assert resumed.losses == whole.losses[3 * n_saves :]
+        for (name, a), b in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+        again = [row for row in read_metrics(run / "metrics.jsonl") if "surgery" in row]
+        assert again == rows
+
+
+def test_norms_that_cannot_be_fixed_are_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="add --norm fixed"):
+        train(tiny_config(data, tmp_path / "run", fix_norms_every_steps=2))
+    with pytest.raises(UsageError, match="choose gelu_tanh"):
+        TrainConfig(swap_activation="gelo")

@@ -91,7 +91,9 @@ def check_formulas(model: GPT) -> None:
     expected = torch.from_numpy(reference.logits(ids[0, :-1].tolist()))
     assert close(model(ids[:, :-1])[0], expected, inexact(model.config))
     nats = reference.loss(ids[0, :-1].tolist(), ids[0, 1:].tolist())
-    assert close(model.loss(ids[:, :-1], ids[:, 1:], reduction="none")[0], torch.tensor(nats).double(), 1e-5)
+    assert close(
+        model.loss(ids[:, :-1], ids[:, 1:], reduction="none")[0], torch.tensor(nats, dtype=torch.float64), 1e-5
+    )
     assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(np.mean(nats), rel=1e-5)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Unpack
 
 import torch
 
-from minilm.decoding.engine import generate_ids
+from minilm.decoding.engine import Filters, generate_ids
 from minilm.errors import UsageError
 from minilm.evaluation.intervals import wilson
 from minilm.model.gpt import GPT
@@ -77,52 +78,97 @@ def coherence(
     style: str = "plain",
     n_stories: int = 200,
     seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    **filters: Unpack[Filters],
 ) -> Coherence:
     """Samples stories and has them graded; the defaults are how coherence is always measured.
 
     train: what copies are looked for in, as tokens, texts or a `CopyCheck` made once for several calls; None leaves
     copies unchecked, and the report says so. A story begins with its style's control code, which is given, and is cut
     at twice the tokens of the longest of 100 real ones; beyond the context, `generate`'s window moves on. Two stories
-    that are alike both fail. Raises UsageError on an unknown level or style or a number out of range.
+    that are alike both fail. filters: `generate`'s. Raises UsageError on an unknown level or style or a number out of
+    range.
     """
     if n_stories < 1:
         raise UsageError(f"n_stories must be 1 or more, not {n_stories}")
-    code = grammar(level, style).code
-    real = [len(ids) for ids in tokenizer.encode_batch(stories(n=N_REAL, level=level, style=style, split="fresh"))]
-    texts = sample_documents(
-        model,
-        tokenizer,
-        code,
-        n_stories,
-        max_new_tokens=2 * max(real),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
+    real = _real_lengths(tokenizer, level, style)
+    texts = tell_stories(model, tokenizer, level=level, style=style, n_stories=n_stories, seed=seed, **filters)
+    return judge(
+        texts,
+        train=copy_check(train, tokenizer),
+        level=level,
+        style=style,
+        sampler=_sampler(seed, **filters),
+        # End-of-text stands before a story, and its last token is never read.
+        beyond_context=sum(n > model.config.block_size for n in real) / N_REAL,
     )
-    texts = [text.strip() for text in texts]
+
+
+def tell_stories(
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    level: int = 1,
+    style: str = "plain",
+    n_stories: int = 200,
+    seed: int = 0,
+    **filters: Unpack[Filters],
+) -> list[str]:
+    """The stories that `coherence` has graded."""
+    code, longest = grammar(level, style).code, max(_real_lengths(tokenizer, level, style))
+    settled = _settled(**filters)
+    texts = sample_documents(model, tokenizer, code, n_stories, max_new_tokens=2 * longest, seed=seed, **settled)
+    return [text.strip() for text in texts]
+
+
+def judge(
+    texts: list[str],
+    *,
+    train: CopyCheck | None,
+    level: int = 1,
+    style: str = "plain",
+    sampler: str = "",
+    beyond_context: float = 0.0,
+) -> Coherence:
+    """The verdict on stories, one or more, however they were written."""
     verdicts = [grade(text, level, style) for text in texts]
-    rules = first_broken_rules(texts, verdicts, copy_check(train, tokenizer))
+    rules = first_broken_rules(texts, verdicts, train)
     passed = rules.count(None)
-    low, high = wilson(passed, n_stories)
+    low, high = wilson(passed, len(texts))
     return Coherence(
         level=level,
         style=style,
-        n_stories=n_stories,
+        n_stories=len(texts),
         passed=passed,
         low=low,
         high=high,
         failures=dict(Counter(rule for rule in rules if rule is not None).most_common()),
-        mean_before=sum(share_before(v) for v in verdicts) / n_stories,
+        mean_before=sum(share_before(v) for v in verdicts) / len(texts),
         samples=tuple(texts[:SAMPLES_SHOWN]),
-        sampler=f"temperature {temperature:g}, top_k {top_k}, top_p {top_p:g}, seed {seed}",
+        sampler=sampler,
         copies_checked=train is not None,
-        # End-of-text stands before a story, and its last token is never read.
-        beyond_context=sum(n > model.config.block_size for n in real) / N_REAL,
+        beyond_context=beyond_context,
     )
+
+
+def _real_lengths(tokenizer: Tokenizer, level: int, style: str) -> list[int]:
+    """Tokens of each of 100 real stories."""
+    return [len(ids) for ids in tokenizer.encode_batch(_real_stories(level, style))]
+
+
+@cache
+def _real_stories(level: int, style: str) -> tuple[str, ...]:
+    return tuple(stories(n=N_REAL, level=level, style=style, split="fresh"))
+
+
+def _settled(**filters: Any) -> dict[str, Any]:
+    """Plain sampling, spelt out, under the filters; a strategy's name says all by itself."""
+    return filters if "strategy" in filters else {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | filters
+
+
+def _sampler(seed: int, **filters: Any) -> str:
+    settled = _settled(**filters)
+    named = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settled.items()]
+    return ", ".join([*named, f"seed {seed}"])
 
 
 def sample_documents(model: GPT, tokenizer: Tokenizer, start: str, n: int, **options: Any) -> list[str]:

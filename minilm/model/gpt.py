@@ -204,12 +204,13 @@ class GPT(nn.Module):
         reduction: str = "mean",
         blocks: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum".
+        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"
+        ("none": (B, T)).
 
         Logits too large to be held at once are made in chunks (`losses.over_tokens`).
         """
         x, table = self.hidden(ids, documents, blocks=blocks), self.head_rows()
-        if fits(targets.numel(), len(table)):
+        if reduction == "none" or fits(targets.numel(), len(table)):
             return cross_entropy(self.used_logits(x), targets, reduction)
         rows, flat = self.head_proj(x).flatten(0, 1), targets.flatten()
 

@@ -70,6 +70,27 @@ class DynamicTanh(_Norm):
         return y if self.bias is None else y + self.bias
 
 
+class FixedNorm(LayerNorm):
+    """w * (x - mean) / std + b: layernorm until `std` is set, then linear (Heimersheim 2024, section 2; `surgery`)."""
+
+    std: Tensor
+
+    def __init__(self, width: int, config: GPTConfig) -> None:
+        super().__init__(width, config)
+        self.register_buffer("std", torch.zeros(1))  # 0: the deviation of each x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        x = x - x.mean(dim=-1, keepdim=True)
+        y = x / torch.where(self.std > 0, self.std, self.deviation(x))
+        y = y if self.weight is None else y * self.weight
+        return y if self.bias is None else y + self.bias
+
+    def deviation(self, centred: Tensor) -> Tensor:
+        """What layernorm divides by: (..., width), less its mean -> (..., 1)."""
+        return (centred.square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
+
+
 class NoNorm(nn.Identity):
     """The input itself."""
 
@@ -83,6 +104,7 @@ NORMS: dict[str, Callable[[int, GPTConfig], nn.Module]] = {
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
     "dyt": DynamicTanh,
+    "fixed": FixedNorm,
     "none": NoNorm,
 }
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minilm.errors import UsageError
 from minilm.model.fit import LoadReport, fit
 from minilm.model.formats import Checkpoint
 from minilm.model.gpt import GPT
+from minilm.model.layers import ACTIVATIONS, MLP, FixedNorm
 from minilm.model.lora import merged
 
 
@@ -28,6 +29,71 @@ def swap(model: GPT, **changes: Any) -> tuple[GPT, LoadReport]:
 
 
 _TABLES = ("wte.weight", "lm_head.weight")
+
+
+def set_activation(model: GPT, name: str) -> None:
+    """Another activation in every block, in place. Raises UsageError where it needs other weights (gated or not)."""
+    kind, act = ACTIVATIONS[name]
+    now = ACTIVATIONS[model.config.activation][0]
+    if kind is not now:
+        raise UsageError(f"{name} and {model.config.activation} have different weights: take --activation instead")
+    for block in model.h:
+        if isinstance(block.mlp, MLP):
+            block.mlp.act = act
+    changed: dict[str, Any] = {"activation": name}
+    model.config = replace(model.config, **changed)
+
+
+def norms_in_order(model: GPT) -> list[str]:
+    """Norms that can be fixed, in Heimersheim's (2024) order: before feed-forwards, before attentions, the last."""
+    names = [name for name, module in model.named_modules() if isinstance(module, FixedNorm)]
+    return sorted(names, key=lambda name: ("ln_2" not in name, "ln_1" not in name))  # stable: by depth within each
+
+
+@torch.no_grad()
+def fix_norm(model: GPT, name: str, ids: Tensor, documents: Tensor | None = None) -> float:
+    """Makes the norm linear: its deviation becomes a constant, the mean over ids (B, T), which is returned.
+
+    The model has to have `norm = "fixed"`; raises UsageError where it has not.
+    """
+    norm = model.get_submodule(name)
+    if not isinstance(norm, FixedNorm):
+        raise UsageError(f"{name} is no norm that can be fixed: load the model with norm fixed (--norm fixed)")
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple[Tensor]) -> None:
+        x = norm.widen(args[0])
+        seen.append(norm.deviation(x - x.mean(dim=-1, keepdim=True)).mean())
+
+    handle, training = norm.register_forward_pre_hook(look), model.training
+    try:
+        model.eval().hidden(ids, documents)
+    finally:
+        handle.remove()
+        model.train(training)
+    norm.std.copy_(torch.stack(seen).mean())  # a shared block runs several times
+    return float(norm.std)
+
+
+HUGE_EPS = 1e12
+
+
+def fold_norms(model: GPT) -> GPT:
+    """A model of GPT-2's architecture with equal logits, all of whose norms are fixed.
+
+    An epsilon of 1e12 drowns the variance, so layernorm divides by 1e6; its weight makes up for it. Such a model opens
+    in transformers. Raises UsageError where a norm is not fixed yet, or has no weight.
+    """
+    norms = [m for m in model.modules() if isinstance(m, FixedNorm)]
+    if not norms or model.config.qk_norm or any(not m.std > 0 or m.weight is None for m in norms):
+        raise UsageError("not every norm is fixed, or one has no scale: train with --fix_norms_every_steps to the end")
+    folded, _ = swap(model, norm="layernorm", norm_eps=HUGE_EPS)
+    with torch.no_grad():
+        for name, norm in model.named_modules():
+            if isinstance(norm, FixedNorm):
+                weight = folded.get_parameter(f"{name}.weight")
+                weight.data = norm.weight * (HUGE_EPS**0.5 / norm.std)
+    return folded
 
 
 @torch.no_grad()

@@ -97,9 +97,9 @@ def load_checkpoint(step_folder: Path, model: GPT, optimizers: list[torch.optim.
     saved, _ = load_pretrained(step_folder)
     if saved.config != model.config:
         raise UsageError(f"{step_folder} holds another model than the run's config asks for: use --overwrite or --init")
-    tensors = dict(saved.named_parameters())
+    tensors = saved.state_dict()
     with torch.no_grad():
-        for name, mine in model.named_parameters():
+        for name, mine in model.state_dict().items():
             if ".lora_" not in name:
                 mine.copy_(tensors[name])
     if lora.layers(model):

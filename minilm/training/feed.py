@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from minilm.config import TrainConfig
 from minilm.errors import UsageError
@@ -15,6 +19,7 @@ from minilm.text.packing import PackingOptions, line_end_ids
 from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.setup import Setup
+from minilm.training.validation import batch_tensors
 
 
 def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenizer) -> Batches | Curriculum:
@@ -104,3 +109,12 @@ def with_budget(config: TrainConfig, data: ShardFolder) -> TrainConfig:
         return config
     per_step = config.batch_size * config.model.block_size
     return replace(config, max_steps=max(math.ceil(tokens / per_step), 1))
+
+
+def micro_batches(
+    config: TrainConfig, setup: Setup, batch: Batch, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """ids, targets and, where there are some, weights and documents on the device, a micro-batch at a time."""
+    n_rows = micro_rows(config, setup, batch)
+    for at in range(0, len(batch.ids), n_rows):
+        yield batch_tensors(batch, slice(at, at + n_rows), device)

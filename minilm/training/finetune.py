@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from minilm.config import TrainConfig
 from minilm.errors import MinilmError, UsageError
-from minilm.log import read_metrics, say
-from minilm.model import freeze, lora
+from minilm.log import Metrics, read_metrics, say
+from minilm.model import freeze, lora, surgery
 from minilm.model.gpt import GPT
+from minilm.text.batches import Batch
 
 START = "start.safetensors"
 REPORT = "moved.json"
@@ -60,6 +61,45 @@ class Unfreezing:
             freeze.set_stage(self.model, self.levels, stage)
             n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             say(f"step {step}: level {stage + 1} of {len(self.levels)} is unfrozen, {n_trained:,} parameters trained")
+
+
+class Surgery:
+    """Changes of the model between steps, as functions of the step: an activation swapped, norms fixed one by one."""
+
+    def __init__(self, model: GPT, config: TrainConfig) -> None:
+        self.model, self.config = model, config
+        self.norms = surgery.norms_in_order(model) if config.fix_norms_every_steps else []
+        if config.fix_norms_every_steps and not self.norms:
+            raise UsageError("--fix_norms_every_steps needs norms that can be fixed: add --norm fixed")
+
+    def restore(self, steps_done: int) -> None:
+        """The activation that the model has after so many steps (fixed norms are in its weights)."""
+        if self.config.swap_activation:
+            swapped = steps_done > self.config.swap_at_step
+            surgery.set_activation(self.model, self.config.swap_activation if swapped else self.config.model.activation)
+
+    def begin_step(
+        self, step: int, batch_of: Callable[[int], Batch], n_rows: int, validate: Callable[[], float], metrics: Metrics
+    ) -> None:
+        """Does what is due before `step`, measures the damage and logs it.
+
+        Deviations are taken from the first n_rows of the step's batch, the same on every rank.
+        """
+        due: dict[str, Callable[[], object]] = {}
+        if self.config.swap_activation and step == self.config.swap_at_step:
+            name = self.config.swap_activation
+            due[f"activation {name}"] = lambda: surgery.set_activation(self.model, name)
+        every = self.config.fix_norms_every_steps
+        if every and step % every == 0 and step // every < len(self.norms):
+            norm = self.norms[step // every]
+            ids = torch.from_numpy(batch_of(step).ids[:n_rows]).to(self.model.device)
+            due[f"fixed {norm}"] = lambda: surgery.fix_norm(self.model, norm, ids)
+        for what, operate in due.items():
+            before = validate()
+            operate()
+            after = validate()
+            say(f"before step {step + 1}: {what}; validation loss {before:.4f} -> {after:.4f} ({after - before:+.4f})")
+            metrics.write(step=step + 1, surgery=what, val_loss_before=before, val_loss_after=after)
 
 
 def write_start(model: GPT, run: Path) -> None:

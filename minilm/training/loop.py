@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ from minilm.text.mixture import open_data
 from minilm.text.prompts import PromptWeights
 from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
-from minilm.training.checkpoint import load_checkpoint, save_checkpoint
+from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
-from minilm.training.feed import Curriculum, micro_rows, training_batches, with_budget
-from minilm.training.finetune import Unfreezing, report, write_start
+from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
+from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
@@ -50,7 +50,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import batch_tensors, evaluate, sample
+from minilm.training.validation import evaluate, sample
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -99,7 +99,9 @@ class _Run:
 
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
-        saved = load_checkpoint(step_folders(self.folder)[-1], self.model, self.optimizers)
+        newest = step_folders(self.folder)[-1]
+        Surgery(self.model, self.config).restore(read_state(newest)["step"])
+        saved = load_checkpoint(newest, self.model, self.optimizers)
         for name, part in (("guard", self.guard), ("watch", self.watch), ("precision", self.precision)):
             part.load_state(saved.pop(name))
         self.state = saved
@@ -174,17 +176,19 @@ def _steps(run: _Run) -> Result:
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
-    unfreezing = Unfreezing(model, config.unfreeze_every_steps)
+    unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
+    validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
         if run.ranks.first:
             write_start(model, run.folder)
-        val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
+        val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
         while step < config.max_steps:
+            surgery.begin_step(step, run.batches.batch, setup.micro_batch_size, validate, metrics)
             runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
             objective.begin_step()
@@ -213,7 +217,7 @@ def _steps(run: _Run) -> Result:
             if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped.norm.item()
                 if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
-                    where = first_bad(model, setup, micro_batches(run, batch))
+                    where = first_bad(model, setup, micro_batches(config, run.setup, batch, model.device))
                     raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
@@ -223,7 +227,7 @@ def _steps(run: _Run) -> Result:
                 metrics.write(**{k: v for k, v in run.state.items() if k != "val_loss"}, **values, **counts)
             if validating:
                 with clock.apart("eval"):
-                    val_loss = evaluate(model, setup, val, config.eval_tokens, run.ranks, config.attend)
+                    val_loss = validate()
                     n = config.eval_samples if run.ranks.first else 0
                     told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
                 run.state["val_loss"] = val_loss
@@ -269,7 +273,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
         return None  # all ranks leave before the same step
     total = torch.zeros((), device=model.device)
     n_micro = -(-len(batch.ids) // micro_rows(config, run.setup, batch))
-    for i, tensors in enumerate(micro_batches(run, batch)):
+    for i, tensors in enumerate(micro_batches(config, run.setup, batch, model.device)):
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
@@ -284,16 +288,9 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     where, overflow = "", run.precision.overflowed(norm)
     trouble = None if overflow else run.guard.trouble(total, norm)
     if trouble:
-        where = first_bad(model, run.setup, micro_batches(run, batch))
+        where = first_bad(model, run.setup, micro_batches(config, run.setup, batch, model.device))
     elif not overflow:
         for optimizer in run.optimizers:
             optimizer.step()
     model.zero_grad(set_to_none=True)
     return _Stepped(total, norm, trouble, where)
-
-
-def micro_batches(run: _Run, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
-    """ids, targets and, where there are some, weights and documents on the device, micro_batch_size rows at a time."""
-    size = micro_rows(run.config, run.setup, batch)
-    for at in range(0, len(batch.ids), size):
-        yield batch_tensors(batch, slice(at, at + size), run.model.device)

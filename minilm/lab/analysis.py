@@ -1,0 +1,177 @@
+"""From lines of results to what they say: values by arm and seed, paired effects, verdicts.
+
+A verdict is one of four. same: the 95 % interval lies within the question's margin, whatever p is. better, worse: it
+does not, and p is below 0.05 after Holm's correction over all comparisons of the question. undecided: neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minilm.lab.cells import Results, best_rate, paired, sweep, timed
+from minilm.lab.question import Arm, Line, Question, Scale, middle
+from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
+
+Verdict = Literal["better", "worse", "same", "undecided"]
+TIMED = ("tokens_per_second",)  # what other work on the machine would change: from timed cells only
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What an arm came to."""
+
+    arm: Arm
+    rate: float | None
+    """Chosen by the sweep; None where there was none, or where every rate diverged."""
+    swept: tuple[tuple[float, float], ...]
+    """(rate, validation loss) of the sweep; infinite where it diverged."""
+    values: Mapping[str, tuple[float, ...]]
+    """Measure -> a value for each seed, NaN where it has none; of timed ones one value."""
+    diverged: int
+    """Paired runs whose loss was no longer finite."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest tried: a better one may lie beyond."""
+        rates = [rate for rate, _ in self.swept]
+        return len(rates) > 1 and self.rate in (min(rates), max(rates))
+
+    def mean(self, measure: str) -> float:
+        """Over the seeds that have a value; NaN where none has."""
+        found = [value for value in self.values.get(measure, ()) if math.isfinite(value)]
+        return sum(found) / len(found) if found else math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the reference of its group, by the first measure."""
+
+    arm: Arm
+    reference: Arm
+    effect: Effect
+    p: float
+    """After Holm's correction."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that a report tells of a question."""
+
+    question: Question
+    scale: Scale
+    arms: tuple[ArmResult, ...]
+    """Those that have all their paired runs."""
+    comparisons: tuple[Comparison, ...]
+    missing: tuple[str, ...]
+    """Labels of arms with cells still to run."""
+    lines: tuple[Line, ...]
+
+    def verdict(self, label: str) -> Verdict | None:
+        return next((c.verdict for c in self.comparisons if c.arm.label == label), None)
+
+    def among(self, verdict: Verdict) -> list[Comparison]:
+        return [c for c in self.comparisons if c.verdict == verdict]
+
+
+def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
+    """Raises nothing for what is missing: it is named."""
+    found, missing, lines = [], [], []
+    for arm in question.arms(scale):
+        swept = sweep(question, scale, arm)
+        rate = best_rate(swept, results) if all(c.address in results for c in swept) else None
+        cells = paired(question, scale, arm, rate) if not swept or rate is not None else []
+        clock = timed(question, scale, arm, rate) if question.timed and cells else None
+        wanted = [*swept, *cells, *([clock] if clock else [])]
+        here = [results[cell.address] for cell in wanted if cell.address in results]
+        lines += here
+        if len(here) < len(wanted) or (not cells and any(c.address not in results for c in swept)):
+            missing.append(arm.label)
+            continue
+        tried = [(c.config.lr, results[c.address]["metrics"].get("val_loss", math.inf)) for c in swept]
+        runs = [results[cell.address]["metrics"] for cell in cells]
+        values = _values(runs, results[clock.address]["metrics"] if clock else {})
+        diverged = sum("diverged" in run for run in runs) if cells else scale.n_seeds
+        found.append(ArmResult(arm, rate, tuple(tried), values, diverged))
+    found = _steps_to_reference(question, scale, found, results)
+    return Analysis(
+        question, scale, tuple(found), tuple(_compare(question, found)), tuple(missing), tuple(lines)
+    )  # fmt: skip
+
+
+def reference_of(question: Question, arm: Arm, found: list[ArmResult]) -> ArmResult | None:
+    """The reference of the arm's group, where it is there."""
+    mine = [r for r in found if r.arm.group == arm.group and r.arm.name == question.reference]
+    return mine[0] if mine else None
+
+
+def _values(runs: list[Line], clock: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    names = {name for run in runs for name, value in run.items() if isinstance(value, int | float)}
+    values = {n: tuple(float(run.get(n, math.nan)) for run in runs) for n in names if n not in TIMED}
+    speed = clock.get("tokens_per_second", math.nan)
+    if math.isfinite(speed):
+        values["tokens_per_second"] = (float(speed),)
+        values["seconds_alone"] = tuple(tokens / speed for tokens in values.get("tokens", ()))
+    return values
+
+
+def _compare(question: Question, found: list[ArmResult]) -> list[Comparison]:
+    """One family: every arm against the reference of its group."""
+    measure = question.measures[0]
+    effects: list[tuple[Arm, Arm, Effect]] = []
+    for result in found:
+        reference = reference_of(question, result.arm, found)
+        if reference is None or reference is result:
+            continue
+        both = zip(result.values.get(measure.name, ()), reference.values.get(measure.name, ()), strict=False)
+        pairs = [pair for pair in both if all(map(math.isfinite, pair))]
+        if pairs:
+            effects.append((result.arm, reference.arm, paired_effect(*zip(*pairs, strict=True))))
+    adjusted = holm([effect.p for _, _, effect in effects])
+    return [
+        Comparison(arm, reference, effect, p, verdict_of(effect, p, question.margin, measure.better))
+        for (arm, reference, effect), p in zip(effects, adjusted, strict=True)
+    ]
+
+
+def verdict_of(effect: Effect, p: float, margin: float, better: str) -> Verdict:
+    """p: after correction. NaN, from one pair, decides nothing."""
+    if -margin <= effect.low and effect.high <= margin:
+        return "same"
+    if p < ALPHA:
+        return "better" if (effect.mean < 0) == (better == "lower") else "worse"
+    return "undecided"
+
+
+def _steps_to_reference(
+    question: Question, scale: Scale, found: list[ArmResult], results: Results
+) -> list[ArmResult]:  # fmt: skip
+    """Adds, where it is asked for, after how many steps each run's validation loss is the reference's last one."""
+    if all(measure.name != "steps_to_reference" for measure in question.measures):
+        return found
+    complete = []
+    for result in found:
+        reference = reference_of(question, result.arm, found)
+        steps = []
+        if reference is not None and result.rate is not None and reference.rate is not None:
+            pairs = zip(
+                paired(question, scale, result.arm, result.rate),
+                paired(question, scale, reference.arm, reference.rate),
+                strict=True,
+            )
+            for mine, theirs in pairs:
+                curve = results[mine.address]["metrics"].get("curve", [])
+                target = results[theirs.address]["metrics"].get("val_loss", -math.inf)
+                reached = crossing([step for step, _ in curve], [loss for _, loss in curve], target)
+                steps.append(math.nan if reached is None else reached)
+        values = {**result.values, "steps_to_reference": tuple(steps)}
+        complete.append(ArmResult(result.arm, result.rate, result.swept, values, result.diverged))
+    return complete
+
+
+def is_equal_effort(question: Question, scale: Scale) -> bool:
+    """Whether every arm has as many rates tried."""
+    return len({len(middle(arm.rates, scale.n_rates)) for arm in question.arms(scale)}) == 1

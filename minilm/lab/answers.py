@@ -1,0 +1,156 @@
+"""Sentences made from numbers: the answer to a question, and whether what was published agrees."""
+
+from __future__ import annotations
+
+import math
+
+from minilm.lab.analysis import Analysis, Comparison
+from minilm.lab.question import Claim, Measure
+from minilm.lab.statistics import power_law, rank_correlation
+
+
+def answer(analysis: Analysis) -> str:
+    """Two sentences: what is better than the reference, and what became of the other arms."""
+    reference, measure = analysis.question.reference, analysis.question.measures[0]
+    if not analysis.comparisons:
+        return "Undecided at this scale: no arm can be compared yet. Nothing follows for any of them."
+    better = sorted(analysis.among("better"), key=lambda c: -abs(c.effect.mean))
+    if better:
+        best = better[0]
+        first = f"Better than {reference}: {best.arm.label}, {told(best, measure)}"
+        if others := [c.arm.label for c in better[1:]]:
+            first += f"; so {'is' if len(others) == 1 else 'are'} {listed(others)}"
+    elif len(analysis.among("same")) == len(analysis.comparisons):
+        others = listed([c.arm.label for c in analysis.comparisons])
+        first = f"No difference found between {reference} and {others}"
+        return f"{first}. Every 95 % interval lies within {_margin(analysis)}."
+    else:
+        first = f"Nothing was found to be better than {reference}"
+    rest = []
+    if worse := analysis.among("worse"):
+        rest.append(f"worse: {listed([f'{c.arm.label} ({told(c, measure)})' for c in worse])}")
+    if same := analysis.among("same"):
+        rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
+    if open_ := analysis.among("undecided"):
+        named = [f"{c.arm.label} ({told(c, measure)})" for c in open_]
+        rest.append(f"undecided at this scale: {listed(named)}")
+    second = "; ".join(rest) or "no other arm was compared"
+    return f"{first}. {second[0].upper()}{second[1:]}."
+
+
+def told(comparison: Comparison, measure: Measure) -> str:
+    """by 0.12 nats per token lower validation loss (95 % ... to ..., p ..., 3 seeds)."""
+    effect, digits = comparison.effect, measure.digits
+    interval = "no interval from one seed"
+    if math.isfinite(effect.low):
+        p = "< 0.0001" if comparison.p < 1e-4 else f"= {comparison.p:.4f}"
+        interval = f"95 % {effect.low:+.{digits}f} to {effect.high:+.{digits}f}, p {p}, {effect.n} seeds"
+    return f"{measure.title} {effect.mean:+.{digits}f}{_unit(measure)} ({interval})"
+
+
+def change_of_default(analysis: Analysis) -> str:
+    """Whether the outcome that would change a default has come about, as far as the first measure tells."""
+    better = [c.arm.label for c in analysis.among("better")]
+    if better:
+        return f"By the first measure it has come about: {listed(better)}."
+    if analysis.missing or analysis.among("undecided"):
+        return "It has not come about, and is not excluded."
+    return "It has not come about."
+
+
+def agreement(analysis: Analysis, claim: Claim) -> str:
+    """What was found beside what a publication says of the same arms."""
+    labels: dict[str, list[str]] = {}
+    for result in analysis.arms:
+        for name in {result.arm.name, result.arm.label}:
+            labels.setdefault(name, []).append(result.arm.label)
+    found = []
+    for name, says in claim.says.items():
+        verdicts = [analysis.verdict(label) for label in labels.get(name, [])]
+        if not verdicts or None in verdicts:
+            found.append(f"{name}: not measured here")
+        elif all(verdict == says for verdict in verdicts):
+            found.append(f"{name}: agrees ({says})")
+        elif "undecided" in verdicts:
+            found.append(f"{name}: undecided here")
+        else:
+            found.append(f"{name}: disagrees (published {says}, here {', '.join(map(str, verdicts))})")
+    return "; ".join(found) or "not compared arm by arm"
+
+
+def loss_and_text(analysis: Analysis) -> str:
+    """Whether arms with a lower loss write better: rank correlation over arms. Empty where there are under four."""
+    pairs = [(r.mean("val_loss"), r.mean("before")) for r in analysis.arms]
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    if len(pairs) < 4:
+        return ""
+    rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
+    if not math.isfinite(rho):
+        return ""
+    return (
+        f"Over {len(pairs)} arms the rank correlation of validation loss with sentences before the first broken rule: "
+        f"{rho:+.2f} (p = {p:.3f}; arms are not independent draws)."
+    )
+
+
+def fits(analysis: Analysis) -> list[str]:
+    """Power laws of the loss in the arms' x, where a question draws one and a group has four points or more."""
+    found = []
+    for picture in analysis.question.pictures:
+        if picture.kind != "lines" or picture.y != "val_loss" or not picture.log:
+            continue
+        for group in dict.fromkeys(r.arm.group for r in analysis.arms):
+            points = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
+            points = [point for point in points if all(map(math.isfinite, point))]
+            if len({x for x, _ in points}) < 4 or len({x for x, _ in points}) < len(points):
+                continue
+            law = power_law([x for x, _ in points], [y for _, y in points])
+            found.append(
+                f"{group + ': ' if group else ''}loss = {law.floor:.3f} + {law.scale:.3g} x^-{law.power:.3f}, x the "
+                f"{picture.x}, {len(points)} points, root mean square error {law.error:.4f} nats per token."
+            )
+    return found
+
+
+def reached(analysis: Analysis) -> list[str]:
+    """The smallest arm of each group that reaches the question's goal, and what it costs."""
+    goal = analysis.question.goal
+    if goal is None:
+        return []
+    measure = next(m for m in analysis.question.measures if m.name == goal[0])
+    found = []
+    for group in dict.fromkeys(r.arm.group for r in analysis.arms):
+        mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
+        there = [r for r in mine if r.mean(goal[0]) >= goal[1]]
+        told_group = f"{group}: " if group else ""
+        if not there:
+            best = max(mine, key=lambda r: r.mean(goal[0]))
+            found.append(
+                f"{told_group}no arm reaches {goal[1]:g} {measure.unit} {measure.title}; {best.arm.name} has "
+                f"{best.mean(goal[0]):.{measure.digits}f}."
+            )
+            continue
+        least = there[0]
+        costs = [
+            f"{least.mean(m.name):,.{m.digits}f} {m.unit or m.title}"
+            for m in analysis.question.measures
+            if m.name in ("parameters", "teraflops", "seconds_alone") and math.isfinite(least.mean(m.name))
+        ]
+        found.append(
+            f"{told_group}the smallest arm with {goal[1]:g} {measure.unit} {measure.title} is {least.arm.name} "
+            f"({least.mean(goal[0]):.{measure.digits}f} {measure.unit}; {', '.join(costs)})."
+        )
+    return found
+
+
+def listed(words: list[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _margin(analysis: Analysis) -> str:
+    return f"{analysis.question.margin:g}{_unit(analysis.question.measures[0])}"
+
+
+def _unit(measure: Measure) -> str:
+    return f" {measure.unit}" if measure.unit else ""

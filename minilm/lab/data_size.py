@@ -1,0 +1,51 @@
+"""How much text a writer needs: quality against data, every size trained until it no longer gets better."""
+
+from __future__ import annotations
+
+from minilm.lab.measures import BEFORE, COHERENT, LOSS
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Picture, Question, Scale, grid
+
+PASSES = 4  # over the text; more gains little (Muennighoff 2023)
+BYTES_PER_TOKEN = 4.5  # of tales in words, roughly: it decides how many steps there are, nothing else
+
+
+def arms(scale: Scale) -> list[Arm]:
+    per_step = scale.run["batch_size"] * scale.run["block_size"]
+    found = []
+    for megabytes in scale.extra["megabytes"]:
+        steps = max(
+            round(scale.extra.get("passes", PASSES) * 1e6 * megabytes / BYTES_PER_TOKEN / per_step),
+            scale.extra["fewest_steps"],
+        )
+        every = max(steps // 8, 1)
+        run = {"max_steps": steps, "eval_every_steps": every, "save_every_steps": every, "warmup_steps": 0}
+        run |= {"warmup_share": 0.05}
+        most = max(scale.extra["megabytes"])
+        name = "most" if megabytes == most else f"{megabytes:g} MB"
+        data = {"megabytes": megabytes, "vocabulary": most}
+        found.append(Arm(name, run, grid(1e-2), data=data, x=1e6 * megabytes))
+    return found
+
+
+QUESTION = Question(
+    name="data_size",
+    asks="How much text does a writer need?",
+    varied="The amount of text, four passes over each.",
+    fixed="Model, schedule, optimizer, validation; as many rates tried for each.",
+    would_change="Less text than the most that writes as well: less of tales would be made by default.",
+    measures=(BEFORE, COHERENT, LOSS),
+    margin=2.0,
+    reference="most",
+    arms=arms,
+    scales={
+        "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
+        "laptop": LAPTOP.but(n_rates=3, extra={"megabytes": (0.2, 0.6, 2.0, 6.0, 20.0), "fewest_steps": 50}),
+        "gpu": GPU.but(n_rates=3, extra={"megabytes": (2.0, 6.0, 20.0, 60.0, 200.0), "fewest_steps": 100}),
+    },
+    published=(Claim("Loss falls as a power law in the amount of text.", "Kaplan 2020, arXiv:2001.08361", {}),),
+    threats=("More text means more steps too: compute grows with data, as it does where one has more text.",),
+    pictures=(
+        Picture("lines", "text, bytes", "val_loss", log=True),
+        Picture("lines", "text, bytes", "before", log=True),
+    ),
+)

@@ -1,0 +1,76 @@
+"""What to minimise: cross-entropy, or with label smoothing, z-loss, unlikelihood or SimCTG's contrast beside it."""
+
+from __future__ import annotations
+
+from minilm.evaluation.intervals import bootstrap
+from minilm.evaluation.ngram import words
+from minilm.evaluation.repetition import distinct_n, seq_rep_n
+from minilm.evaluation.text_metrics import tell_stories
+from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.trial import Trained
+
+TERMS: dict[str, dict[str, float]] = {
+    "cross-entropy": {},
+    "label smoothing 0.1": {"label_smoothing": 0.1},
+    "z-loss 1e-4": {"z_loss": 1e-4},
+    "unlikelihood 0.5": {"unlikelihood": 0.5},
+    "contrastive 1": {"contrastive": 1.0},
+}
+
+
+def arms(scale: Scale) -> list[Arm]:
+    return [Arm(name, terms, grid(1e-2)) for name, terms in TERMS.items()]
+
+
+def greedy_text(trained: Trained) -> dict[str, float]:
+    """How much greedy continuations repeat themselves, and plain samples each other."""
+    n, level = trained.cell.measure["n_stories"], trained.cell.data["level"]
+    model, tokenizer = trained.model, trained.tokenizer
+    greedy = tell_stories(model, tokenizer, level=level, n_stories=1, temperature=0.0)
+    drawn = [words(text) for text in tell_stories(model, tokenizer, level=level, n_stories=n)]
+    return {
+        "greedy_repeated": 100 * bootstrap([seq_rep_n(words(text)) for text in greedy]).value,
+        "distinct_3": 100 * distinct_n(drawn, 3),
+    }
+
+
+QUESTION = Question(
+    name="loss",
+    asks="Does anything beside cross-entropy write better stories?",
+    varied="The terms that are minimised, at their published weights.",
+    fixed="Model, data, order of batches, steps, schedule, optimizer; as many rates tried for each.",
+    would_change="A term whose stories hold together longer than those of cross-entropy alone, the default.",
+    measures=(
+        BEFORE,
+        COHERENT,
+        LOSS,
+        Measure("distinct_3", "distinct 3-grams of plain samples", "% of 3-grams", "higher", 1),
+        Measure("greedy_repeated", "repeated 4-grams of the greedy story", "%", digits=1),
+        SPEED,
+    ),
+    margin=2.0,
+    reference="cross-entropy",
+    arms=arms,
+    scales={"smoke": SMOKE.but(n_rates=1), "laptop": LAPTOP, "gpu": GPU},
+    published=(
+        Claim(
+            "Unlikelihood training repeats far less, at little cost in perplexity.",
+            "Welleck 2020, arXiv:1908.04319",
+            {"unlikelihood 0.5": "better"},
+        ),
+        Claim(
+            "SimCTG's contrastive loss costs no perplexity and helps its own search most.",
+            "Su 2022, arXiv:2202.06417",
+            {"contrastive 1": "same"},
+        ),
+    ),
+    threats=(
+        "Weights are the published ones, for larger models and vocabularies; none is tuned.",
+        "Rates are chosen by plain cross-entropy on validation text, which favours cross-entropy.",
+        "Distillation and sequence-level unlikelihood are not among the arms.",
+    ),
+    pictures=(Picture("points", "val_loss", "before"),),
+    timed=True,
+    measure=greedy_text,
+)

@@ -1,0 +1,89 @@
+"""How small a model writes coherently: parameters, compute and seconds, at level 1 and level 2."""
+
+from __future__ import annotations
+
+from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SECONDS_ALONE, SPEED, TERAFLOPS
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Picture, Question, Scale, grid
+
+SHAPES = {  # layers, heads, width; parameters in blocks are about 12 x layers x width^2
+    "width 24": (2, 1, 24),
+    "width 48": (3, 2, 48),
+    "width 96": (3, 3, 96),
+    "width 192": (3, 3, 192),
+    "width 256": (4, 4, 256),
+    "width 384": (5, 6, 384),
+}
+CONTEXT = {1: 128, 2: 192, 3: 256, 4: 384}
+"""Level -> the longest story and a little more."""
+
+
+def arms(scale: Scale) -> list[Arm]:
+    found = []
+    tokens = scale.run["batch_size"] * scale.run["block_size"]
+    for level in scale.extra["levels"]:
+        T = scale.extra.get("context") or CONTEXT[level]
+        for name in scale.extra["shapes"]:
+            n_layer, n_head, n_embd = SHAPES[name]
+            run = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": T}
+            run |= {"batch_size": tokens // T, "micro_batch_size": 0}
+            # The best rate falls about with the root of the width; tiny's 1e-2 at 192 is where that is known.
+            rates = grid(1e-2 * (192 / n_embd) ** 0.5, n=3)
+            blocks = 12 * n_layer * n_embd**2
+            found.append(Arm(name, run, rates, group=f"level {level}", data={"level": level}, x=blocks))
+    return found
+
+
+QUESTION = Question(
+    name="model_size",
+    asks="How small a model writes coherent stories, and what do parameters, compute and time buy beyond that?",
+    varied="Width and depth, each with its own rate; the level of difficulty.",
+    fixed="Tokens, schedule, optimizer, data and its order within a level; as many rates tried for each size.",
+    would_change="A smaller model as coherent as the preset tiny's (width 192) at level 1.",
+    measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
+    margin=2.0,
+    reference="width 192",
+    arms=arms,
+    scales={
+        "smoke": SMOKE.but(
+            {"max_steps": 2},
+            n_rates=1,
+            n_stories=1,
+            extra={"levels": (1,), "shapes": ("width 24", "width 192"), "context": 32},
+        ),
+        "laptop": LAPTOP.but(
+            {"batch_size": 64, "max_steps": 1200},
+            n_rates=3,
+            extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
+        ),
+        "gpu": GPU.but(
+            {"batch_size": 64, "block_size": 384, "max_steps": 4000},
+            {"megabytes": 100.0},
+            n_rates=3,
+            extra={"levels": (1, 2, 3, 4), "shapes": tuple(SHAPES)},
+        ),
+    },
+    published=(
+        Claim(
+            "Models of a few million parameters, some with one block, write fluent and coherent simple stories; "
+            "those of one million and less do not yet.",
+            "Eldan & Li 2023 (TinyStories), arXiv:2305.07759",
+            {"width 24 / level 1": "worse", "width 24 / level 2": "worse"},
+        ),
+        Claim(
+            "Loss falls as a power law in parameters.",
+            "Kaplan 2020, arXiv:2001.08361",
+            {},
+        ),
+    ),
+    threats=(
+        "Equal tokens, not equal compute: a small model could see more in the same time.",
+        "Depth and width change together.",
+    ),
+    pictures=(
+        Picture("lines", "parameters in blocks", "coherent", log=True),
+        Picture("lines", "parameters in blocks", "before", log=True),
+        Picture("lines", "parameters in blocks", "val_loss", log=True),
+    ),
+    goal=("coherent", 90.0),
+    timed=True,
+)

@@ -1,0 +1,62 @@
+"""Where the lab keeps things: results, which are committed, and work in progress, which is not."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minilm.lab.question import Line, address
+from minilm.log import read_metrics
+
+
+class Places:
+    """results/<question>.jsonl in the lab's folder; runs, bases, logs and locks in its folder `work`."""
+
+    def __init__(self, folder: str | Path = "lab") -> None:
+        self.folder = Path(folder)
+        self.work = self.folder / "work"
+
+    def results_file(self, question: str) -> Path:
+        return self.folder / "results" / f"{question}.jsonl"
+
+    def results(self, question: str, scale: str) -> dict[str, Line]:
+        """Address -> line. The address is worked out anew from the recorded settings, so that a result which today's
+        defaults would not give counts as not done; so does a line that a kill cut short."""
+        path = self.results_file(question)
+        if not path.is_file():
+            return {}
+        return {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
+
+    def append(self, question: str, line: dict[str, Any]) -> None:
+        """Adds a result, whole and on disk, whoever else is writing. What a kill left of a line is closed first."""
+        path = self.results_file(question)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+        """Whether this process has the lock; the system frees it when the process ends, however it ends."""
+        path = self.work / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, how | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True

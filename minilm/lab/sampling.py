@@ -1,0 +1,98 @@
+"""Which sampler: quality against diversity of every strategy, on the same models."""
+
+from __future__ import annotations
+
+from minilm.decoding.presets import PRESETS
+from minilm.evaluation.intervals import bootstrap
+from minilm.evaluation.ngram import words
+from minilm.evaluation.repetition import distinct_n, seq_rep_n
+from minilm.evaluation.text_metrics import judge, tell_stories
+from minilm.lab.measures import BEFORE, COHERENT
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale
+from minilm.lab.trial import Trained, copies_of
+
+DUPLICATE = Measure("duplicate", "stories told more than once", "%", digits=1)
+DISTINCT = Measure("distinct_3", "distinct 3-grams", "% of 3-grams", "higher", 1)
+SETTINGS: dict[str, dict[str, float]] = {
+    **{f"temperature {t:g}": {"temperature": t} for t in (1.0, 0.8, 0.6, 0.4)},
+    "greedy": {"temperature": 0.0},
+    **{f"top_k {k}": {"top_k": k} for k in (40, 10, 3)},
+    **{f"top_p {p:g}": {"top_p": p} for p in (0.95, 0.9, 0.7)},
+    **{f"min_p {p:g}": {"min_p": p} for p in (0.05, 0.1, 0.3)},
+    **{f"typical {p:g}": {"typical_p": p} for p in (0.95, 0.7)},
+    **{name: dict(PRESETS[name].settings) for name in ("epsilon", "eta", "mirostat", "ctrl")},
+}
+
+
+def arms(scale: Scale) -> list[Arm]:
+    return [Arm(name, measure={"filters": filters}) for name, filters in SETTINGS.items()]
+
+
+def written(trained: Trained) -> dict[str, float]:
+    """What the strategy's stories are like, each arm's from the same seeds."""
+    measure, data = trained.cell.measure, trained.cell.data
+    n_stories, level = measure["n_stories"], data["level"]
+    texts = tell_stories(
+        trained.model,
+        trained.tokenizer,
+        level=level,
+        n_stories=n_stories,
+        seed=trained.cell.seed,
+        **measure["filters"],
+    )
+    graded = judge(texts, train=copies_of(trained.data), level=level)
+    split = [words(text) for text in texts]
+    return {
+        "coherent": 100 * graded.share,
+        "before": 100 * graded.mean_before,
+        "duplicate": 100 * sum(texts.count(text) > 1 for text in texts) / n_stories,
+        "distinct_3": 100 * distinct_n(split, 3),
+        "repeated": 100 * bootstrap([seq_rep_n(text) for text in split]).value,
+        "copied": 100 * graded.failures.get("copied", 0) / n_stories,
+    }
+
+
+QUESTION = Question(
+    name="sampling",
+    asks="Which way of drawing tokens writes the most coherent stories, and what does it cost in diversity?",
+    varied="The strategy and its one number.",
+    fixed="Models (one a seed), stories, seeds, prompt, length limit, grader; nothing is tuned.",
+    would_change="A strategy that is more coherent than plain sampling and not less diverse.",
+    measures=(
+        COHERENT,
+        BEFORE,
+        DISTINCT,
+        DUPLICATE,
+        Measure("repeated", "repeated 4-grams within a story", "%", digits=1),
+        Measure("copied", "stories copied from the training text", "%", digits=1),
+    ),
+    margin=2.0,
+    reference="temperature 1",
+    arms=arms,
+    scales={
+        "smoke": SMOKE.but(n_stories=1),
+        "laptop": LAPTOP.but({"max_steps": 1000}),
+        "gpu": GPU.but(n_stories=500, n_seeds=3),
+    },
+    published=(
+        Claim(
+            "Search for the likeliest text repeats itself; cutting off the tail of the distribution writes better.",
+            "Holtzman 2020, arXiv:1904.09751",
+            {"greedy": "worse", "top_p 0.95": "better"},
+        ),
+        Claim(
+            "Methods that cut the tail differ in where they stand between quality and diversity, not in what is "
+            "possible: at equal entropy they are hardly told apart.",
+            "Nadeem 2020, arXiv:2009.07243",
+            {},
+        ),
+    ),
+    threats=(
+        "Duplicates count as failures, so a strategy without diversity is not called coherent.",
+        "Tales have a small vocabulary and a strict grammar: what is right for them may be too cautious for prose.",
+    ),
+    pictures=(Picture("points", "distinct_3", "coherent"),),
+    base=lambda scale: Base({}, {}, per_seed=True),
+    trains=False,
+    measure=written,
+)

@@ -1,0 +1,69 @@
+"""`minilm lab`: research questions as commands. `list` names them, `run` runs one, `report` writes what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minilm.command_line import Parser
+from minilm.errors import UsageError
+from minilm.lab.places import Places
+from minilm.lab.question import SCALES
+
+JOBS = ("list", "run", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="minilm lab", description=__doc__)
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="questions (run: at least one, or `all`)")
+    parser.add_argument("--scale", choices=SCALES, default="laptop", help="(%(default)s)")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="that run cells, one thread each (cores)")
+    parser.add_argument("--folder", default="lab", help="results, and work in progress under work/ (%(default)s)")
+    parser.add_argument("--out", default="docs/findings", help="folder of the report (%(default)s)")
+    import sys
+
+    options = parser.parse_words(sys.argv[2:] if argv is None else argv)
+    names, places = chosen(options.job, options.names), Places(options.folder)
+    if options.processes < 0:
+        raise UsageError(f"processes must be 0 (as many as cores) or more, not {options.processes}")
+    if options.job == "list":
+        for name in names:
+            print(told(name, options.scale, places))
+    elif options.job == "run":
+        from minilm import runtime
+        from minilm.lab import runner
+
+        # One card is not shared: its cells run one after the other.
+        processes = options.processes or (1 if runtime.pick_device().type != "cpu" else runner.cores())
+        runner.run(names, options.scale, places, processes)
+    else:
+        from minilm.lab import report
+
+        page = report.write(names, options.scale, places, Path(options.out))
+        print(f"{page}\n{page.with_name(report.HTML)}")
+    return 0
+
+
+def chosen(job: str, names: Sequence[str]) -> list[str]:
+    """The questions that were named; all of them for `all`, and where `list` and `report` are given none."""
+    from minilm.lab.questions import QUESTIONS, load_question
+
+    if list(names) == ["all"] or (not names and job != "run"):
+        return list(QUESTIONS)
+    if not names:
+        raise UsageError(f"name a question to run, or `all`: {', '.join(QUESTIONS)}")
+    return [load_question(name).name for name in names]
+
+
+def told(name: str, scale_name: str, places: Places) -> str:
+    """What `list` says of a question."""
+    from minilm.lab.cells import all_cells, done_cells, total_tokens
+    from minilm.lab.questions import load_question
+
+    question = load_question(name)
+    scale = question.scale(scale_name)
+    done = done_cells(question, scale, places.results(name, scale_name))
+    tokens = total_tokens(question, scale) / 1e6
+    cells = f"{done} of {all_cells(question, scale)} cells done at scale {scale_name}"
+    return f"{name}: {question.asks}\n  {cells}, {tokens:,.1f} M tokens of training in all"

@@ -1,0 +1,436 @@
+"""The lab: every question at its smallest scale, kills, claims, sweeps, and a report made of its numbers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minilm import cli, runtime
+from minilm.config import TrainConfig
+from minilm.lab import cells as cells_module
+from minilm.lab import runner, trial
+from minilm.lab.analysis import Analysis, analyse, is_equal_effort
+from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
+from minilm.lab.cells import all_cells, best_rate, done_cells, paired, ready, sweep, timed
+from minilm.lab.measures import BEFORE, COHERENT, LOSS, STEPS_TO_REFERENCE
+from minilm.lab.places import Places
+from minilm.lab.question import SMOKE, SWEEP_SEED, Arm, Claim, Line, Picture, Question, Scale, address, grid, middle
+from minilm.lab.questions import QUESTIONS, load_question
+from minilm.options import build
+from minilm.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tales are told and encoded once for all tests here."""
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(autouse=True)
+def light(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without measuring the machine, which takes longer than a run."""
+    monkeypatch.setenv("MINILM_DATA", str(shards))
+    monkeypatch.setattr(runtime, "peak_flops", lambda *_: 1e11)
+    monkeypatch.setattr(runtime, "git_commit", lambda: "0123456789abcdef")
+
+
+def two_arms(scale: Scale) -> list[Arm]:
+    return [
+        Arm("plain", {"optimizer": "adamw"}, grid(1e-2), x=1.0),
+        Arm("other", {"optimizer": "muon"}, grid(1e-2), x=2.0),
+    ]
+
+
+TWO = Question(
+    name="optimizers",  # results are kept under a name that exists
+    asks="?",
+    varied="v",
+    fixed="f",
+    would_change="c.",
+    measures=(LOSS, STEPS_TO_REFERENCE, BEFORE, COHERENT),
+    margin=0.01,
+    reference="plain",
+    arms=two_arms,
+    scales={"smoke": SMOKE},
+    published=(Claim("It is.", "Someone 1999", {"other": "better", "third": "same"}),),
+    threats=("One.",),
+    pictures=(Picture("lines", "things", "val_loss", log=True),),
+)
+
+
+FIRST = QUESTIONS[:6]
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in QUESTIONS[6:]]
+
+
+@pytest.mark.parametrize("name", [*FIRST, *MORE])
+def test_every_question_runs_and_is_reported(name: str, tmp_path: Path) -> None:
+    question, places = load_question(name), Places(tmp_path / "lab")
+    scale = question.scale("smoke")
+    runner.work([name], "smoke", places)
+    results = places.results(name, "smoke")
+    assert len(results) == all_cells(question, scale) == done_cells(question, scale, results)
+    found = analyse(question, scale, results)
+    assert not found.missing
+    assert len(found.arms) == len(question.arms(scale))
+    groups = {arm.group for arm in question.arms(scale)}
+    assert len(found.comparisons) == len(found.arms) - len(groups)
+    first = question.measures[0].name
+    assert all(math.isfinite(value) for r in found.arms for value in r.values[first])
+    assert all(len(r.values[first]) == scale.n_seeds for r in found.arms)
+    for line in results.values():
+        assert {"config", "data"} <= set(line["settings"])
+        assert line["seconds"] > 0
+        assert line["versions"]["torch"]
+    text = answer(found)
+    assert text.count(". ") >= 1
+    assert not list((tmp_path / "lab" / "work" / "runs").glob("*"))  # cells clear up behind them
+    runner.work([name], "smoke", places)
+    assert places.results_file(name).read_text("utf-8").count("\n") == len(results)  # nothing runs twice
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
+def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
+    question = load_question(name)
+    at = question.scale(scale)
+    arms = question.arms(at)
+    assert question.name == name
+    assert at.name == scale
+    assert len({arm.label for arm in arms}) == len(arms)
+    assert {arm.group for arm in arms} == {arm.group for arm in arms if arm.name == question.reference}
+    assert is_equal_effort(question, at)
+    assert at.n_seeds >= (2 if scale == "smoke" else 3)
+    known = {m.name for m in question.measures}
+    for picture in question.pictures:
+        assert picture.y in known
+        assert picture.kind == "lines" or picture.x in known
+    cells = [cell for arm in arms for cell in [*sweep(question, at, arm), *paired(question, at, arm, 1e-3)]]
+    assert len({cell.address for cell in cells}) == len(cells)
+    for cell in cells:  # what a model reads, and what a step has, are whole
+        assert cell.config.batch_size >= 1
+        assert (cell.config.batch_size * cell.config.model.block_size) % cell.config.model.block_size == 0
+    assert {cell.seed for cell in cells if cell.kind == "sweep"} <= {SWEEP_SEED}
+    assert SWEEP_SEED not in {cell.seed for cell in cells if cell.kind == "paired"}
+    labels = {arm.label for arm in question.arms(question.scale("laptop"))} | {a.name for a in arms}
+    assert all(label in labels for claim in question.published for label in claim.says)
+
+
+def fake(question: Question, scale: Scale, losses: dict[str, list[float]], tuned: dict[str, float]) -> dict[str, Line]:
+    """Results with these losses for each seed, the sweep's lowest at the rate in `tuned`."""
+    results: dict[str, Line] = {}
+    for arm in question.arms(scale):
+        if arm.label not in losses:
+            continue
+        cells = sweep(question, scale, arm)
+        metrics: list[Any] = [{"val_loss": 1.0 + abs(c.config.lr - tuned[arm.label])} for c in cells]
+        runs = paired(question, scale, arm, tuned[arm.label])
+        cells += runs
+        metrics += [
+            {
+                "val_loss": loss,
+                "before": 100 - loss,
+                "coherent": 50.0,
+                "curve": [[2, loss + 1], [4, loss]],
+                "tokens": 1000,
+            }
+            for loss in losses[arm.label]
+        ]
+        for cell, numbers in zip(cells, metrics, strict=True):
+            results[cell.address] = {
+                "arm": cell.arm,
+                "kind": cell.kind,
+                "seed": cell.seed,
+                "lr": cell.config.lr,
+                "scale": "smoke",
+                "metrics": numbers,
+                "seconds": 1.0,
+                "load": 0.5,
+                "threads": 1,
+                "date": "2026-11-25",
+                "commit": "abc",
+                "versions": {"torch": "2", "processor": "x", "minilm": "0"},
+                "settings": cell.settings,
+            }
+    return results
+
+
+SCALE3 = replace(SMOKE, n_seeds=3, n_rates=3)
+
+
+def analysed(plain: list[float], other: list[float]) -> Analysis:
+    results = fake(TWO, SCALE3, {"plain": plain, "other": other}, TUNED)
+    return analyse(TWO, SCALE3, {**results})
+
+
+def test_answers_follow_the_numbers() -> None:
+    better = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
+    assert answer(better).startswith("Better than plain: other, validation loss -0.5000 nats per token (95 % ")
+    assert "come about: other" in change_of_default(better)
+    assert agreement(better, TWO.published[0]) == "other: agrees (better); third: not measured here"
+    worse = analysed([1.5, 1.99, 2.51], [2.0, 2.5, 3.0])
+    assert answer(worse).startswith("Nothing was found to be better than plain. Worse: other (validation loss +0.5")
+    assert change_of_default(worse) == "It has not come about."
+    assert "disagrees (published better, here worse)" in agreement(worse, TWO.published[0])
+    same = analysed([2.0, 2.5, 3.0], [2.001, 2.502, 2.999])
+    assert answer(same).startswith(
+        "No difference found between plain and other. Every 95 % interval lies within 0.01 nats"
+    )
+    unclear = analysed([2.0, 2.5, 3.0], [2.3, 2.1, 3.2])
+    assert "Undecided at this scale: other" in answer(unclear)
+    assert "not excluded" in change_of_default(unclear)
+    assert "other: undecided here" in agreement(unclear, TWO.published[0])
+
+
+def test_steps_to_the_references_loss() -> None:
+    found = analysed([2.0, 2.0, 2.0], [1.5, 1.5, 2.5])
+    by_name = {r.arm.name: r.values["steps_to_reference"] for r in found.arms}
+    assert by_name["plain"] == (4.0, 4.0, 4.0)
+    assert by_name["other"][:2] == (3.0, 3.0)  # from 2.5 at step 2 to 1.5 at step 4
+    assert math.isnan(by_name["other"][2])
+
+
+def test_sweep_chooses_and_says_where_it_is_at_the_edge() -> None:
+    found = analysed([2.0, 2.0, 2.1], [2.0, 2.0, 2.0])
+    chosen = {r.arm.name: (r.rate, r.at_edge) for r in found.arms}
+    assert chosen == {"plain": (1e-2, False), "other": (3.3e-3, True)}
+
+
+def test_rates() -> None:
+    assert grid(1e-2) == (1.1e-3, 3.3e-3, 1e-2, 3e-2, 9e-2)
+    assert middle(grid(1e-2), 3) == (3.3e-3, 1e-2, 3e-2)
+    assert middle(grid(1e-2), 1) == (1e-2,)
+    assert middle((), 3) == ()
+    arm = two_arms(SMOKE)[0]
+    cells = sweep(TWO, SCALE3, arm)
+    diverged = {cell.address: {"metrics": {"diverged": "loss nan"}} for cell in cells}
+    assert best_rate(cells, diverged) is None
+    assert ready(TWO, SCALE3, {})[0].kind == "sweep"
+    left = ready(TWO, SCALE3, diverged)
+    assert {cell.arm for cell in left} == {"other"}  # nothing is left to run of an arm that diverges at every rate
+
+
+def test_paired_arms_see_the_same_batches() -> None:
+    one, two = (paired(TWO, SMOKE, arm, 1e-2) for arm in two_arms(SMOKE))
+    for a, b in zip(one, two, strict=True):
+        unlike = {name for name, value in a.settings["config"].items() if b.settings["config"][name] != value}
+        assert unlike == {"optimizer"}
+        assert a.seed == b.seed == a.config.seed
+
+
+def test_address_outlives_new_fields_but_not_new_defaults() -> None:
+    settings = paired(TWO, SMOKE, two_arms(SMOKE)[0], 1e-2)[0].settings
+    old = json.loads(json.dumps(settings))
+    assert address(old) == address(settings)
+    del old["config"]["adafactor_clip"]  # as if it did not exist when the result was made
+    assert address(old) == address(settings)
+    old["config"]["adafactor_clip"] = TrainConfig().adafactor_clip + 1  # as if the default had been another
+    assert address(old) != address(settings)
+    assert address({**settings, "data": {**settings["data"], "fingerprint": "other text"}}) != address(settings)
+
+
+def test_results_survive_a_torn_line(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    line = next(iter(fake(TWO, SCALE3, {"plain": [1.0, 1.0, 1.0]}, {"plain": 1e-2}).values()))
+    places.append("optimizers", line)
+    with places.results_file("optimizers").open("a") as file:
+        file.write('{"arm": "pla')
+    places.append("optimizers", {**line, "settings": {**line["settings"], "kind": "paired"}})
+    assert len(places.results("optimizers", "smoke")) == 2
+    assert places.results("optimizers", "laptop") == {}
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    places, arm = Places(tmp_path), two_arms(SMOKE)[0]
+    cell = sweep(TWO, SMOKE, replace(arm, run={"optimizer": "sgd", "grad_clip": 0.0, "qk_norm": False}, rates=(1e30,)))[
+        0
+    ]
+    line = trial.run_cell(TWO, cell, places)
+    assert "loss" in line["metrics"]["diverged"]
+    assert places.results("optimizers", "smoke")[cell.address]["metrics"] == line["metrics"]
+
+
+def test_a_killed_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after its first checkpoint, a cell ends with the numbers of one that never was."""
+    cell = paired(TWO, SMOKE, two_arms(SMOKE)[1], 1e-2)[0]
+    # A schedule that knows the run's length would differ in the first steps of a shorter one.
+    cell = replace(cell, config=replace(cell.config, schedule="constant"))
+    whole = trial.run_cell(TWO, cell, Places(tmp_path / "whole"))
+    places, done = Places(tmp_path / "killed"), []
+
+    def killed(config: TrainConfig) -> Any:
+        done.append(config.existing)
+        if len(done) > 1:
+            return train(config)
+        result = train(replace(config, max_steps=2))
+        # Its config becomes that of the whole run: as if it had been killed after two steps of four.
+        path = Path(config.out_dir) / "config.toml"
+        path.write_text(path.read_text("utf-8").replace("max_steps = 2", "max_steps = 4"), "utf-8")
+        return replace(result, interrupted=True)
+
+    monkeypatch.setattr(trial, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run_cell(TWO, cell, places)
+    assert places.results("optimizers", "smoke") == {}
+    again = trial.run_cell(TWO, cell, places)
+    assert done == ["refuse", "resume"]
+    for name in ("val_loss", "before", "coherent", "curve", "tokens"):
+        assert again["metrics"][name] == whole["metrics"][name], name
+
+
+def _hold(folder: str, name: str, ready_file: str) -> None:
+    with Places(folder).lock(name):
+        Path(ready_file).touch()
+        time.sleep(60)
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    process = multiprocessing.get_context("fork").Process(
+        target=_hold, args=(str(tmp_path), "a", str(tmp_path / "there"))
+    )
+    process.start()
+    try:
+        while not (tmp_path / "there").exists():
+            time.sleep(0.01)
+        with places.lock("a", wait=False) as mine:
+            assert not mine
+        with places.lock("b", wait=False) as mine:
+            assert mine
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        with places.lock("a", wait=False) as mine:
+            assert mine
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_timed_cells_wait_until_they_are_alone(tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    with places.lock("machine", shared=True), places.lock("machine", shared=True, wait=False) as both:
+        assert both
+        with places.lock("machine", wait=False) as alone:
+            assert not alone
+    with places.lock("machine", wait=False) as alone:
+        assert alone
+    question = load_question("optimizers")
+    arm = question.arms(SMOKE)[0]
+    assert timed(question, SMOKE, arm, 1e-3).config.max_steps == SMOKE.timed_steps
+
+
+@pytest.mark.slow
+def test_processes_share_a_question(tmp_path: Path) -> None:
+    """Two processes, one killed and started again: every cell once, as a single process would have had it."""
+    command = [sys.executable, "-c", "import sys; from minilm.cli import main; sys.exit(main())", "lab", "run"]
+    command += ["context", "--scale=smoke", f"--folder={tmp_path / 'lab'}"]
+    killed = subprocess.Popen([*command, "--processes=1"])
+    time.sleep(12)
+    killed.kill()
+    killed.wait()
+    subprocess.run([*command, "--processes=2"], check=True)
+    question, places = load_question("context"), Places(tmp_path / "lab")
+    lines = places.results_file("context").read_text("utf-8").splitlines()
+    assert len(lines) == len(places.results("context", "smoke")) == all_cells(question, SMOKE)
+    runner.work(["context"], "smoke", Places(tmp_path / "alone"))
+    alone = Places(tmp_path / "alone").results("context", "smoke")
+    for key, line in places.results("context", "smoke").items():
+        if line["kind"] != "timed":
+            assert line["metrics"]["val_loss"] == pytest.approx(alone[key]["metrics"]["val_loss"], rel=1e-6)
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, Path]:
+    """(Markdown, HTML, folder) of a report of two arms."""
+    pytest.importorskip("matplotlib", reason="the report's pictures need the extra `lab`")
+    from minilm.lab import report
+
+    question = replace(TWO, scales={"smoke": SCALE3})
+    places = Places(tmp_path / "lab")
+    for line in fake(question, SCALE3, {"plain": [2.0, 2.5, 3.0], "other": [1.5, 1.99, 2.51]}, TUNED).values():
+        places.append("optimizers", line)
+    monkeypatch.setattr(report, "load_question", lambda name: question)
+    page = report.write(["optimizers"], "smoke", places, tmp_path / "findings")
+    return page.read_text("utf-8"), page.with_name("index.html").read_text("utf-8"), page.parent
+
+
+TUNED = {"plain": 1e-2, "other": 3.3e-3}
+
+
+def test_report_is_whole(told: tuple[str, str, Path]) -> None:
+    markdown, page, folder = told
+    assert "Better than plain: other, validation loss -0.5000 nats per token" in markdown
+    assert "| plain | 0.01 | 2.5000 ± 0.5000 |" in markdown
+    assert "| other | 0.0033 (edge) | 2.0000 ± 0.5051 | 3 ± 0 |" in markdown
+    assert "Here: other: agrees (better); third: not measured here." in markdown
+    assert "`minilm lab run optimizers --scale smoke`" in markdown
+    assert "12 cells" in markdown
+    pictures = sorted(path.name for path in folder.glob("*.svg"))
+    assert pictures == ["optimizers_1.svg", "optimizers_2.svg"]
+    assert all(f"({name})" in markdown for name in pictures)
+    assert page.count("<svg") == 2
+    assert page.count("<table") == 1
+    svg = (folder / pictures[0]).read_text("utf-8")
+    assert "nats per token" in svg
+    colours = re.findall(r"#([0-9a-f]{6})\b", svg)
+    assert colours
+    assert all(c[:2] == c[2:4] == c[4:] for c in colours)  # greys only
+
+
+def test_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the report's pictures need the extra `lab`")
+    folder, out = tmp_path / "lab", tmp_path / "findings"
+    assert cli.run_door("lab", ["report", "freeze", f"--folder={folder}", f"--out={out}"]) == 0
+    text = (out / "README.md").read_text("utf-8")
+    assert "Not run yet at this scale: `minilm lab run freeze --scale laptop`." in text
+    assert capsys.readouterr().out.splitlines() == [str(out / "README.md"), str(out / "index.html")]
+
+
+def test_more_that_numbers_say() -> None:
+    def arms(scale: Scale) -> list[Arm]:
+        return [Arm(name, {"n_embd": 16 * n}, grid(1e-2), x=10.0**n) for n, name in enumerate(("a", "b", "c", "d"), 1)]
+
+    question = replace(TWO, arms=arms, reference="d", goal=("coherent", 50.0))
+    losses = {name: [1 + 10 ** (-n / 2) for _ in range(3)] for n, name in enumerate("abcd", 1)}
+    results = fake(question, SCALE3, losses, dict.fromkeys("abcd", 1e-2))
+    found = analyse(question, SCALE3, results)
+    assert reached(found)[0].startswith("the smallest arm with 50 % coherent stories is a (50.0 %")
+    assert reached(analyse(replace(question, goal=("coherent", 90.0)), SCALE3, results))[0].startswith(
+        "no arm reaches 90"
+    )
+    assert fits(found)[0].startswith("loss = 1.000 + 1 x^-0.500")
+    assert "4 arms" in loss_and_text(found)
+    assert "-1.00" in loss_and_text(found)
+
+
+def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
+    folder = f"--folder={tmp_path}"
+    assert cli.run_door("lab", ["list", folder]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{name}: {load_question(name).asks}" in listed for name in QUESTIONS)
+    for words, told_ in [
+        (["run", folder], "name a question to run"),
+        (["run", "optimiser", folder], "did you mean"),
+        (["run", "freeze", "--processes=-1", folder], "processes must be 0"),
+        (["list", "--scale=huge", folder], "invalid choice"),
+    ]:
+        assert cli.run_door("lab", words) == 2
+        assert told_ in capsys.readouterr().err
+
+
+def test_smoke_runs_of_the_preset_build() -> None:
+    assert build(dict(SMOKE.run)).model.n_layer == 1
