@@ -76,7 +76,7 @@ class Session:
         elif name == "show":
             self.say(self.text)
             chosen = {**self.options, "seed": self.seed}
-            self.say(", ".join(f"{k} {v}" for k, v in chosen.items() if v not in ("", None, [], {})))
+            self.say(", ".join(f"{k} {v}" for k, v in chosen.items() if v is not False and v not in ("", None, [], {})))
         elif name in ("undo", "retry"):
             if not self.turns:
                 raise UsageError(f"there is nothing to {name}")

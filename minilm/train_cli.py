@@ -148,7 +148,18 @@ def _show(result: Result) -> None:
         f"trained {result.step:,} steps, {result.tokens:,} tokens in {duration(result.seconds)}; "
         f"validation loss {result.val_loss:.4f}"
     )
-    print(f"run folder: {result.run}\nnext: python sample.py --checkpoint {result.run} --top_p 0.9")
+    checkpoint = best_of(result)
+    if checkpoint != result.run and result.best:
+        print(f"the best was {result.best[0]:.4f} after step {result.best[1]}: the next command takes that checkpoint")
+    print(f"run folder: {result.run}\nnext: python sample.py --checkpoint {checkpoint} --top_p 0.9")
+
+
+def best_of(result: Result) -> Path:
+    """The run, whose newest checkpoint is meant; or the checkpoint with the best validation loss, if that is older."""
+    if result.best is None or result.best[1] == result.step:
+        return result.run
+    best = result.run / f"step_{result.best[1]:06d}"
+    return best if (best / "state.json").is_file() else result.run
 
 
 def _config_of(run: Path) -> TrainConfig:

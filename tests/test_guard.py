@@ -19,6 +19,7 @@ from minilm.log import read_metrics
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.text.shards import open_shards
+from minilm.train_cli import best_of
 from minilm.training import loop
 from minilm.training.checkpoint import read_state
 from minilm.training.guard import Guard, first_bad
@@ -184,6 +185,8 @@ def test_early_stopping_keeps_the_best(data: Path, tmp_path: Path) -> None:
     assert not result.interrupted
     assert result.best == (2.0, 4)
     assert [p.name for p in step_folders(result.run)] == ["step_000004", "step_000010"]
+    assert best_of(result) == result.run / "step_000004"
+    assert best_of(replace(result, best=(2.0, 10))) == best_of(replace(result, best=(1.0, 7))) == result.run
 
 
 def test_patience_survives_a_resume(data: Path, tmp_path: Path) -> None:

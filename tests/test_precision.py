@@ -163,6 +163,7 @@ def test_clipping_is_that_of_the_unscaled_gradient() -> None:
         assert p.detach().float().norm().item() == pytest.approx(0.1, rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p not in ("fp32", "tf32")])
 def test_training_in_each_precision(data: Path, fp32: Result, tmp_path: Path, precision: str) -> None:
     """Ten steps end near fp32's; what is said and stored names the precision."""
@@ -190,6 +191,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(data: Path, tmp_path: P
     assert read_state(result.checkpoint)["precision"]["scale"][0] < 2.0**24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"precision": "pure_bf16", "rounding": "stochastic"}, {"precision": "pure_bf16", "rounding": "kahan"},
     {"precision": "pure_fp16", "optimizer": "adafactor", "resid_dropout": 0.1}, {"precision": "fp16"},
