@@ -33,47 +33,6 @@ class World(Ground):
         else:
             getattr(self, f"do_{kind}")(*args)
 
-    # -- who and what appears ---------------------------------------------------------------------------------------
-
-    def do_person(self, x: Someone, p: str) -> None:
-        self.arrive(x, p)
-
-    do_dweller = do_person
-
-    def do_friend(self, x: Someone, y: Someone) -> None:
-        self.arrive(y, x.place)
-
-    def do_friend_at(self, x: Someone, y: Someone, p: str) -> None:
-        self.arrive(y, p)
-
-    def do_lose(self, x: Someone, t: Something) -> None:
-        self.appear(x, t)
-        t.not_at.add(x.place)
-        t.lost = True
-
-    def do_hold(self, x: Someone, t: Something) -> None:
-        self.appear(x, t)
-        t.spot = x
-        self.witness(x.place, t)
-
-    def do_keep(self, x: Someone, t: Something, p: str) -> None:
-        self.appear(x, t)
-        self.known_place(p)
-        t.spot = x.believes[t] = p
-
-    def do_left(self, x: Someone, t: Something, p: str) -> None:
-        need(x.place != p, "left behind where its owner is")
-        self.do_keep(x, t, p)
-
-    def do_locked(self, x: Someone, t: Something, p: str) -> None:
-        self.do_keep(x, t, p)
-        t.locked = True
-
-    def do_key(self, u: Something, t: Something) -> None:
-        need(t.locked and u.noun == "key", "a key to nothing, or no key")
-        need(t.key in (None, u), "another key was the only one")
-        t.key = u
-
     # -- where people go --------------------------------------------------------------------------------------------
 
     def do_at(self, x: Someone, p: str) -> None:
