@@ -91,7 +91,7 @@ def test_the_text_is_that_of_the_study() -> None:
     """Other text makes every result void: hours of training. Change it for a reason only, then run the study again."""
     assert [study.corpus(level) for level in tales.LEVELS] == [
         "a66835dc2731",
-        "f53379ae4afc",
-        "b4d5c1e60bfb",
-        "1e0eb8decf30",
+        "528ecef50458",
+        "ea0d0a2272a6",
+        "384c58657a48",
     ]

@@ -17,8 +17,10 @@ Obtain = Callable[[], None]
 """Lets the hero get a thing."""
 
 KEY = "S"
-DEPTH = {2: 1, 3: 1, 4: 2}
-"""Level -> how many things may have to be got before the goal."""
+DEPTH = {2: (1,), 3: (1, 2), 4: (2, 3)}
+"""Level -> how many things may have to be got before the goal; one of these is drawn."""
+FEWEST = {2: (1, 1), 3: (2, 2), 4: (3, 3)}
+"""Level -> people and things that a story has at least."""
 
 
 class Planner(Scenes):
@@ -26,6 +28,8 @@ class Planner(Scenes):
 
     def plan(self) -> list[Event]:
         """The events of one story."""
+        depths = DEPTH[self.level]
+        self.depth = depths[int(self.random() * len(depths))]
         self.do("person", HERO, HOME)
         if self.level >= 3 and self.chance(0.3):
             self.companion = self.free_people.pop(0)
@@ -46,17 +50,27 @@ class Planner(Scenes):
             kind = "have"
         goal = {"bring": self.place, "use": self.place}.get(kind, lambda: "")()
         ways = ["kept", "kept", "lost"] if self.level == 2 else ["moved", "stolen", "locked", "lost"]
-        obtain = self.prepare(GOAL, DEPTH[self.level], ways, HOME if kind == "have" else goal)
+        obtain = self.prepare(GOAL, self.depth, ways, HOME if kind == "have" else goal)
+        self.bystanders()
         if kind in ("bring", "use") and self.state.place_of(GOAL) == goal:
             kind, goal = "have", ""
         self.finish(kind, goal or to or "", obtain)
+
+    def bystanders(self) -> None:
+        """Things that nobody wants, and that have to be told from those that somebody does."""
+        while self.free_things and len(self.state.things) < FEWEST[self.level][1]:
+            u, others = self.free_things.pop(0), self.others()
+            if others and self.chance(0.5):
+                self.do("hold", others[int(self.random() * len(others))], u)
+            else:
+                self.do("keep", HERO, u, self.place())
 
     def want_other(self) -> None:
         """The hero wants what another has, or to use it."""
         if self.level >= 3 and self.chance(0.3):
             self.finish("use", self.place(HOME), self.prepare(GOAL, 0, ["lent"]))
         else:
-            self.finish("get", "", self.prepare(GOAL, DEPTH[self.level], ["held"]))
+            self.finish("get", "", self.prepare(GOAL, self.depth, ["held"]))
 
     def finish(self, kind: str, goal: str, obtain: Obtain) -> None:
         args = (HERO, GOAL, goal) if goal else (HERO, GOAL)
@@ -205,7 +219,7 @@ class Planner(Scenes):
         y = self.person()
         self.do("hold", y, t)
         u = self.free_things.pop(0) if self.free_things and self.chance(0.7) else ""
-        get_u = self.prepare_other(u, DEPTH[self.level] - 1) if u else None
+        get_u = self.prepare_other(u, self.depth - 1) if u else None
 
         def obtain() -> None:
             self.visit(y)
@@ -316,7 +330,7 @@ class Planner(Scenes):
 
 
 class Plans:
-    """The plans of one level as a function of a story's seed. Eight stories far apart share one."""
+    """The plans of one level as a function of a story's seed. Sixteen stories far apart share one."""
 
     def __init__(self, limits: Limits, level: int) -> None:
         self.limits, self.level = limits, level
@@ -324,7 +338,7 @@ class Plans:
 
     def plan(self, seed: int, attempt: int) -> tuple[Event, ...]:
         """A plan in letters; every event of it can happen, and its words can fit the level's."""
-        key = seed >> 15 << 12 | seed & 4095  # seeds 4096 apart share it, so that no context holds two of its stories
+        key = seed >> 16 << 12 | seed & 4095  # seeds 4096 apart share it, so that no context holds two of its stories
         if key not in self._drawn:
             if len(self._drawn) == 4096:
                 self._drawn.clear()
@@ -336,9 +350,12 @@ class Plans:
 
     def _draw(self, r: Random) -> tuple[Event, ...]:
         while True:
+            planner = Planner(self.limits, self.level, r)
             try:
-                plan = Planner(self.limits, self.level, r).plan()
+                plan = planner.plan()
             except TooLong:
                 continue
-            if len(plan) >= self.limits.words[0] / WORDS_PER_EVENT[1]:
+            people, things = FEWEST[self.level]
+            enough = len(planner.state.people) >= people and len(planner.state.things) >= things
+            if enough and len(plan) >= self.limits.words[0] / WORDS_PER_EVENT[1]:
                 return tuple(plan)

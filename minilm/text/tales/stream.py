@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minilm.errors import MinilmError, UsageError
 from minilm.text.tales.grammar import grammar
-from minilm.text.tales.tell import SPLITS, from_seed, mixed_stories
+from minilm.text.tales.tell import first_seed, mixed_stories, one_of
 
 BLOCK = 16  # seeds told in a row: their text fits a pipe's buffer, so a worker tells one block while another is read
 WORTH_MEGABYTES = 5.0  # below, starting processes takes longer than they save
@@ -47,7 +47,6 @@ def n_cores() -> int:
 
 
 def _collect(styles: str, megabytes: float, seed: int, level: int, split: str, workers: int) -> Iterator[str]:
-    per_block = BLOCK * len(styles.split(","))
     here = str(Path(__file__).resolve().parents[2])  # also where the package is not installed
     paths = [here, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [here]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -62,7 +61,7 @@ def _collect(styles: str, megabytes: float, seed: int, level: int, split: str, w
         for block in count():
             process = processes[block % workers]
             assert process.stdout is not None
-            for _ in range(per_block):
+            for _ in range(BLOCK):
                 if left <= 0:
                     return
                 line = process.stdout.readline()
@@ -81,11 +80,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _work(styles: str, seed: int, level: int, split: str, worker: int, workers: int) -> None:
     """Writes every `workers`-th block of stories, for ever: the reader ends it."""
-    grammars = [grammar(level, style.strip()) for style in styles.split(",")]
+    grammars, first = [grammar(level, style.strip()) for style in styles.split(",")], first_seed(split, seed)
     for block in count(worker, workers):
-        first = ((SPLITS.index(split) << 20 | seed) << 40) + block * BLOCK  # as `stories` counts
-        told = [from_seed(BLOCK, None, first, g, split) for g in grammars]
-        sys.stdout.write("".join([f"{text}\n" for texts in zip(*told, strict=True) for text in texts]))
+        of_block = range(block * BLOCK, (block + 1) * BLOCK)
+        sys.stdout.write("".join([f"{one_of(grammars, i, first, split)}\n" for i in of_block]))
         sys.stdout.flush()
 
 

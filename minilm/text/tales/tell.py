@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain, count
+from itertools import count
 from random import Random
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from minilm.errors import UsageError
 from minilm.text.tales.grammar import Form, Grammar, grammar
 from minilm.text.tales.plans import Plans
 from minilm.text.tales.words import Cast
-from minilm.text.tales.world import Event
+from minilm.text.tales.world import Event, Limits
 
 SPLITS = ("train", "val", "fresh", "names", "things", "pairs")
 """Disjoint ranges of seeds: for training, for validation, for measuring (never trained on); and three for measuring
@@ -86,7 +86,7 @@ def _tell(seed: int, g: Grammar, split: str) -> tuple[list[tuple[Form, tuple[Eve
     r = Random(seed | 1 << 64)  # of seeds of unlike lengths Random confuses some: 257 and 257 + 2**40
     cast = g.lexicon.cast(r, g.limits.people, g.limits.things, g.first_person, split)
     for attempt in count():
-        plan = _plans(g.level, g.style).plan(seed, attempt) if g.level > 1 else r.choice(r.choice(g.plans))
+        plan = _plans(g.limits, g.level).plan(seed, attempt) if g.level > 1 else r.choice(r.choice(g.plans))
         said = _say(plan, cast, g, r)
         if shortest <= sum([form.words for form, _ in said]) <= longest:
             break
@@ -94,8 +94,8 @@ def _tell(seed: int, g: Grammar, split: str) -> tuple[list[tuple[Form, tuple[Eve
 
 
 @cache
-def _plans(level: int, style: str) -> Plans:
-    return Plans(grammar(level, style).limits, level)
+def _plans(limits: Limits, level: int) -> Plans:
+    return Plans(limits, level)
 
 
 def _text(said: list[tuple[Form, tuple[Event, ...]]], cast: Cast, g: Grammar) -> str:
@@ -138,30 +138,39 @@ def stories(
         raise UsageError("give stories() either n or megabytes")
     if (n or 0) < 0 or (megabytes or 0) < 0:
         raise UsageError(f"stories() makes 0 or more of them, not {n or megabytes}")
-    if split not in SPLITS:
-        raise UsageError(f"tales have the splits {', '.join(SPLITS)}, not {split!r}")
-    _check_seed(seed, 2**20)
-    return from_seed(n, megabytes, (SPLITS.index(split) << 20 | seed) << 40, grammar(level, style), split)
+    return _stream([grammar(level, style)], n, megabytes, first_seed(split, seed), split)
 
 
-def from_seed(n: int | None, megabytes: float | None, first: int, g: Grammar, split: str) -> Iterator[str]:
-    """The stories whose seeds begin with `first`, as `stories` counts them."""
+def _stream(grammars: list[Grammar], n: int | None, megabytes: float | None, first: int, split: str) -> Iterator[str]:
     left = float("inf") if megabytes is None else megabytes * 1e6
-    for seed in range(first, first + (2**40 if n is None else n)):
+    for i in count() if n is None else range(n):
         if left <= 0:
             return
-        text = _text(*_tell(seed, g, split), g)
+        text = one_of(grammars, i, first, split)
         left -= len(text) + 1
         yield text
 
 
 def mixed_stories(styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train") -> Iterator[str]:
-    """`stories` of one style, or of several, their names joined by commas, in turn: an equal number of each."""
+    """`stories` of one style, or of several, their names joined by commas, in turn: an equal number of each.
+
+    The styles share a range of seeds, each story having its own, so that no context holds one story in two styles.
+    """
+    if megabytes < 0:
+        raise UsageError(f"mixed_stories() makes 0 MB or more, not {megabytes}")
     names = [name.strip() for name in styles.split(",")]
-    streams = [stories(megabytes=megabytes, seed=seed, level=level, style=name, split=split) for name in names]
-    left = megabytes * 1e6
-    for text in chain.from_iterable(zip(*streams, strict=False)):
-        if left <= 0:
-            return
-        left -= len(text) + 1
-        yield text
+    return _stream([grammar(level, name) for name in names], None, megabytes, first_seed(split, seed), split)
+
+
+def one_of(grammars: list[Grammar], i: int, first: int, split: str) -> str:
+    """Story number i of a stream whose seeds begin with `first`, in the grammar whose turn it is."""
+    g = grammars[i % len(grammars)]
+    return _text(*_tell(first + i, g, split), g)
+
+
+def first_seed(split: str, seed: int) -> int:
+    """The first of the seeds of a stream's stories. UsageError: no such split or seed."""
+    if split not in SPLITS:
+        raise UsageError(f"tales have the splits {', '.join(SPLITS)}, not {split!r}")
+    _check_seed(seed, 2**20)
+    return (SPLITS.index(split) << 20 | seed) << 40
