@@ -21,8 +21,8 @@ def answer(analysis: Analysis) -> str:
         if others := [c.arm.label for c in better[1:]]:
             first += f"; so {'is' if len(others) == 1 else 'are'} {listed(others)}"
     elif len(analysis.among("same")) == len(analysis.comparisons):
-        others = listed([c.arm.label for c in analysis.comparisons])
-        first = f"No difference found between {reference} and {others}"
+        all_arms = listed([c.arm.label for c in analysis.comparisons])
+        first = f"No difference found between {reference} and {all_arms}"
         return f"{first}. Every 95 % interval lies within {_margin(analysis)}."
     else:
         first = f"Nothing was found to be better than {reference}"
