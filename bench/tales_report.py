@@ -42,7 +42,9 @@ def write(cells: list[Cell], results: dict[str, Line]) -> None:
         raise SystemExit("no results yet: python bench/tales.py run")
     PICTURES.mkdir(exist_ok=True)
     words = [line for line in done if line["tokenizer"] == "words"]
-    sweep = {(line["level"], line["size"]): line for line in words if _is(cells, line, sweep=True)}
+    sweep_tokens = min(cell.tokens for cell in cells if cell.size == "10M")
+    of_sweep = {cell.name for cell in cells if cell.tokens == sweep_tokens and not cell.minutes}
+    sweep = {(line["level"], line["size"]): line for line in words if line["cell"] in of_sweep}
     by_tokens = [line for line in words if line["size"] == "tiny" and not line["minutes"]]
     parts = [INTRODUCTION, _machines(done)]
     parts += ["## Against parameters, at equal training tokens\n", _table(list(sweep.values()))]
@@ -58,12 +60,6 @@ def write(cells: list[Cell], results: dict[str, Line]) -> None:
     if missing:
         parts += [f"## Not run yet\n\n{len(missing)} of {len(cells)} cells: {', '.join(missing)}.\n"]
     PAGE.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-
-
-def _is(cells: list[Cell], line: Line, sweep: bool) -> bool:
-    """Whether the line belongs to the sweep over sizes, whose cells all have the same tokens."""
-    of_sweep = {c.name for c in cells if c.tokens == min(c.tokens for c in cells if c.size == "10M") and not c.minutes}
-    return (line["cell"] in of_sweep) is sweep
 
 
 def _ordered(lines: Any) -> list[Line]:
