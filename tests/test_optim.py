@@ -17,6 +17,7 @@ from transformers.optimization import Adafactor as TheirAdafactor
 
 from minilm.config import DecayOn, Optimizer, TrainConfig
 from minilm.model.gpt import GPT
+from minilm.training import muon as muon_module
 from minilm.training.optim import (
     OPTIMIZERS,
     build_optimizers,
@@ -180,7 +181,12 @@ def test_adafactor_without_clipping_takes_the_whole_update() -> None:
     torch.testing.assert_close(moved[1], 0.25 * moved[0])
 
 
-def test_muon_is_torchs_with_adamw_beside_it() -> None:
+@pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
+def test_muon_is_torchs_with_adamw_beside_it(monkeypatch: pytest.MonkeyPatch, products: torch.dtype) -> None:
+    """In torch's own format, bf16, to its rounding; in fp32, as torch's would be without that rounding."""
+    monkeypatch.setattr(muon_module, "product_dtype", lambda device: products)
+    if products == torch.float32:
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
     config = replace(CONFIG, optimizer="muon", nesterov=False)
     ours, model = twenty_steps(config), Small()
     weight = model.get_parameter("h.0.weight")
@@ -191,7 +197,7 @@ def test_muon_is_torchs_with_adamw_beside_it() -> None:
         muon.param_groups[0]["lr"] = 0.1 if step < 10 else 0.05
         weight.grad = gradients(step, model)["h.0.weight"]
         muon.step()
-    assert torch.equal(ours["h.0.weight"], weight)
+    torch.testing.assert_close(ours["h.0.weight"], weight, rtol=0, atol=2e-2 if products == torch.bfloat16 else 1e-5)
     beside = twenty_steps(replace(config, optimizer="adamw"))
     for name in ("h.0.bias", "wte.weight", "ln_f.weight"):
         assert torch.equal(ours[name], beside[name]), name

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.config import TrainConfig
+from minilm.training.muon import Muon
 from minilm.training.optimizers import Adafactor, Lion
 
 Group = dict[str, Any]  # of torch.optim: "params", "lr", "weight_decay"
@@ -96,12 +97,9 @@ def _rmsprop(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer 
 
 
 def _muon(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """Muon (Jordan 2024), torch's own, on the matrices of blocks; AdamW on tables and vectors.
-
-    Updates are scaled to AdamW's size (Liu 2025, section 2.2), so that one peak rate serves both.
-    """
-    options = {"momentum": config.momentum, "nesterov": config.nesterov, "adjust_lr_fn": "match_rms_adamw"}
-    muon = _on({"matrices": groups["matrices"]}, torch.optim.Muon, config, **options)
+    """Muon on the matrices of blocks; AdamW on tables and vectors. Updates are of one size: one peak rate serves both."""
+    options = {"momentum": config.momentum, "nesterov": config.nesterov}
+    muon = _on({"matrices": groups["matrices"]}, Muon, config, **options)
     return [muon, *_adamw({**groups, "matrices": []}, config)]
 
 
