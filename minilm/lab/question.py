@@ -53,7 +53,7 @@ SMOKE = Scale(
     "smoke",
     {**_TINY, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 4, "max_steps": 4}
     | {"eval_every_steps": 2, "save_every_steps": 2, "eval_tokens": 400, "warmup_steps": 1, "log_every_steps": 1}
-    | {"precision": "fp32", "compile": "off", "micro_batch_size": 4, "keep_checkpoints": 1}
+    | {"precision": "fp32", "compile": "off", "micro_batch_size": 4, "keep_checkpoints": 1},
     {"level": 1, "megabytes": 0.05, "tokenizer": "words"},
     n_seeds=2,
     n_rates=2,

@@ -97,7 +97,7 @@ def _rmsprop(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer 
 
 
 def _muon(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """Muon on the matrices of blocks; AdamW on tables and vectors. Updates are of one size: one peak rate serves both."""
+    """Muon on the matrices of blocks; AdamW on tables and vectors; one peak rate serves both."""
     options = {"momentum": config.momentum, "nesterov": config.nesterov}
     muon = _on({"matrices": groups["matrices"]}, Muon, config, **options)
     return [muon, *_adamw({**groups, "matrices": []}, config)]
