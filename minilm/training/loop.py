@@ -180,7 +180,7 @@ def _steps(run: _Run) -> Result:
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
         if run.ranks.first:
-            write_start(model, run.folder)
+            write_start(model, run.tokenizer, run.folder)
         val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
@@ -249,7 +249,7 @@ def _steps(run: _Run) -> Result:
     if run.watch.exhausted:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
     if config.init and finished and run.ranks.first:
-        say(report(model, run.folder))
+        say(report(model, run.tokenizer, run.folder))
     return Result(
         run=run.folder,
         checkpoint=saved,
