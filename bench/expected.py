@@ -2,7 +2,7 @@
 
     python bench/expected.py shakespeare_char --source FOLDER   # a copy of its text, where there is no network
     python bench/expected.py tiny --seconds 1800                # goes on where it stopped when called again
-    python bench/expected.py                                    # only writes the table of docs/training.md anew
+    python bench/expected.py                                    # only writes the table of docs/measured.md anew
 
 Writes minilm/presets/PRESET.DEVICE.json: validation loss by step, what it was measured on, and for shakespeare_char the
 loss by protocol `nanogpt`. The run itself is the preset's, validated more often, in runs/expected-PRESET-DEVICE.
@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
-import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from pages import MEASURED, ROOT, put, told, where
 
 from minilm import runtime
 from minilm.evaluation.perplexity import perplexity
@@ -28,12 +27,11 @@ from minilm.log import duration, read_metrics
 from minilm.options import PRESETS, parse
 from minilm.text.mixture import open_data
 from minilm.text.prepare import prepare
-from minilm.training.loop import Result, train
+from minilm.training.loop import train
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "training.md"
-HEADING = "## Presets that were trained\n"
-VALIDATIONS = 50
+HEADING = "Presets that were trained"
+VALIDATIONS = 40
+EVAL_STEPS = 20  # a validation reads at most the tokens of so many steps
 PROTOCOLS = {"shakespeare_char": "nanogpt"}
 
 
@@ -46,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     for preset in options.presets:
         measured(preset, runtime.pick_device(options.device).type, options.source, options.seconds)
-    write_page()
+    put(MEASURED, HEADING, table())
 
 
 def measured(preset: str, device: str, source: Path | None, seconds: float) -> None:
@@ -56,7 +54,9 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
     run = ROOT / "runs" / f"expected-{preset}-{device}"
     every = max(config.max_steps // VALIDATIONS, 1)
     config = replace(config, data=str(data), out_dir=str(run), device=device, source="", eval_every_steps=every)
-    config = replace(config, save_every_steps=5 * every, existing="resume" if run.exists() else "refuse")
+    eval_tokens = min(config.eval_tokens, EVAL_STEPS * config.batch_size * config.model.block_size)
+    config = replace(config, eval_tokens=eval_tokens, save_every_steps=5 * every)
+    config = replace(config, existing="resume" if run.exists() else "refuse")
     if seconds:
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
@@ -65,6 +65,7 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
     shards = open_data(str(data), 1.0)
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row.get("val_loss") is not None]
     model = result.model.config
+    precision = json.loads((run / "run.json").read_text(encoding="utf-8"))["setup"]["precision"]
     record: dict[str, Any] = {
         "data": shards.meta.name,
         "train_tokens": shards.splits["train"].n_tokens,
@@ -75,7 +76,7 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
         "tokens_per_step": config.batch_size * model.block_size,
         "steps": [row["step"] for row in rows],
         "losses": [round(row["val_loss"], 4) for row in rows],
-        "made": made(result, config.max_steps, shlex.join(["python", "bench/expected.py", preset])),
+        "made": where() | {"precision": precision, "max_steps": config.max_steps, "seconds": round(result.seconds)},
     }
     if preset in PROTOCOLS and not result.interrupted:
         found = perplexity(result.model, data, PROTOCOLS[preset], tokenizer=result.tokenizer)
@@ -85,46 +86,28 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
     path.write_text(json.dumps(record, indent=None) + "\n", encoding="utf-8")
 
 
-def made(result: Result, max_steps: int, command: str) -> dict[str, Any]:
-    """Where and how a curve came about."""
-    versions = runtime.versions()
-    setup = json.loads((result.run / "run.json").read_text(encoding="utf-8"))["setup"]
-    return {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": runtime.git_commit(),
-        "processor": versions["processor"],
-        "torch": versions["torch"],
-        "precision": setup["precision"],
-        "max_steps": max_steps,
-        "seconds": round(result.seconds),
-    }
-
-
-def write_page() -> None:
-    """The table of docs/training.md, out of the files."""
+def table() -> str:
+    """Every shipped curve's end, as Markdown."""
     lines = [
-        "By `python bench/expected.py`. Their curves are what the warning above compares with.",
+        "By `python bench/expected.py PRESET`. A run that lags far behind its preset's curve is warned of "
+        "([training](training.md)).",
         "",
         "| preset | steps | validation loss | by protocol | time | on |",
         "|---|---|---|---|---|---|",
     ]
     for path in sorted(PRESETS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        how, best = record["made"], min(record["losses"])
-        protocol = record.get("protocol")
-        told = f"`{protocol['name']}` {protocol['loss']:.3f} ± {protocol['error']:.3f}" if protocol else ""
-        steps = f"{record['steps'][-1]:,} of {how['max_steps']:,}"
+        made, best = record["made"], min(record["losses"])
         at = record["steps"][record["losses"].index(best)]
+        protocol = record.get("protocol")
+        by = f"`{protocol['name']}` {protocol['loss']:.3f} ± {protocol['error']:.3f}" if protocol else ""
+        steps = f"{record['steps'][-1]:,} of {made['max_steps']:,}"
         lines.append(
-            f"| `{path.name.split('.')[0]}` | {steps} | {best:.3f} after {at:,} | {told} | {duration(how['seconds'])} "
-            f"| {how['processor']}, {how['precision']}, torch {how['torch']}, {how['date']} |"
+            f"| `{path.name.split('.')[0]}` | {steps} | {best:.3f} after {at:,} | {by} | {duration(made['seconds'])} "
+            f"| {told(made)}, {made['precision']} |"
         )
-    page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition(HEADING)
-    after = rest[rest.index("\n## ") :] if "\n## " in rest else ""
-    PAGE.write_text(f"{head}{HEADING}\n" + "\n".join(lines) + f"\n{after}", encoding="utf-8")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
