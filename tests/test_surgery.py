@@ -168,6 +168,12 @@ def test_order_of_norms() -> None:
     assert order == [*(f"h.{i}.ln_2" for i in range(3)), *attentions, "ln_e", "ln_f"]
 
 
+def first_attention(model: GPT) -> Attention:
+    attention = model.get_submodule("h.0.attn")
+    assert isinstance(attention, Attention)
+    return attention
+
+
 @pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2, "position": "rope"}, {"parallel_residual": True}], ids=str)
 def test_queries_and_keys_are_fixed_before_values(changes: dict[str, Any]) -> None:
     """Attention on projections put together by hand: queries and keys of the linear norm, values of the other."""
@@ -177,15 +183,13 @@ def test_queries_and_keys_are_fixed_before_values(changes: dict[str, Any]) -> No
     surgery.fix_norm(both, "h.0.ln_1", ids)
     projected = []
     for model in (both, none):
-        assert isinstance(model.h[0].attn, Attention)
-        model.h[0].attn.c_attn.register_forward_hook(lambda module, args, y: projected.append(y[0]))
+        first_attention(model).c_attn.register_forward_hook(lambda module, args, y: projected.append(y[0]))
         model(ids)
-    widths = half.h[0].attn.widths
-    n = widths[0] + widths[1]
+    n = sum(first_attention(half).widths[:2])
     plain = tiny(norm="fixed", **changes)
     by_hand = torch.cat([projected[0][..., :n], projected[1][..., n:]], dim=-1).view(1, T, -1)
-    plain.h[0].ln_1 = nn.Identity()
-    plain.h[0].attn.c_attn.register_forward_hook(lambda module, args, y: by_hand)
+    plain.get_submodule("h.0").ln_1 = nn.Identity()
+    first_attention(plain).c_attn.register_forward_hook(lambda module, args, y: by_hand)
     assert close(half(ids), plain(ids))
     assert not close(half(ids), none(ids), 1e-3)
     assert not close(half(ids), both(ids), 1e-3)

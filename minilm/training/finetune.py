@@ -171,11 +171,12 @@ def report(model: GPT, tokenizer: Tokenizer, run: Path) -> str:
     losses = [row["val_loss"] for row in metrics if row.get("val_loss") is not None]
     with _start(run) as file:
         samples = list(zip(json.loads(file.metadata()["samples"]), _samples(model, tokenizer), strict=True))
+    operations = _operations(metrics, losses[-1])
     told = {
         "tensors": {name: {"change": change, "start": start} for name, (change, start) in rows.items()},
         "val_loss": {"before": losses[0], "after": losses[-1]},
         "samples": [{"before": before, "after": after} for before, after in samples],
-        "operations": _operations(metrics, losses[-1]),
+        "operations": operations,
     }
     (run / REPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     components: dict[str, list[str]] = {}
@@ -192,7 +193,7 @@ def report(model: GPT, tokenizer: Tokenizer, run: Path) -> str:
     still = [name for name, (change, _) in rows.items() if not change]
     if still:
         lines.append(f"did not move: {', '.join(still[:5])}" + (f" and {len(still) - 5} more" if still[5:] else ""))
-    for done in told["operations"]:
+    for done in operations:
         lines.append("{operation} at step {step}: {damage:+.4f}, of which {left:+.4f} is left".format(**done))
     lines.append(f"validation loss before {losses[0]:.4f}, after {losses[-1]:.4f} ({losses[-1] - losses[0]:+.4f})")
     for before, after in samples:
