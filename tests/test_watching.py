@@ -72,6 +72,8 @@ def test_wandb_gets_every_number(data: Path, tmp_path: Path, monkeypatch: pytest
         while at + 7 <= len(content):
             n_bytes, kind = struct.unpack("<4xHB", content[at : at + 7])
             assert kind == 1
+            if at + 7 + n_bytes > len(content):
+                break
             records.append(wandb_internal_pb2.Record.FromString(content[at + 7 : at + 7 + n_bytes]))
             at += 7 + n_bytes
         if records and records[-1].WhichOneof("record_type") == "exit":
