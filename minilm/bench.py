@@ -105,7 +105,7 @@ class Steps:
     def step(self) -> float:
         """One optimizer step; its loss, nats per token."""
         n_rows, params = self.setup.micro_batch_size, list(self.model.parameters())
-        total = 0.0
+        total = torch.zeros((), device=self.device)
         for at in range(0, len(self.ids), n_rows):
             rows = slice(at, at + n_rows)
             loss = self.loss_of(self.ids[rows], self.targets[rows]) / self.targets.numel()
