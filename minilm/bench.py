@@ -105,12 +105,12 @@ class Steps:
     def step(self) -> float:
         """One optimizer step; its loss, nats per token."""
         n_rows, params = self.setup.micro_batch_size, list(self.model.parameters())
-        total = torch.zeros((), device=self.device)
+        total: float | torch.Tensor = 0.0
         for at in range(0, len(self.ids), n_rows):
             rows = slice(at, at + n_rows)
             loss = self.loss_of(self.ids[rows], self.targets[rows]) / self.targets.numel()
             self.precision.backward(loss, params)
-            total += loss.detach()
+            total = total + loss.detach()
         norm = self.precision.clip(params, self.optimizers, self.config.grad_clip, 0)
         if not self.precision.overflowed(norm):
             for optimizer in self.optimizers:
