@@ -1,116 +1,194 @@
-"""Everything of training that needs a card, in one command: tests marked `gpu`, then benches, then the page.
+"""Speed, memory and learning on one GPU, beside a compiled transformers model: one call of under nine minutes.
 
-    python bench/gpu.py                     # about half an hour; needs the extras test and bench
-    python bench/gpu.py --only tests kernels
-    python bench/gpu.py --device cpu --quick   # checks this script itself, where there is no card
+    python bench/gpu.py                     writes bench/results/gpu.json and docs/benchmarks_gpu.md
+    python bench/gpu.py --device cpu        the same with models that a CPU runs in a minute: to see that it works
 
-What each part ended with, its last lines, the card and the versions go to bench/results/gpu.json and docs/measured.md
-as they come; figures go where each bench writes its own.
+Parts run in processes of their own, the most informative first; what no time is left for is named. FLOPs are counted as
+6N + 12 L D T; MFU is of the dense bf16 peak in the maker's data sheet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pages import MEASURED, RESULTS, ROOT, put, told, where
 
-HEADING = "On a card"
-FILE = RESULTS / "gpu.json"
-TAIL = 12  # lines kept of what a part said
+from minilm import bench, runtime
+from minilm.config import GPTConfig, TrainConfig
 
-
-def parts(device: str, quick: bool, source: str) -> dict[str, list[str]]:
-    """Command of each part, without the interpreter."""
-    on = ["--device", device]
-    few = ["--steps", "2", "--batch_size", "2", "--max_docs", "500", "--optimizers", "adamw", "--precisions", "fp32"]
-    shakespeare = ["bench/expected.py", "shakespeare_char", *on, *(["--source", source] if source else [])]
-    tests = ["-m", "pytest", "-o", "addopts=", "-m", "gpu", *(["tests/test_gpu.py"] if quick else [])]
-    benches = {
-        "tests": tests,
-        "kernels": ["bench/kernels.py", *on],
-        "kernels of small": ["bench/kernels.py", "--preset", "small", *on],
-        "optimizers": ["bench/optimizers.py", *on, *(few if quick else ["--steps", "200"])],
-        "shakespeare_char": shakespeare,
-        "tiny": ["bench/expected.py", "tiny", *on],
-    }
-    slow = ("kernels of small", "shakespeare_char", "tiny")
-    return {name: words for name, words in benches.items() if not (quick and name in slow)}
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "gpu.json"
+PAGE = ROOT / "docs" / "benchmarks_gpu.md"
+BUDGET_SECONDS = 530.0
+MARK = "RESULT "
+Values = dict[str, Any]
+SIZES = {  # layers, heads, width; rows of 1,024 tokens
+    "124M": (12, 12, 768, 32),
+    "350M": (24, 16, 1024, 16),
+    "1.5B": (48, 25, 1600, 8),
+}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[])
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--source", default="", help="a copy of tinyshakespeare, where there is no network")
-    parser.add_argument("--quick", action="store_true", help="little of each, nothing written into the repository")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no CUDA device here: --device cpu --quick checks the script itself")
-    record: dict[str, Any] = {"made": where() | card(), "parts": {}}
-    for name, words in parts(options.device, options.quick, options.source).items():
-        if options.only and name not in options.only:
-            continue
-        record["parts"][name] = ran(words, options.device, options.quick)
-        print(f"{name}: {record['parts'][name]['ended']}", flush=True)
-        if not options.quick:
-            FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            put(MEASURED, HEADING, page())
-    return int(any(part["code"] for part in record["parts"].values()))
+def shape(size: str, device: str) -> tuple[GPTConfig, int]:
+    """The model and the rows of a batch; on a CPU a small one in its place."""
+    layers, heads, width, rows = SIZES[size]
+    if device == "cpu":
+        return GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=512), 2
+    return GPTConfig(n_layer=layers, n_head=heads, n_embd=width), rows
 
 
-def ran(words: list[str], device: str, quick: bool) -> dict[str, Any]:
-    """Runs one part; how it ended."""
-    # A check of the script leaves results and pages alone.
-    environment = {**os.environ, "MINILM_CARD": device, **({"MINILM_BENCH_OUT": _scratch()} if quick else {})}
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    said = (done.stdout + done.stderr).strip().splitlines()[-TAIL:]
-    summary = next((line.strip("= ") for line in reversed(said) if " passed" in line or " failed" in line), "")
-    failed = f"failed with {done.returncode}: {said[-1] if said else ''}"
-    ended = summary or ("done" if done.returncode == 0 else failed)
-    seconds = round(time.perf_counter() - began)
-    return {"command": " ".join(words), "code": done.returncode, "ended": ended, "seconds": seconds, "said": said}
+def ours(size: str, device: str, optimizer: str = "adamw") -> Values:
+    config, rows = shape(size, device)
+    run = TrainConfig(model=config, batch_size=rows, max_steps=10_000, optimizer=optimizer, device=device, compile="on")  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    found = bench.training(run, 15)
+    counters = torch._dynamo.utils.counters
+    breaks, recompiled = sum(counters["graph_break"].values()), sum(counters["recompiles"].values())
+    values = {"tokens/s": found.tokens_per_second, "MFU": found.mfu, "GiB": found.peak_bytes / 2**30}
+    return values | {"compile s": found.first_step_seconds, "graph breaks": breaks, "recompilations": recompiled}
 
 
-def _scratch() -> str:
+def theirs(size: str, device: str) -> Values:
+    """transformers' GPT-2, compiled, autocast to bf16, fused AdamW, as minilm is."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config, rows = shape(size, device)
+    T = config.block_size
+    torch.manual_seed(0)
+    names = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, "n_positions": T}
+    dropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = GPT2LMHeadModel(GPT2Config(**names, **dropped, vocab_size=config.vocab_size)).to(device).train()
+    called: Any = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
+    ids = torch.randint(config.vocab_size, (rows, T + 1), device=device)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    seconds = []
+    for _ in range(17):
+        begin = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = called(ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        seconds.append(time.perf_counter() - begin)
+    speed = rows * T / sorted(seconds[2:])[7]
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return {"tokens/s": speed, "GiB": peak / 2**30, "compile s": seconds[0]}
+
+
+def decode(size: str, device: str) -> Values:
+    config, _ = shape(size, device)
+    where = runtime.pick_device(device)
+    bandwidth = bench.limits(where).bytes_per_second
+    found = bench.decoding(config, bandwidth, where, n_new=24 if device == "cpu" else 256)
+    return {"tokens/s": found.tokens_per_second, "of bandwidth": found.bandwidth_share, "GB/s": bandwidth / 1e9}
+
+
+def learn(optimizer: str, device: str) -> Values:
+    """Loss of a small model after a fixed time on tales of level 4, each optimizer at the rate of its preset."""
     import tempfile
+    from dataclasses import replace
 
-    folder = Path(tempfile.mkdtemp(prefix="minilm-gpu-"))
-    (folder / "measured.md").write_text(MEASURED.read_text(encoding="utf-8"), encoding="utf-8")
-    return str(folder)
+    from minilm.options import parse
+    from minilm.text.prepare import prepare
+    from minilm.training.loop import train
+
+    small = device == "cpu"
+    data = prepare("tales", level=1 if small else 4, tokenizer="words", megabytes=0.2 if small else 50.0)
+    config = parse(["--config", "tiny", "--device", device], device).config
+    steps, rate = (10, 1e-2) if small else (1500, 1e-2)
+    with tempfile.TemporaryDirectory() as out:
+        options: Any = {"optimizer": optimizer, "lr": rate if optimizer == "muon" else 4e-3, "existing": "overwrite"}
+        model = replace(config.model, block_size=64 if small else 384)
+        found = train(
+            replace(config, model=model, data=str(data), out_dir=out, max_steps=steps, eval_every_steps=0, **options)
+        )
+    return {"val loss": found.val_loss, "seconds": found.seconds, "tokens": found.tokens}
 
 
-def card() -> dict[str, str]:
-    """The card, its memory and driver's CUDA."""
-    if not torch.cuda.is_available():
-        return {}
-    card = torch.cuda.get_device_properties(0)
-    return {
-        "memory": f"{card.total_memory / 2**30:.0f} GiB",
-        "capability": f"{card.major}.{card.minor}",
-        "cuda": str(torch.version.cuda),
-        "cards": str(torch.cuda.device_count()),
-    }
+PARTS: dict[str, Callable[[str], Values]] = {
+    "minilm 124M": lambda device: ours("124M", device),
+    "transformers 124M": lambda device: theirs("124M", device),
+    "minilm 350M": lambda device: ours("350M", device),
+    "transformers 350M": lambda device: theirs("350M", device),
+    "decode 124M": lambda device: decode("124M", device),
+    "minilm 1.5B": lambda device: ours("1.5B", device),
+    "minilm 124M muon": lambda device: ours("124M", device, "muon"),
+    "learn adamw": lambda device: learn("adamw", device),
+    "learn muon": lambda device: learn("muon", device),
+}
 
 
-def page() -> str:
-    """bench/results/gpu.json as Markdown."""
-    record = json.loads(FILE.read_text(encoding="utf-8"))
-    made = record["made"]
-    extra = ", ".join(f"{name} {made[name]}" for name in ("memory", "capability", "cuda", "cards") if name in made)
-    lines = [f"By `python bench/gpu.py`: {told(made)}, {extra}, commit {made['commit'][:10]}.", ""]
-    lines += ["| part | ended | seconds |", "|---|---|---|"]
-    lines += [f"| {name} | {part['ended']} | {part['seconds']} |" for name, part in record["parts"].items()]
-    return "\n".join(lines)
+def run(device: str) -> None:
+    began, found = time.monotonic(), {}
+    missing: dict[str, str] = {}
+    for name in PARTS:
+        left = BUDGET_SECONDS - (time.monotonic() - began)
+        if left < 20:
+            missing[name] = "no time was left"
+            continue
+        command = [sys.executable, __file__, "--device", device, "--part", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
+        except subprocess.TimeoutExpired:
+            missing[name] = "no time was left"
+            continue
+        told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+        if done.returncode or not told:
+            missing[name] = (done.stderr.strip().splitlines() or ["no result"])[-1]
+        else:
+            found[name] = json.loads(told[-1])
+        print(f"{name}: {found.get(name, missing.get(name))}", flush=True)
+    record = {"date": time.strftime("%Y-%m-%d"), "versions": runtime.versions(), "commit": runtime.git_commit()[:10]}
+    whole = record | {"parts": found, "missing": missing, "seconds": round(time.monotonic() - began)}
+    if device == "cpu":
+        print("not written: that was a CPU")
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(whole), encoding="utf-8")
+
+
+def page(whole: Values) -> str:
+    """The table, with ratios to transformers where both ran."""
+    versions, parts = whole["versions"], whole["parts"]
+    keys = list(dict.fromkeys(key for values in parts.values() for key in values))
+    rows = [f"| part | {' | '.join(keys)} | x transformers | memory of it |", "|---" * (len(keys) + 3) + "|"]
+    for name, values in parts.items():
+        peer = parts.get(name.replace("minilm", "transformers")) if name.startswith("minilm") else None
+        ratios = (
+            [f"{values['tokens/s'] / peer['tokens/s']:.2f}", f"{values['GiB'] / peer['GiB']:.2f}"] if peer else ["", ""]
+        )
+        cells = [f"{values[key]:,.4g}" if key in values else "" for key in keys]
+        rows.append(f"| {name} | {' | '.join([*cells, *ratios])} |")
+    rows += [f"\nNot measured: {name} ({why})." for name, why in whole["missing"].items()]
+    head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {whole['commit']}; bf16."
+    return "\n".join([f"# Benchmarks on a GPU\n\nMade by `python bench/gpu.py`. {head}\n", *rows, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(MARK + json.dumps(PARTS[options.part](options.device)))
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU here; --device cpu runs the same parts small")
+    else:
+        run(options.device)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
