@@ -1,11 +1,11 @@
 """Everything of training that needs a card, in one command: tests marked `gpu`, then benches, then the page.
 
-    python bench/gpu_training.py                     # about half an hour; needs the extras test and bench
+    python bench/gpu_training.py                        # about half an hour; needs the extras test and bench
     python bench/gpu_training.py --only tests kernels
     python bench/gpu_training.py --device cpu --quick   # checks this script itself, where there is no card
 
-What each part ended with, its last lines, the card and the versions go to bench/results/gpu_training.json and docs/measured.md
-as they come; figures go where each bench writes its own.
+What each part ended with, its last lines, the card and the versions go to bench/results/gpu_training.json and
+docs/measured.md as they come; figures go where each bench writes its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training on a card: what a CPU cannot show. Run by bench/gpu_training.py; MINILM_CARD=cpu runs what a CPU can of it."""
+"""Training on a card: what a CPU cannot show. bench/gpu_training.py runs it; MINILM_CARD=cpu what a CPU can of it."""
 
 from __future__ import annotations
 
