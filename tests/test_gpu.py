@@ -62,8 +62,9 @@ def test_every_precision_learns_and_resumes_to_the_bit(sums: Path, tmp_path: Pat
     if missing(precision):
         pytest.skip(f"this machine has no {precision}")
     rounding = "stochastic" if precision.startswith("pure") else "nearest"
-    config = config_of(sums, tmp_path / "whole", precision=precision, rounding=rounding, schedule="constant")
-    config = replace(config, max_steps=24, save_every_steps=0, resid_dropout=0.1) if ON_CARD else config
+    changes: dict[str, Any] = {"precision": precision, "rounding": rounding, "schedule": "constant"}
+    changes |= {"resid_dropout": 0.1, "max_steps": 24, "save_every_steps": 0} if ON_CARD else {}
+    config = config_of(sums, tmp_path / "whole", **changes)
     whole = train(config)
     assert whole.losses[-1] < whole.losses[0] - 0.2
     broken = replace(config, out_dir=str(tmp_path / "broken"))

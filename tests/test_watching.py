@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import time
@@ -59,8 +60,7 @@ def test_tensorboard_gets_every_number(data: Path, tmp_path: Path) -> None:
 def test_wandb_gets_every_number(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real library, offline; its log is read as it lies on the disk (LevelDB's log format behind 7 bytes)."""
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
+    record_of: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record.FromString
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = train(tiny_config(data, tmp_path / "run", max_steps=4, eval_every_steps=2, loggers=("wandb",))).run
@@ -74,7 +74,7 @@ def test_wandb_gets_every_number(data: Path, tmp_path: Path, monkeypatch: pytest
             assert kind == 1
             if at + 7 + n_bytes > len(content):
                 break
-            records.append(wandb_internal_pb2.Record.FromString(content[at + 7 : at + 7 + n_bytes]))
+            records.append(record_of(content[at + 7 : at + 7 + n_bytes]))
             at += 7 + n_bytes
         if records and records[-1].WhichOneof("record_type") == "exit":
             break
