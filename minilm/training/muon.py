@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from minilm.training.spread import spread_as, whole
+
 
 class Muon(torch.optim.Muon):
     """Jordan 2024: the momentum's nearest orthogonal matrix, by five Newton-Schulz steps, is the update.
@@ -24,13 +26,15 @@ class Muon(torch.optim.Muon):
                 if p.grad is not None:
                     by_shape.setdefault((p.shape, p.device), []).append(p)
             for (shape, device), matrices in by_shape.items():
-                directions = torch.stack([self._direction(p, group["momentum"], group["nesterov"]) for p in matrices])
+                directions = torch.stack(
+                    [whole(self._direction(p, group["momentum"], group["nesterov"])) for p in matrices]
+                )
                 updates = orthogonal(
                     directions.to(product_dtype(device)), group["ns_coefficients"], group["ns_steps"], group["eps"]
                 )
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(matrices, updates, strict=True):
-                    p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                    p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(spread_as(update, p), alpha=-rate)
 
     def _direction(self, p: Tensor, momentum: float, nesterov: bool) -> Tensor:
         assert p.grad is not None

@@ -98,19 +98,23 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
     return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
 
-def loss_function(objective: Objective, setup: Setup) -> LossFunction:
+def loss_function(
+    objective: Objective, setup: Setup, through: Callable[[LossFunction], LossFunction] = lambda function: function
+) -> LossFunction:
     """(ids, targets) or (ids, targets, weights) -> summed loss, under autocast and compiled as the setup says.
 
     On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
+    through: what stands between this and the model where its weights are spread over ranks.
     """
+    reached = through(objective)
 
     def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         if setup.recompute:  # Chen 2016; dropout draws the same again
             whole = objective.model.h if blocks is None else blocks
             blocks = [partial(checkpoint, block, use_reentrant=False) for block in whole]
         with setup.autocast():
-            return objective(*batch, blocks=blocks)
+            return reached(*batch, blocks=blocks)
 
     if not setup.compile:
         return plain
