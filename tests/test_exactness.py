@@ -3,6 +3,7 @@ combinations; whatever number of steps was done. On ranks: test_ranks.py and tes
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -13,9 +14,10 @@ import pytest
 import torch
 from training_helpers import prepared, tiny_config
 
-from minilm.config import Optimizer, Rounding, Schedule, TrainConfig
+from minilm.config import OBJECTIVES, Optimizer, Rounding, Schedule, TrainConfig
 from minilm.model.hub import step_folders
 from minilm.runtime import PRECISIONS
+from minilm.text.batches import Batch, Batches
 from minilm.training.checkpoint import read_state
 from minilm.training.loop import train
 
