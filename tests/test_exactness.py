@@ -18,6 +18,7 @@ from minilm.config import OBJECTIVES, Optimizer, Rounding, Schedule, TrainConfig
 from minilm.model.hub import step_folders
 from minilm.runtime import PRECISIONS
 from minilm.text.batches import Batch, Batches
+from minilm.text.packing import Row
 from minilm.training.checkpoint import read_state
 from minilm.training.loop import train
 
@@ -93,8 +94,13 @@ def test_resuming_takes_no_longer_after_many_steps(data: Path, tmp_path: Path, m
 
     monkeypatch.setattr(Batches, "batch", batch)
     rows: list[int] = []
-    row = Batches._row
-    monkeypatch.setattr(Batches, "_row", lambda self, k, place: (rows.append(place), row(self, k, place))[1])
+    row_at = Batches._row
+
+    def row(self: Batches, source: int, place: int) -> Row:
+        rows.append(place)
+        return row_at(self, source, place)
+
+    monkeypatch.setattr(Batches, "_row", row)
     state = read_state(folder) | {"step": 10**7}
     (folder / "state.json").write_text(json.dumps(state))
     folder.rename(folder.with_name("step_10000000"))

@@ -142,7 +142,7 @@ def test_sixteen_bits(data: Path, tmp_path: Path, changes: dict[str, Any], toler
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_other_ranks_go_on(
-    data: Path, tmp_path: Path, wrote: tuple[str, int], reads: tuple[str, int], optimizer: str
+    data: Path, tmp_path: Path, wrote: tuple[Parallel, int], reads: tuple[Parallel, int], optimizer: str
 ) -> None:
     changes: dict[str, Any] = {"optimizer": optimizer, "lr": 1e-3, "schedule": "constant", "micro_batch_size": 1}
     one = train(tiny_config(data, tmp_path / "one", **changes)).run
