@@ -45,7 +45,7 @@ def wait_for(children: list[int], seconds: float = SECONDS) -> list[int]:
         for child in [child for child, code in codes.items() if code is None]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
-                codes[child] = os.waitstatus_to_exitcode(status)  # type: ignore[assignment]
+                codes[child] = os.waitstatus_to_exitcode(status)
         if time.monotonic() > end:
             for child in [child for child, code in codes.items() if code is None]:
                 os.kill(child, signal.SIGKILL)

@@ -66,7 +66,8 @@ def losses(run: Path, key: str = "loss") -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_ranks", "changes"), [
-    (2, {}), (4, {}), (4, {"optimizer": "muon", "micro_batch_size": 1}), (2, {"precision": "pure_fp16", "rounding": "kahan"}),
+    (2, {}), (4, {}), (4, {"optimizer": "muon", "micro_batch_size": 1}),
+    (2, {"precision": "pure_fp16", "rounding": "kahan"}),
 ])  # fmt: skip
 def test_losses_are_those_of_one_rank(data: Path, tmp_path: Path, n_ranks: int, changes: dict[str, Any]) -> None:
     """Within 1e-5 in fp32 over ten steps; in 16 bits rounding differs, so within 1e-2."""
