@@ -32,6 +32,7 @@ from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
+from minilm.training.expected import expected
 from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
@@ -154,7 +155,7 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
-    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]))
+    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]), expected(config, shards))
     aside = (precision, guard, watch, ranks, parallel)
     run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
@@ -178,8 +179,8 @@ def _steps(run: _Run) -> Result:
     unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
-        if (start := run.parallel.whole()) is not None:
-            write_start(start, run.folder)
+        if (start := run.parallel.whole(model.device)) is not None:
+            write_start(start, run.tokenizer, run.folder)
         val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
@@ -251,7 +252,7 @@ def _steps(run: _Run) -> Result:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
     whole = run.parallel.whole(model.device)
     if config.init and finished and whole is not None:
-        say(report(whole, run.folder))
+        say(report(whole, run.tokenizer, run.folder))
     return Result(
         run=run.folder,
         checkpoint=saved,
