@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,5 +136,9 @@ def joined(device_type: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield ranks
+    except MinilmError:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut off the sentence
+        raise
     finally:
         dist.destroy_process_group()
