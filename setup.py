@@ -23,6 +23,8 @@ extras = {
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
         *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11"),
     ],
+    # Building a corpus: data sets' steps on one machine, Slurm or Ray. Ray needs its cluster's Python on every machine.
+    "cluster": ["datatrove>=0.10", "orjson>=3.10", "ray>=2.40"],
     "log": ["tensorboard>=2.16", "wandb>=0.17"],
     "lab": ["matplotlib>=3.8"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
@@ -36,7 +38,7 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "text/tales/*.toml", "evaluation/*.toml", "py.typed"]},
+    package_data={"minilm": ["presets/*.toml", "text/*.txt", "text/tales/*.toml", "evaluation/*.toml", "py.typed"]},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

@@ -61,3 +61,21 @@ def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> Non
         raise UsageError(f"{path} cannot be drawn: {error}") from None
     finally:
         plt.close(figure)
+
+
+def bars(rows: Sequence[tuple[str, float]], path: Path, x_label: str) -> None:
+    """Writes a bar for each (name, value), the first on top. Raises UsageError as `draw`."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 1 + 0.3 * len(rows)), layout="constrained")
+    shown = axis.barh([f"{i}. {name}" for i, (name, _) in enumerate(rows)], [value for _, value in rows])
+    axis.bar_label(shown, fmt="{:,.0f}", padding=2)
+    axis.invert_yaxis()
+    axis.set_xlabel(x_label)
+    figure.savefig(path)
+    plt.close(figure)
