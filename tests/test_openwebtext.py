@@ -1,4 +1,4 @@
-"""OpenWebText from dumps to shards: real pages served through a proxy on loopback, with everything planted that goes wrong."""
+"""OpenWebText from dumps to shards: real pages through a proxy on loopback, with all planted that goes wrong."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def test_what_a_host_can_do_wrong(web: Web) -> None:
         "http://drips.org/": slowly,
         "http://breaks.org/": lambda handler: reply(handler, b"<p>half", length=1000),
         "http://picture.org/": lambda handler: reply(handler, b"\x89PNG", "image/png"),
-        "http://garbage.org/": lambda handler: reply(handler, random.Random(1).randbytes(4000), "text/html; charset=utf-8"),
+        "http://garbage.org/": lambda handler: reply(
+            handler, random.Random(1).randbytes(4000), "text/html; charset=utf-8"
+        ),
         "http://huge.org/": lambda handler: reply(handler, b"<p>" + b"a" * (2 << 20)),
         "http://bomb.org/": lambda handler: reply(handler, bomb, "text/html", Content_Encoding="gzip"),
         "http://round.org/": lambda handler: moved(handler, "http://round.org/"),
@@ -190,7 +193,7 @@ def test_of_a_host_one_request_at_a_time_and_pauses_between(web: Web) -> None:
     assert all(one.outcome == "page" for one in found)
     for host, pause in (("a.org", 0.1), ("b.org", 1.0)):
         times = [at for at, url in web.asked if url.split("/")[2].removeprefix("www.") == host]
-        pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+        pauses = [after - before for before, after in pairwise(times)]
         assert min(pauses[1:]) > pause * 0.95  # what robots.txt asks for is known from the second request on
         assert web.most_at_once[host] == 1
     assert web.count("http://a.org/robots.txt") == 1
@@ -242,7 +245,7 @@ def test_links_worth_fetching(row: dict[str, Any], reason: str) -> None:
 def test_links_of_real_dumps(shared_data: Path) -> None:
     blocked = frozenset(BLOCKED.read_text().split())
     for path in sorted((shared_data / "openwebtext").iterdir()):
-        lines = lzma.open(path, "rt").readlines()
+        lines = lzma.decompress(path.read_bytes()).decode().splitlines(keepends=True)
         reasons = Counter(link(line, 3, blocked)[1] for line in lines)
         rows = [json.loads(line) for line in lines]
         assert reasons["karma too low"] == sum(row["score"] < 3 and row["url"].startswith("http") for row in rows)
@@ -266,7 +269,9 @@ FOREIGN = ("la-nacion", "lemonde-1", "qq", "heise", "aktualne")
 
 def plant(web: Web, shared: Path, dumps: Path) -> tuple[dict[str, str], Counter[str]]:
     """Pages and dumps. Returns the text of each page that must come through, and how many must not and why."""
-    pages = {path.parent.name: path.read_bytes() for path in sorted((shared / "html_readability").glob("*/source.html"))}
+    pages = {
+        path.parent.name: path.read_bytes() for path in sorted((shared / "html_readability").glob("*/source.html"))
+    }
     names = [name for name in pages if name not in FOREIGN and 5_000 < len(pages[name]) < 80_000][:13]
     drops: Counter[str] = Counter()
     links: list[tuple[str, int]] = []
@@ -302,7 +307,7 @@ def plant(web: Web, shared: Path, dumps: Path) -> tuple[dict[str, str], Counter[
     drops += Counter({"time-out": 1, "no text": 1, "no web page": 1, "no connection": 1, "HTTP 404": 2})
     links += [("http://low.org/", 2), ("http://i.imgur.com/x", 99), ("http://site1.org/x.mp3", 99)]
     drops += Counter({"karma too low": 1, "on the blocklist": 2})
-    row = json.loads(lzma.open(shared / "openwebtext" / "RS_v2_2005-06.xz", "rt").readline())
+    row = json.loads(lzma.decompress((shared / "openwebtext" / "RS_v2_2005-06.xz").read_bytes()).partition(b"\n")[0])
     lines = [json.dumps(row | {"url": url, "score": score}) + "\n" for url, score in links]
     lines += [json.dumps(row | {"is_self": True, "url": "http://www.reddit.com/r/x"}) + "\n", '{"url": "http://cut\n']
     drops += Counter({"no link to a page": 1, "broken line": 1})
@@ -337,7 +342,9 @@ def test_from_dumps_to_shards(
     folder = prepare_words(words(tmp_path / "dumps", out, shared_data))
     told = (out / "funnel.md").read_text()
     table = [line.split("|")[1:5] for line in told.splitlines() if line.startswith("| ")][1:]
-    found = Counter({reason.strip(): int(count.replace(",", "")) for reason, count, *_ in table if int(count.replace(",", ""))})
+    found = Counter(
+        {reason.strip(): int(count.replace(",", "")) for reason, count, *_ in table if int(count.replace(",", ""))}
+    )
     assert found == drops
     assert int(table[-1][3].replace(",", "")) == len(documents(out)) == len(good)
     repair = make_cleaner("repair").clean
@@ -345,7 +352,8 @@ def test_from_dumps_to_shards(
     missing = [text for text in expected if text not in documents(out)]
     assert len(missing) <= 1  # of a page and its near copy either may stay
     assert (out / "funnel.svg").read_text().count("near-duplicates") >= 1
-    assert "slowest: " in told and told.split("\n\n")[1] in capsys.readouterr().err
+    assert "slowest: " in told
+    assert told.split("\n\n")[1] in capsys.readouterr().err
     shards = open_shards(folder)
     tokenizer = shards.tokenizer()
     decoded_texts = [
@@ -361,9 +369,11 @@ def test_from_dumps_to_shards(
         prepare_words(words(tmp_path / "dumps", out, shared_data, "--min_score", "9"))
 
 
-def test_misuse_and_an_empty_result(web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misuse_and_an_empty_result(
+    web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "urls.txt").write_text("http://site.org/missing\n")
-    with pytest.raises(MinilmError, match="no page of .* is left"):
+    with pytest.raises(MinilmError, match=r"no page of .* is left"):
         building.build_words(words(tmp_path / "urls.txt", tmp_path / "a", shared_data)[1:])
     assert "HTTP 404 | 1 |" in (tmp_path / "a" / "funnel.md").read_text()
     with pytest.raises(UsageError, match="does not exist"):
@@ -427,7 +437,8 @@ def test_the_same_on_a_ray_cluster_of_two_workers(web: Web, shared_data: Path, t
     names = sorted(path.name for path in (tmp_path / "local" / "documents").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "ray" / "documents").iterdir())
     for name in names:
-        local, there = (gzip.open(tmp_path / kind / "documents" / name).read() for kind in ("local", "ray"))
+        packed = [(tmp_path / kind / "documents" / name).read_bytes() for kind in ("local", "ray")]
+        local, there = map(gzip.decompress, packed)
         assert local.replace(b"/local/", b"/ray/") == there
     table = (tmp_path / "local" / "funnel.md").read_text().split("\n\n")[0]
     assert (tmp_path / "ray" / "funnel.md").read_text().split("\n\n")[0] == table

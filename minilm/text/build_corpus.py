@@ -1,5 +1,5 @@
-"""`data/openwebtext.py --build DUMPS`: runs the stages of `openwebtext.py` on one of datatrove's executors, says what each
-step dropped, and prepares the documents that are left.
+"""`data/openwebtext.py --build DUMPS`: runs the stages of `openwebtext.py` on one of datatrove's executors, says what
+each step dropped, and prepares the documents that are left.
 
 The same command again goes on where it stopped: datatrove skips the tasks that are done, a task of pages its chunks.
 """
@@ -37,10 +37,14 @@ def build_words(words: Sequence[str]) -> Path:
     """The whole build from a command line's words. Returns the prepared folder; that of the build where its tasks run
     elsewhere and are not done. Raises UsageError on misuse, MinilmError where nothing is left."""
     parser = Parser(prog="openwebtext --build", description=__doc__)
-    parser.add_argument("--build", required=True, metavar="DUMPS", help="dumps of Reddit's submissions: a file or folder")
+    parser.add_argument(
+        "--build", required=True, metavar="DUMPS", help="dumps of Reddit's submissions: a file or folder"
+    )
     parser.add_argument("--out", help="where everything between links and documents is kept (with the downloads)")
     parser.add_argument("--executor", choices=sorted(EXECUTORS), default="local")
-    parser.add_argument("--executor_options", default="", metavar="NAME=VALUE,...", help="datatrove's: partition=cpu,...")
+    parser.add_argument(
+        "--executor_options", default="", metavar="NAME=VALUE,...", help="datatrove's: partition=cpu,..."
+    )
     parser.add_argument("--tasks", type=int, default=64, help="parts of the addresses, and tasks of most stages (64)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks at a time (the cores)")
     parser.add_argument("--min_score", type=int, default=3, help="karma (3)")

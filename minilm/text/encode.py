@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
@@ -94,10 +94,13 @@ def encode_documents(
     writer_of: Callable[[str], ShardWriter],
     advance: Callable[[int], object] = lambda n_bytes: None,
     is_left_out: Callable[[str, int], bool] = lambda split, n_tokens: False,
+    counts: defaultdict[str, Counts] | None = None,
+    done: Callable[[int], object] = lambda n_documents: None,
 ) -> dict[str, Counts]:
     """Adds each (split, text) to the split's writer, in order; returns the counts. `advance` hears of progress,
-    `is_left_out` says of a document's split and number of tokens whether it is dropped (a huge one never is)."""
-    counts: defaultdict[str, Counts] = defaultdict(Counts)
+    `is_left_out` says of a document's split and number of tokens whether it is dropped (a huge one never is), `done`
+    hears of every batch of documents that the writers have; `counts` are those of documents before these."""
+    counts = defaultdict(Counts) if counts is None else counts
 
     checked: Counter[str] = Counter()  # batches, by split
 
@@ -131,12 +134,14 @@ def encode_documents(
                 groups = (encoded(split, group, whole=False)[0] for group in _batches(parts, len))
                 code = [np.array([text.code])] if isinstance(text, Coded) else []
                 writer_of(split).add_pieces(chain(code, groups))
+                done(1)
                 continue
         by_split: defaultdict[str, list[str]] = defaultdict(list)
         for split, text in batch:
             by_split[split].append(text)
         for split, texts in by_split.items():
             writer_of(split).add_flat(*encoded(split, texts))
+        done(len(batch))
     return dict(counts)
 
 
@@ -161,19 +166,25 @@ def tokenizer_key(named: str) -> str:
     return get_tokenizer(named).fingerprint
 
 
-def make_tokenizer(named: str, documents: Callable[[], Iterable[tuple[str, str]]], sample: bool = False) -> Tokenizer:
+def make_tokenizer(
+    named: str,
+    documents: Callable[[], Iterable[tuple[str, str]]],
+    sample: bool = False,
+    tokens: Sequence[str] = (),
+) -> Tokenizer:
     """The tokenizer itself, trained on (split, text) documents where its kind is: chars and words on all of them (or on
-    a sample), so that validation has none that is unknown; merges on the training split alone."""
+    a sample), so that validation has none that is unknown; merges on the training split alone. It gains the tokens."""
     from minilm.text.tokenizer import get_tokenizer, train_tokenizer
 
     kind, _, size = named.partition(":")
     if kind not in TRAINED:
-        return get_tokenizer(named)
+        return get_tokenizer(named).with_tokens(tokens) if tokens else get_tokenizer(named)
     learned_from = ("train",) if kind == "bpe" else ("train", "val", "test")
     texts: Iterator[str] = (part for split, text in documents() if split in learned_from for part in pieces(text))
     if sample or kind == "bpe":
         texts = _first(texts, SAMPLE_CHARS if sample else BPE_CHARS)
-    return train_tokenizer(kind, texts, int(size or 0))
+    trained = train_tokenizer(kind, texts, int(size or 0))
+    return trained.with_tokens(tokens) if tokens else trained
 
 
 def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """OpenWebText as its makers describe it (Gokaslan and Cohen 2019): from dumps of Reddit's submissions to documents.
 
 Links with 3 karma or more -> blocklist, repeats out -> pages -> article text -> ftfy -> English -> 128 GPT-2 tokens or
-more -> MinHash LSH over 5 words at a Jaccard similarity of 0.7. Every step is a block of datatrove or wraps one, so that
-the same stages run on one machine, on Slurm and on Ray. A task of `pages` owns all addresses of its hosts: repeats and
+more -> MinHash LSH over 5 words at a Jaccard similarity of 0.7. Every step is a block of datatrove or wraps one: the
+same stages run on one machine, on Slurm and on Ray. A task of `pages` owns all addresses of its hosts: repeats and
 pauses need no other task. Its pages are kept in files of CHUNK addresses, which a run that was killed does not ask for
 again. Counts are of datatrove's own statistics.
 """
@@ -58,7 +58,9 @@ def stages(
     dumps: Path, folder: Path, tasks: int, tokenizer: str, limits: Limits, min_score: int, blocklist: Path | None = None
 ) -> list[Stage]:
     """All stages in order; the last one writes `documents` in the folder."""
-    at = {name: str(folder / name) for name in ("links", "pages", "articles", "hashes", "pairs", "clusters", "documents")}
+    at = {
+        name: str(folder / name) for name in ("links", "pages", "articles", "hashes", "pairs", "clusters", "documents")
+    }
     minhash = MinhashConfig(SHINGLE_WORDS, BUCKETS, ROWS, hash_config=HashConfig(hash_fc="sha1"))
     blocked = [line for path in (BLOCKED, blocklist) if path for line in path.read_text(encoding="utf-8").split()]
     found = JsonlReader(at["articles"])
