@@ -1,7 +1,7 @@
 """Where a build stands, on disk beside the shards that it has written, so that another process can go on from there.
 
 Documents come in the same order from the same source: a state is how many of them the shards hold, and the writers' and
-counters' own. What is read before the first document to encode (the held-out choice, a trained vocabulary) is in it too.
+counters' own. The held-out choice and the vocabulary, made before the first document is encoded, are in it too.
 """
 
 from __future__ import annotations
