@@ -27,7 +27,25 @@ SMALL = {"BATCH_CHARS": 3000, "PIECE_CHARS": 400, "BATCH_DOCUMENTS": 8}
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     rng = random.Random(3)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it", "rains", "in", "Spain", "and", "nobody", "minds"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "it",
+        "rains",
+        "in",
+        "Spain",
+        "and",
+        "nobody",
+        "minds",
+    ]
     path = tmp_path / "corpus.jsonl"
     with path.open("w") as file:
         for i in range(400):
