@@ -64,36 +64,18 @@ def stages(
     minhash = MinhashConfig(SHINGLE_WORDS, BUCKETS, ROWS, hash_config=HashConfig(hash_fc="sha1"))
     blocked = [line for path in (BLOCKED, blocklist) if path for line in path.read_text(encoding="utf-8").split()]
     found = JsonlReader(at["articles"])
+    links = Links(str(dumps), tasks, min_score, frozenset(blocked))
+    article = [ReadPages(at["pages"]), Article(), Clean("repair"), Clean("language:en"), LongEnough(tokenizer)]
+    once = MinhashDedupFilter(at["clusters"])
+    n_dumps = len(Files.at(dumps).found)
     return [
-        (
-            "links",
-            [
-                Links(str(dumps), tasks, min_score, frozenset(blocked)),
-                JsonlWriter(at["links"], "${bucket}/${rank}.jsonl.gz"),
-            ],
-            len(Files.at(dumps).found),
-        ),
+        ("links", [links, JsonlWriter(at["links"], "${bucket}/${rank}.jsonl.gz")], n_dumps),
         ("pages", [Pages(at["links"], at["pages"], limits)], tasks),
-        (
-            "articles",
-            [
-                ReadPages(at["pages"]),
-                Article(),
-                Clean("repair"),
-                Clean("language:en"),
-                LongEnough(tokenizer),
-                JsonlWriter(at["articles"], "${rank}.jsonl.gz"),
-            ],
-            tasks,
-        ),
+        ("articles", [*article, JsonlWriter(at["articles"], "${rank}.jsonl.gz")], tasks),
         ("hashes", [found, MinhashDedupSignature(at["hashes"], minhash, Words())], tasks),
         ("pairs", [MinhashDedupBuckets(at["hashes"], at["pairs"], config=minhash)], BUCKETS),
         ("clusters", [MinhashDedupCluster(at["pairs"], at["clusters"], config=minhash)], 1),
-        (
-            "documents",
-            [found, MinhashDedupFilter(at["clusters"]), JsonlWriter(at["documents"], "${rank}.jsonl.gz")],
-            tasks,
-        ),
+        ("documents", [found, once, JsonlWriter(at["documents"], "${rank}.jsonl.gz")], tasks),
     ]
 
 
