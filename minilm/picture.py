@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minilm.errors import UsageError
 
@@ -44,25 +42,6 @@ def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> Non
 
     Raises UsageError without matplotlib or on an unknown suffix.
     """
-    with _figure(path, (7, 4)) as axis:
-        for name, x, y in curves:
-            axis.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 30 else None)
-        axis.set_xlabel(x_label)
-        axis.set_ylabel(y_label)
-        axis.legend()
-
-
-def bars(rows: Sequence[tuple[str, float]], path: Path, x_label: str) -> None:
-    """Writes a bar for each (name, value), the first on top. Raises UsageError as `draw`."""
-    with _figure(path, (7, 1 + 0.3 * len(rows))) as axis:
-        shown = axis.barh([f"{i}. {name}" for i, (name, _) in enumerate(rows)], [value for _, value in rows])
-        axis.bar_label(shown, fmt="{:,.0f}", padding=2)
-        axis.invert_yaxis()
-        axis.set_xlabel(x_label)
-
-
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     try:
         import matplotlib
     except ImportError:
@@ -70,9 +49,13 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, x, y in curves:
+        axis.plot(x, y, label=name, linewidth=1, marker="." if len(x) < 30 else None)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.legend()
     try:
-        yield axis
         figure.savefig(path, dpi=150)
     except ValueError as error:
         raise UsageError(f"{path} cannot be drawn: {error}") from None

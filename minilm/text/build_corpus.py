@@ -104,49 +104,30 @@ def run(planned: Sequence[Any], folder: Path, executor: str, workers: int, optio
 
 
 def report(folder: Path, names: Sequence[str]) -> str:
-    """The table of what each step dropped and took, said and kept as funnel.md, its picture as funnel.svg."""
-    lines, left = funnel(folder, names)
-    text = "\n".join(lines)
-    (folder / "funnel.md").write_text(text + "\n", encoding="utf-8")
-    try:
-        from minilm.picture import bars
-
-        bars(left, folder / "funnel.svg", "links and pages left")
-    except UsageError as error:
-        say(f"no funnel.svg: {error}")
-    say(text)
-    return text
-
-
-def funnel(folder: Path, names: Sequence[str]) -> tuple[list[str], list[tuple[str, int]]]:
-    """Lines of a table, and (step, links or pages left) of each; then MB a second and core of the steps that say so."""
+    """What each step dropped, as a table with a bar for what it left, and MB a second and core: said, and kept as
+    funnel.md."""
     n = 0
-    table: list[tuple[str, int]] = []
+    drops: list[tuple[str, int]] = []
     speeds: dict[str, float] = {}
     for name in names:
         for block in _blocks_of(folder / "logs" / name / "stats"):
             counts = Counter({key: _total(value) for key, value in block["stats"].items()})
             n += counts["seen"]
-            for key, count in counts.items():
-                if (reason := _reason(block["name"], key)) and count:
-                    table.append((reason, count))
-            seconds = _total(block["time_stats"])
-            if counts["bytes"] and seconds:
+            drops += [(_reason(block["name"], key), count) for key, count in counts.items()]
+            if counts["bytes"] and (seconds := _total(block["time_stats"])):
                 speeds[block["name"].removeprefix("minilm: ")] = counts["bytes"] / 1e6 / seconds
-    left, rest = [("in the dumps", n)], n
-    for reason, count in table:
-        rest -= count
-        left.append((reason, rest))
     lines = ["| step | dropped | of those before | left | |", "|---|---|---|---|---|"]
-    before = n
-    for (reason, rest), (_, count) in zip(left, [("", 0), *table], strict=True):
-        bar = "█" * round(BAR * rest / max(n, 1))
-        lines.append(f"| {reason} | {count:,} | {count / max(before, 1):.1%} | {rest:,} | {bar} |")
-        before = rest
+    left = n
+    for reason, count in [("in the dumps", 0), *((reason, count) for reason, count in drops if reason and count)]:
+        bar = "█" * round(BAR * (left - count) / max(n, 1))
+        lines.append(f"| {reason} | {count:,} | {count / max(left, 1):.1%} | {left - count:,} | {bar} |")
+        left -= count
     lines += [f"\n{name}: {speed:.2f} MB/s on a core" for name, speed in speeds.items()]
-    if speeds:
-        lines += [f"\nslowest: {min(speeds, key=lambda name: speeds[name])}"]
-    return lines, left
+    lines += [f"\nslowest: {min(speeds, key=lambda name: speeds[name])}"] if speeds else []
+    text = "\n".join(lines)
+    (folder / "funnel.md").write_text(text + "\n", encoding="utf-8")
+    say(text)
+    return text
 
 
 def _reason(block: str, key: str) -> str:

@@ -34,14 +34,14 @@ from datatrove.pipeline.extractors.base import BaseExtractor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
-from datatrove.utils.word_tokenizers import WordTokenizer
+from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 
 from minilm.text.articles import article_text
 from minilm.text.clean import SHINGLE_WORDS, WORD, make_cleaner
 from minilm.text.sources import Files
+from minilm.text.tokenizer import get_tokenizer
 from minilm.text.webpages import PAGE, Fetcher, Limits, host_of
 
-MIN_SCORE, MIN_TOKENS = 3, 128
 CHUNK = 500  # addresses: at most so many are asked for again after a kill
 ARTICLE_SECONDS = 60.0
 BUCKETS, ROWS = 17, 8
@@ -65,7 +65,13 @@ def stages(
     blocked = [line for path in (BLOCKED, blocklist) if path for line in path.read_text(encoding="utf-8").split()]
     found = JsonlReader(at["articles"])
     links = Links(str(dumps), tasks, min_score, frozenset(blocked))
-    article = [ReadPages(at["pages"]), Article(), Clean("repair"), Clean("language:en"), LongEnough(tokenizer)]
+    article = [
+        ReadPages(at["pages"]),
+        Article(),
+        Clean("repair"),
+        Clean("language:en"),
+        Clean("min_tokens:128", tokenizer),
+    ]
     once = MinhashDedupFilter(at["clusters"])
     n_dumps = len(Files.at(dumps).found)
     return [
@@ -202,55 +208,34 @@ class Article(BaseExtractor):
 
 
 class Clean(PipelineStep):
-    """A step of `clean.py` that needs one document at a time."""
+    """A step of `clean.py` that needs one document at a time, or min_tokens."""
 
     type = "minilm"
 
-    def __init__(self, step: str) -> None:
-        self.name = step
+    def __init__(self, step: str, tokenizer: str = "") -> None:
+        self.name, self.tokenizer = step, tokenizer
         super().__init__()
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        clean = self.made()
+        cleaner = make_cleaner(self.name)
+        encode = get_tokenizer(self.tokenizer).encode if cleaner.min_tokens else lambda text: []
         for document in data:
             self.stat_update("bytes", value=len(document.text.encode("utf-8", "replace")))
             with self.track_time():
-                text = clean(document.text)
-            if text is None:
+                text = cleaner.clean(document.text)
+                is_short = text is not None and len(encode(text)) < cleaner.min_tokens
+            if text is None or is_short:
                 self.stat_update(DROPPED + self.name)
             else:
                 document.text = text
                 yield document
 
-    def made(self) -> Any:
-        return make_cleaner(self.name).clean
 
-
-class LongEnough(Clean):
-    """Keeps what has MIN_TOKENS tokens."""
-
-    def __init__(self, tokenizer: str) -> None:
-        super().__init__(f"min_tokens:{MIN_TOKENS}")
-        self.tokenizer = tokenizer
-
-    def made(self) -> Any:
-        from minilm.text.tokenizer import get_tokenizer
-
-        encode = get_tokenizer(self.tokenizer).encode
-        return lambda text: text if len(encode(text)) >= MIN_TOKENS else None
-
-
-class Words(WordTokenizer):
-    """As `clean.py` cuts words, for datatrove's hashes."""
+class Words(WhitespaceTokenizer):
+    """As `clean.py` cuts words: datatrove's own way needs spaCy."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return list(WORD.findall(text))
-
-    def sent_tokenize(self, text: str) -> list[str]:
-        return [text]
-
-    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        return [(0, len(text))]
 
 
 def rows(folder: Any, below: str) -> Iterator[dict[str, Any]]:
