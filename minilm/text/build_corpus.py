@@ -10,7 +10,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from minilm.errors import MinilmError, UsageError
 from minilm.log import say
 from minilm.text.folders import data_folder
 from minilm.text.sources import Files
+from minilm.text.webpages import Limits
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "ray": "RayPipelineExecutor", "slurm": "SlurmPipelineExecutor"}
 # Of datatrove's own blocks: a count's name -> why a document was dropped. Ours say so themselves.
@@ -37,14 +37,10 @@ def build_words(words: Sequence[str]) -> Path:
     """The whole build from a command line's words. Returns the prepared folder; that of the build where its tasks run
     elsewhere and are not done. Raises UsageError on misuse, MinilmError where nothing is left."""
     parser = Parser(prog="openwebtext --build", description=__doc__)
-    parser.add_argument(
-        "--build", required=True, metavar="DUMPS", help="dumps of Reddit's submissions: a file or folder"
-    )
+    parser.add_argument("--build", required=True, metavar="DUMPS", help="Reddit's submissions: a file or folder")
     parser.add_argument("--out", help="where everything between links and documents is kept (with the downloads)")
     parser.add_argument("--executor", choices=sorted(EXECUTORS), default="local")
-    parser.add_argument(
-        "--executor_options", default="", metavar="NAME=VALUE,...", help="datatrove's: partition=cpu,..."
-    )
+    parser.add_argument("--executor_options", default="", help="datatrove's: partition=cpu,time=20:00:00,...")
     parser.add_argument("--tasks", type=int, default=64, help="parts of the addresses, and tasks of most stages (64)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="tasks at a time (the cores)")
     parser.add_argument("--min_score", type=int, default=3, help="karma (3)")
@@ -58,13 +54,11 @@ def build_words(words: Sequence[str]) -> Path:
     folder = Path(given.out or data_folder() / "downloads" / "openwebtext-build").expanduser().absolute()
     if min(given.tasks, given.workers, given.connections) < 1 or not Files.at(dumps).found:
         raise UsageError(f"--tasks, --workers and --connections begin at 1, and {dumps} needs to hold a dump")
-    stages, limits = _blocks()
-    limits = replace(
-        limits,
-        connections=given.connections,
-        pause_seconds=given.pause_seconds,
-        timeout_seconds=given.timeout_seconds,
-    )
+    try:
+        from minilm.text.openwebtext import stages
+    except ImportError as error:
+        raise UsageError('building a corpus needs datatrove: run pip install "minilm[cluster,data]"') from error
+    limits = Limits(given.connections, given.pause_seconds, given.timeout_seconds)
     _same_build(folder, dumps, given)
     planned = stages(dumps, folder, given.tasks, given.tokenizer, limits, given.min_score, given.blocklist)
     if not run(planned, folder, given.executor, given.workers, _options(given.executor_options)):
@@ -78,10 +72,7 @@ def build_words(words: Sequence[str]) -> Path:
 
 def run(planned: Sequence[Any], folder: Path, executor: str, workers: int, options: dict[str, Any]) -> bool:
     """Runs the stages; whether all their tasks are done."""
-    try:
-        kind = getattr(import_module("datatrove.executor"), EXECUTORS[executor])
-    except ImportError as error:
-        raise _missing() from error
+    kind = getattr(import_module("datatrove.executor"), EXECUTORS[executor])
     previous: Any = None
     for name, blocks, tasks in planned:
         settings = {"tasks": tasks, "logging_dir": str(folder / "logs" / name), "workers": min(workers, tasks)}
@@ -164,17 +155,3 @@ def _same_build(folder: Path, dumps: Path, given: Any) -> None:
         raise UsageError(f"{folder} holds a build of other dumps or settings: name another --out, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def _blocks() -> tuple[Any, Any]:
-    try:
-        from minilm.text.openwebtext import stages
-    except ImportError as error:
-        raise _missing() from error
-    from minilm.text.webpages import Limits
-
-    return stages, Limits()
-
-
-def _missing() -> UsageError:
-    return UsageError('building a corpus needs datatrove: run pip install "minilm[cluster,data]"')

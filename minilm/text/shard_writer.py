@@ -22,8 +22,8 @@ from minilm.text.shard_format import (
     ShardMeta,
     SplitMeta,
     Vocabulary,
-    file_sha256,
 )
+from minilm.text.sources import file_sha256
 
 SHARD_TOKENS = 100_000_000
 
