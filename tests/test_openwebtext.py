@@ -27,6 +27,7 @@ pytest.importorskip("trafilatura", reason="needs the extra `data`")
 
 from minilm.errors import MinilmError, UsageError
 from minilm.text import build_corpus as building
+from minilm.text import openwebtext
 from minilm.text.articles import article_text
 from minilm.text.clean import language_share
 from minilm.text.openwebtext import BLOCKED, link, same_page
@@ -424,10 +425,13 @@ def test_killed_while_downloading(web: Web, shared_data: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_same_on_a_ray_cluster_of_two_workers(web: Web, shared_data: Path, tmp_path: Path) -> None:
+def test_the_same_on_a_ray_cluster_of_two_workers(
+    web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra `cluster`")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setattr(openwebtext, "BUCKETS", 4)  # a task each
     plant(web, shared_data, tmp_path / "dumps")
     building.build_words(words(tmp_path / "dumps", tmp_path / "local", shared_data)[1:])
     proxy = os.environ.pop("http_proxy")  # for the tasks alone: Ray's own messages go without
