@@ -19,6 +19,7 @@ import numpy as np
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.text.long_text import LongText, parts_of
 
 if TYPE_CHECKING:
     from minilm.text.shard_writer import ShardWriter
@@ -67,6 +68,13 @@ class Counts:
 
 def pieces(text: str) -> Iterator[str]:
     """The text cut in parts of PIECE_CHARS characters and a little more."""
+    if isinstance(text, LongText):
+        rest = ""
+        for part in text.parts():
+            *whole, rest = pieces(rest + part)
+            yield from whole
+        yield rest
+        return
     start = 0
     while (border := BORDER.search(text, start + PIECE_CHARS)) is not None:
         yield text[start : border.start()]
@@ -136,15 +144,15 @@ def encode_documents(
         by_split: defaultdict[str, list[str]] = defaultdict(list)
         for split, text in batch:
             by_split[split].append(text)
-        is_long = len(batch) == 1 and len(batch[0][1]) > PIECE_CHARS
+        is_long = len(batch) == 1 and _size(batch[0][1]) > PIECE_CHARS
         return {split: (texts, None if is_long else tokenizer.encode_flat(texts)) for split, texts in by_split.items()}
 
-    for by_split in _ahead(encoded, _batches(documents, lambda document: len(document[1]))):
+    for by_split in _ahead(encoded, _batches(documents, lambda document: _size(document[1]))):
         for split, (texts, ids) in by_split.items():
             if ids is not None:
                 writer_of(split).add_flat(*counted(split, texts, *ids))
                 continue
-            parts = pieces(texts[0]) if tokenizer.name in OURS else texts
+            parts = pieces(texts[0]) if tokenizer.name in OURS else ["".join(parts_of(texts[0]))]
             groups = (
                 counted(split, some, *tokenizer.encode_flat(some), whole=False)[0] for some in _batches(parts, len)
             )
@@ -215,6 +223,11 @@ def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         chars += size(item)
     if batch:
         yield batch
+
+
+def _size(text: str) -> int:
+    """Characters; of a long text so many that it stands alone."""
+    return len(text) + (BATCH_CHARS if isinstance(text, LongText) else 0)
 
 
 def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
