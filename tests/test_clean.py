@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from minilm.errors import MinilmError, UsageError
 from minilm.text import clean as cleaning
+from minilm.text import wikipedia
 from minilm.text.clean import language_share, make_cleaner, shingles
 from minilm.text.detokenize import DETOKENIZERS
 from minilm.text.parallel import in_order
 from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
+from minilm.text.sources import Files
 
 
 def test_repair_mends_what_is_broken_and_nothing_else() -> None:
@@ -149,6 +152,20 @@ def test_several_processes_clean_as_one_does(shared_data: Path, monkeypatch: pyt
     assert counts[0] == counts[1]
     assert all(dropped for _, _, dropped, _ in list(counts[0].values())[1:])
     assert re.search(r"repair: .* [\d.]+ MB/s on a core\n.*slowest: language:en", three.report(), re.DOTALL)
+
+
+def test_wikipedia_by_several_processes(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mwparserfromhell")
+    (dump,) = Files.at(shared_data / "wikipedia").find("*")
+    monkeypatch.setattr(cleaning, "CHUNK_CHARS", 60_000)
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr(wikipedia, "n_cores", lambda cores=cores: cores)
+        articles = wikipedia.dump_articles(dump)
+        found.append(list(islice(articles, 9)))
+        articles.close()  # type: ignore[attr-defined]
+    assert found[0] == found[1]
+    assert len({title for title, _ in found[0]}) == 9
 
 
 def test_processes_that_fail() -> None:

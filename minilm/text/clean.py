@@ -71,7 +71,7 @@ class Cleaner:
             n_chars += len(document[0])
             if (text := self.clean(document[0])) is not None:
                 yield text, document[1]
-        for (_, others), found in in_order("minilm.text.clean:finder", self.recipe, _chunks(documents), workers):
+        for (_, others), found in in_order("minilm.text.clean:finder", self.recipe, chunks(documents), workers):
             for other, (original, steps) in zip(others, found, strict=True):
                 if (text := self._decided(original, steps)) is not None:
                     yield text, other
@@ -128,7 +128,8 @@ def finder(recipe: str) -> Callable[[tuple[list[str], Any]], list[tuple[str, lis
     return lambda chunk: [(text, list(cleaner.found(text))) for text in chunk[0]]
 
 
-def _chunks(documents: Iterable[tuple[str, T]]) -> Iterator[tuple[list[str], list[T]]]:
+def chunks(documents: Iterable[tuple[str, T]]) -> Iterator[tuple[list[str], list[T]]]:
+    """Texts, and what came with them, in lists of CHUNK_CHARS characters and a little more."""
     texts: list[str] = []
     others: list[T] = []
     n_chars = 0
