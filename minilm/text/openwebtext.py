@@ -218,12 +218,12 @@ class Clean(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         cleaner = make_cleaner(self.name)
-        encode = get_tokenizer(self.tokenizer).encode if cleaner.min_tokens else lambda text: []
+        encode = get_tokenizer(self.tokenizer).encode if cleaner.min_tokens else None
         for document in data:
             self.stat_update("bytes", value=len(document.text.encode("utf-8", "replace")))
             with self.track_time():
                 text = cleaner.clean(document.text)
-                is_short = text is not None and len(encode(text)) < cleaner.min_tokens
+                is_short = text is not None and encode is not None and len(encode(text)) < cleaner.min_tokens
             if text is None or is_short:
                 self.stat_update(DROPPED + self.name)
             else:
