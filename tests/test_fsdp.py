@@ -113,7 +113,7 @@ def test_each_optimizer_on_four_ranks(data: Path, tmp_path: Path, name: str) -> 
     ids=lambda changes: next(iter(changes)),
 )
 def test_from_given_weights(data: Path, base: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    one, many = assert_like_one(data, tmp_path, 2, {"init": str(base), **changes})
+    one, many = assert_like_one(data, tmp_path, 2, {"init": str(base), "lr": 1e-3, **changes})
     assert (many / "moved.json").is_file()
     assert (step_folders(many)[-1] / "adapter").is_dir() == ("lora_rank" in changes)
     ids = torch.arange(32)[None]
