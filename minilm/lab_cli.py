@@ -58,12 +58,14 @@ def chosen(job: str, names: Sequence[str]) -> list[str]:
 
 def told(name: str, scale_name: str, places: Places) -> str:
     """What `list` says of a question."""
-    from minilm.lab.cells import all_cells, done_cells, total_tokens
+    from minilm.lab.cells import all_cells, done_cells, total_flops
+    from minilm.lab.question import CORE_FLOPS
     from minilm.lab.questions import load_question
 
     question = load_question(name)
     scale = question.scale(scale_name)
     done = done_cells(question, scale, places.results(name, scale_name))
-    tokens = total_tokens(question, scale) / 1e6
+    flops = total_flops(question, scale)
     cells = f"{done} of {all_cells(question, scale)} cells done at scale {scale_name}"
-    return f"{name}: {question.asks}\n  {cells}, {tokens:,.1f} M tokens of training in all"
+    minutes = f", {flops / CORE_FLOPS / 120:,.0f} minutes on two cores" if scale_name == "laptop" else ""
+    return f"{name}: {question.asks}\n  {cells}, {flops / 1e12:,.1f} TFLOP of training in all{minutes}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
+from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, STORY_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Question, Scale, grid
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.text.packing import PACKINGS, PackingOptions
-
-STORY_LOSS = Measure("story_loss", "loss of stories, each from its beginning", "nats per token", digits=4)
 
 
 def arms(scale: Scale) -> list[Arm]:

@@ -41,11 +41,10 @@ QUESTION = Question(
     margin=0.01,
     reference="most",
     arms=arms,
+    minutes=35,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"decays": (0.1,), "megabytes": (0.02, 0.05)}),
-        "laptop": LAPTOP.but(
-            {"max_steps": 400}, n_rates=3, extra={"decays": DECAYS, "megabytes": (0.1, 0.5, 2.0, 20.0)}
-        ),
+        "laptop": LAPTOP.but(extra={"decays": DECAYS, "megabytes": (0.05, 0.25, 1.0, 20.0)}),
         "gpu": GPU.but(n_rates=3, extra={"decays": DECAYS, "megabytes": (1.0, 5.0, 20.0, 400.0)}),
     },
     published=(

@@ -42,6 +42,7 @@ QUESTION = Question(
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
     margin=2.0,
     reference="width 192",
+    minutes=120,
     arms=arms,
     scales={
         "smoke": SMOKE.but(
@@ -51,8 +52,7 @@ QUESTION = Question(
             extra={"levels": (1,), "shapes": ("width 24", "width 192"), "context": 32},
         ),
         "laptop": LAPTOP.but(
-            {"batch_size": 64, "max_steps": 1200},
-            n_rates=3,
+            {"max_steps": 1100},
             extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
         ),
         "gpu": GPU.but(

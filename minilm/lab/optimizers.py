@@ -28,6 +28,7 @@ QUESTION = Question(
     margin=0.01,
     reference="adamw",
     arms=arms,
+    minutes=20,
     scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP, "gpu": GPU},
     published=(
         Claim(

@@ -7,7 +7,7 @@ from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import judge, tell_stories
-from minilm.lab.measures import BEFORE, COHERENT
+from minilm.lab.measures import BEFORE, COHERENT, COPIED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale
 from minilm.lab.trial import Trained, copies_of
 
@@ -64,7 +64,7 @@ QUESTION = Question(
         DISTINCT,
         DUPLICATE,
         Measure("repeated", "repeated 4-grams within a story", "%", digits=1),
-        Measure("copied", "stories copied from the training text", "%", digits=1),
+        COPIED,
     ),
     margin=2.0,
     reference="temperature 1",

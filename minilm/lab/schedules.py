@@ -34,9 +34,10 @@ QUESTION = Question(
     margin=0.01,
     reference="cosine",
     arms=arms,
+    minutes=25,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 400}, n_rates=3),
+        "laptop": LAPTOP,
         "gpu": GPU,
     },
     published=(

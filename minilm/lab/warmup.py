@@ -27,9 +27,10 @@ QUESTION = Question(
     margin=0.01,
     reference="3 %",
     arms=arms,
+    minutes=30,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 400}, n_rates=3),
+        "laptop": LAPTOP,
         "gpu": GPU,
     },
     published=(
