@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="questions (run: at least one, or `all`)")
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="that run cells, one thread each (cores)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="that runs cells (%(default)s)")
+    parser.add_argument("--address", default="", help="of a Ray cluster (one is started on this machine)")
     parser.add_argument("--folder", default="lab", help="results, and work in progress under work/ (%(default)s)")
     parser.add_argument("--out", default="docs/findings", help="folder of the report (%(default)s)")
     import sys
@@ -36,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # One card is not shared: its cells run one after the other.
         processes = options.processes or (1 if runtime.pick_device().type != "cpu" else runner.cores())
-        runner.run(names, options.scale, places, processes)
+        if options.engine == "ray":
+            from minilm.lab import cluster
+
+            cluster.run(names, options.scale, places, processes, options.address)
+        else:
+            runner.run(names, options.scale, places, processes)
     else:
         from minilm.lab import report
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from minilm.evaluation.scoring import Request, target_nats
 from minilm.lab.cells import flops_per_token
-from minilm.lab.finetune import LEFT_ALONE, UNSEEN, base, finetuning, large, unseen
+from minilm.lab.finetune import LEFT_ALONE, base, finetuning, large, unseen
 from minilm.lab.measures import LOSS, PARAMETERS, TERAFLOPS
-from minilm.lab.question import Arm, Claim, Measure, Question, Scale, config_of, grid
+from minilm.lab.question import Arm, Measure, Question, Scale, config_of, grid, prose
 from minilm.lab.stories import validation_stories
 from minilm.lab.trial import Trained
 
@@ -61,14 +61,7 @@ def target_loss(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="budget",
-    asks="For a given compute: finetune a small model, finetune a large one for fewer steps, or show it examples?",
-    varied="What the compute is spent on: steps of the small model, a fifth as many or so of the large one, or "
-    "none and "
-    "as many examples before each story as the context holds.",
-    fixed="FLOPs of finetuning in a group, what the bases have read, the new text; as many rates tried for each "
-    "finetuned.",
-    would_change="A large model that learns more in fewer steps: the planner would name it first.",
+    **prose("budget"),
     measures=(TARGET, TERAFLOPS, PARAMETERS, LOSS),
     margin=0.02,
     reference="small, finetuned",
@@ -80,19 +73,6 @@ QUESTION = Question(
         n_stories=0,
     ),
     minutes=45,
-    published=(
-        Claim(
-            "Finetuning a smaller model costs less and does better than showing a larger one examples, in tasks "
-            "of a few "
-            "dozen labelled examples.",
-            f"Liu 2022 (T-Few), arXiv:2205.05638; here the task is to write in a style ({UNSEEN})",
-            {"large, shown examples": "worse"},
-        ),
-    ),
-    threats=(
-        "Pretraining the large base cost more, which is not counted; nor is that it costs more whenever it writes.",
-        "Models of this size hardly learn from examples in their context.",
-    ),
     base=base,
     measure=target_loss,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from minilm.lab.finetune import LEFT_ALONE
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Question, Scale, grid, prose
 
 GPT2 = {"position": "learned", "qk_norm": False, "bias": True, "init_scheme": "normal"}
 PARTS: dict[str, dict[str, Any]] = {
@@ -54,11 +54,7 @@ def _run(scale: Scale, name: str) -> dict[str, Any]:
 
 
 QUESTION = Question(
-    name="components",
-    asks="Which change of a component makes GPT-2 learn more from the same tokens?",
-    varied="One component at a time, each with its own rate: from scratch, switched in a pretrained model, recovered.",
-    fixed="Everything else as in GPT-2; data, order of batches, steps, schedule, optimizer; as many rates for each.",
-    would_change="A component that beats GPT-2's: a candidate for the presets that train from scratch.",
+    **prose("components"),
     measures=(LOSS, BEFORE, COHERENT, PARAMETERS, SPEED),
     margin=0.01,
     reference="GPT-2",
@@ -69,34 +65,5 @@ QUESTION = Question(
         "laptop": LAPTOP.but({"max_steps": 150}, extra={"base_steps": 1000, "steps": 60}),
         "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400}),
     },
-    published=(
-        Claim(
-            "SwiGLU beats GELU at equal parameters.",
-            "Shazeer 2020, arXiv:2002.05202",
-            {"SwiGLU / from scratch": "better"},
-        ),
-        Claim(
-            "Squared ReLU beats GELU.", "So 2021 (Primer), arXiv:2109.08668", {"squared ReLU / from scratch": "better"}
-        ),
-        Claim(
-            "RMSNorm is as good as LayerNorm.",
-            "Zhang & Sennrich 2019, arXiv:1910.07467",
-            {"RMSNorm / from scratch": "same"},
-        ),
-        Claim("DyT is as good as a norm.", "Zhu 2025, arXiv:2503.10622", {"DyT / from scratch": "same"}),
-        Claim("Rotary positions beat learned ones.", "Su 2021, arXiv:2104.09864", {"rope / from scratch": "better"}),
-        Claim(
-            "Without positions a causal model loses little.",
-            "Haviv 2022, arXiv:2203.16634",
-            {"no positions / from scratch": "same"},
-        ),
-        Claim(
-            "Finetuned without norms, GPT-2 small comes to within 0.067 nats of finetuning with them on OpenWebText.",
-            "Heimersheim 2024, arXiv:2409.13710, and the repository removing-layer-norm",
-            {"no norms / switched": "worse", "no norms / recovered": "worse"},
-        ),
-        Claim("Norms on queries and keys bear higher rates.", "Wortsman 2023, arXiv:2309.14322", {}),
-    ),
-    threats=("A switched model has lived with GPT-2's parts: what it loses is the change's, not the part's, fault.",),
     timed=True,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from minilm.lab.finetune import base, finetuning, unseen
 from minilm.lab.measures import BEFORE, LOSS, TRAINED
-from minilm.lab.question import Arm, Claim, Question, Scale
+from minilm.lab.question import Arm, Question, Scale, prose
 
 RATE = {"lr": ("log", 1e-4, 3e-2)}
 WIDE: dict[str, tuple[Any, ...]] = {
@@ -30,7 +30,15 @@ def arms(scale: Scale) -> list[Arm]:
         "lora, all searched": ({**start, **lora, "lr": 5e-3}, {**RATE, **ranks, "warmup_share": WIDE["warmup_share"]}),
     }
     return [
-        Arm(name, run, group=f"{megabytes:g} MB", data=unseen(megabytes), search=space, x=1e6 * megabytes)
+        Arm(
+            name,
+            run,
+            group=f"{megabytes:g} MB",
+            data=unseen(megabytes),
+            measure={"way": name},
+            search=space,
+            x=1e6 * megabytes,
+        )
         for megabytes in scale.extra["megabytes"]
         for name, (run, space) in ways.items()
     ]
@@ -49,12 +57,7 @@ def told(analysis: Any) -> list[str]:
 
 
 QUESTION = Question(
-    name="defaults",
-    asks="What good defaults would one choose for finetuning, by how much text there is?",
-    varied="Rate alone, or with it decay, warmup, schedule, the second moment's decay and the rate by depth, or LoRA's "
-    "rank: each found by Optuna's TPE, from the preset as its first trial.",
-    fixed="The base, steps, batches, validation; as many trials for each, on a seed that is used for nothing else.",
-    would_change="A winner that beats the preset with its rate searched: it becomes `finetune` or `lora`.",
+    **prose("defaults"),
     measures=(LOSS, BEFORE, TRAINED),
     margin=0.01,
     reference="preset, its rate searched",
@@ -65,18 +68,6 @@ QUESTION = Question(
         {"megabytes": (0.1, 1.0, 10.0), "trials": 30},
     ),
     minutes=40,
-    published=(
-        Claim(
-            "Tuned over a wide space with equal trials, optimizers and settings differ less than published.",
-            "Choi 2019, arXiv:1910.05446",
-            {},
-        ),
-    ),
-    threats=(
-        "A wide space gets as many trials as a narrow one, so it is searched less densely.",
-        "The trials' best loss is of one seed and flatters the winner; the paired seeds judge it.",
-        "Rates found at this width are no rates for GPT-2: what carries over is shapes and shares.",
-    ),
     base=base,
     tells=told,
 )

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from minilm.lab.measures import LOSS, PARAMETERS, TRAIN_LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, prose
 from minilm.lab.stories import some_stories, story_loss
 from minilm.lab.trial import Trained
 
@@ -63,12 +63,7 @@ def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], documents: i
 
 
 QUESTION = Question(
-    name="double_descent",
-    asks="Does the loss of new text fall, rise and fall again as models widen or train on, and does noise bring "
-    "it about?",
-    varied="Width; a fifth of the training tokens replaced at random once, or none; along each run the epochs.",
-    fixed="Little text, many epochs, no decay of weights or rate, depth; the rate goes with the root of the width.",
-    would_change="A second fall below the first lowest loss: early stopping, which finetune presets have, would cost.",
+    **prose("double_descent"),
     measures=(
         LOSS,
         TRAIN_LOSS,
@@ -86,19 +81,6 @@ QUESTION = Question(
         "gpu": _scale(GPU.but(n_stories=0), 0.5, (32, 64, 128, 256, 512), 200, max_steps=20_000),
     },
     minutes=30,
-    published=(
-        Claim(
-            "Test error peaks where a model just fits its training set, and falls again for larger models and longer "
-            "training; label noise makes the peak stronger.",
-            "Nakkiran 2019, arXiv:1912.02292",
-            {},
-        ),
-    ),
-    threats=(
-        "Noise is in the inputs of later tokens too, as it would be in text.",
-        "Rates follow a law instead of a sweep of each width.",
-        "A run that ends before its second descent cannot show it.",
-    ),
     pictures=(
         Picture("lines", "width", "val_loss", log=True),
         Picture("lines", "width", "train_loss", log=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minilm.lab.measures import BEFORE, LOSS, STORY_LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import some_stories, story_loss, validation_stories
 from minilm.lab.trial import Trained
 
@@ -40,13 +40,7 @@ def _scale(scale: Scale, megabytes: float, documents: int) -> Scale:
 
 
 QUESTION = Question(
-    name="leak",
-    asks="Do overlapping windows leak: does reading a token again in another window teach or flatter a model?",
-    varied="How far apart training windows of T tokens begin (each token a target once an epoch), or windows "
-    "that begin "
-    "anywhere (every token a target wherever it stands, as nanoGPT's).",
-    fixed="Model, rows a step (so compute), steps, schedule, little text; as many rates tried for each.",
-    would_change="An overlap that predicts new stories better than windows side by side, for the same compute.",
+    **prose("leak"),
     measures=(
         STORY_LOSS,
         Measure("gap", "loss of new stories, more than of training stories", "nats per token", digits=4),
@@ -57,23 +51,12 @@ QUESTION = Question(
     ),
     margin=0.01,
     reference="stride T",
+    minutes=20,
     arms=arms,
     scales={
         "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, 2),
         "laptop": _scale(LAPTOP, 0.5, 100),
         "gpu": _scale(GPU, 10.0, 500),
     },
-    published=(
-        Claim(
-            "A smaller stride in evaluation lowers perplexity, since every token then has more context; nothing of the "
-            "answer is seen.",
-            "Press 2021 (Shortformer), arXiv:2012.15832",
-            {},
-        ),
-    ),
-    threats=(
-        "At a small stride a row has few targets: equal compute is fewer targets a step, whose gradient is noisier.",
-        "Tales are shorter than T: beyond a story's beginning more context tells nothing.",
-    ),
     measure=gap_and_strides,
 )

@@ -7,7 +7,7 @@ from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import tell_stories
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.trial import Trained
 
 TERMS: dict[str, dict[str, float]] = {
@@ -38,11 +38,7 @@ def greedy_text(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="loss",
-    asks="Does anything beside cross-entropy write better stories?",
-    varied="The terms that are minimised, at their published weights.",
-    fixed="Model, data, order of batches, steps, schedule, optimizer; as many rates tried for each.",
-    would_change="A term whose stories hold together longer than those of cross-entropy alone, the default.",
+    **prose("loss"),
     measures=(
         BEFORE,
         COHERENT,
@@ -60,25 +56,6 @@ QUESTION = Question(
         "laptop": LAPTOP.but(extra={"teacher": {"n_embd": 192, "max_steps": 400}}),
         "gpu": GPU.but(extra={"teacher": {"n_embd": 1152, "max_steps": 4000}}),
     },
-    published=(
-        Claim(
-            "Unlikelihood training repeats far less, at little cost in perplexity.",
-            "Welleck 2020, arXiv:1908.04319",
-            {"unlikelihood 0.5": "better"},
-        ),
-        Claim("A distilled model comes near its teacher.", "Sanh 2019, arXiv:1910.01108", {"distilled": "better"}),
-        Claim(
-            "SimCTG's contrastive loss costs no perplexity and helps its own search most.",
-            "Su 2022, arXiv:2202.06417",
-            {"contrastive 1": "same"},
-        ),
-    ),
-    threats=(
-        "Weights are the published ones, for larger models and vocabularies; none is tuned.",
-        "Rates are chosen by plain cross-entropy on validation text, which favours cross-entropy.",
-        "The distilled arm's teacher, a wider model, was trained with compute that is not counted.",
-        "Sequence-level unlikelihood is not among the arms: it generates in every step.",
-    ),
     pictures=(Picture("points", "val_loss", "before"),),
     timed=True,
     measure=greedy_text,

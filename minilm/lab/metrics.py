@@ -11,7 +11,7 @@ from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, rep_r, seq_rep_n, zipf
 from minilm.evaluation.text_metrics import judge, tell_stories
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, prose
 from minilm.lab.statistics import rank_correlation
 from minilm.lab.trial import Trained, copies_of
 from minilm.model.weights import load_pretrained
@@ -67,15 +67,12 @@ def told(analysis: Any) -> list[str]:
         rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
         if math.isfinite(rho):
             found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p = {p:.4f}, {len(pairs)} arms)"))
-    return [f"Rank correlation with {analysis.question.measures[0].title}: {'; '.join(t for _, t in sorted(found))}."]
+    told = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
+    return [f"Rank correlation with {analysis.question.measures[0].title}: {told}."]
 
 
 QUESTION = Question(
-    name="metrics",
-    asks="Which automatic metric predicts whether stories hold together; is a lower perplexity better text?",
-    varied="Models by width and length of training, samplers by temperature.",
-    fixed="Text, batches, stories, seeds, grader, judge; the rate goes with the root of the width.",
-    would_change="A metric that goes with coherence more closely than validation loss: `eval` would show it first.",
+    **prose("metrics"),
     measures=(
         BEFORE,
         COHERENT,
@@ -98,19 +95,6 @@ QUESTION = Question(
         "gpu": GPU.but(extra={"models": ((96, 500), (192, 1000), (384, 2000), (768, 4000)), "judge_steps": 8000}),
     },
     minutes=20,
-    published=(
-        Claim(
-            "Perplexity of generated text under another model tells repetition for quality: likelier text is not "
-            "better.",
-            "Holtzman 2020, arXiv:1904.09751",
-            {},
-        ),
-    ),
-    threats=(
-        "Arms are no independent draws: models share data, and three samplers share a model.",
-        "Tales only: what counts as coherent there is exact, and narrow.",
-        "Validation loss knows nothing of the sampler, so it cannot rank samplers.",
-    ),
     pictures=(Picture("points", "val_loss", "before"), Picture("points", "judged", "before")),
     measure=every_metric,
     tells=told,

@@ -6,7 +6,7 @@ from typing import Any
 
 from minilm.evaluation.text_metrics import sample_documents
 from minilm.lab.measures import LOSS, OBEYED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import behind_code, obeyed
 from minilm.lab.texts import without_code
 from minilm.lab.trial import Trained
@@ -50,11 +50,7 @@ def _scale(scale: Scale, few: float, many: float, documents: int) -> Scale:
 
 
 QUESTION = Question(
-    name="mixing",
-    asks="Does text of other kinds help a model that is meant for one, and do control codes keep the kinds apart?",
-    varied="The share of other styles in the batches; whether each story begins with the code of its style.",
-    fixed="Little text of one's own, model, steps, schedule; as many rates tried for each.",
-    would_change="A mixture that predicts one's own style better: data would be mixed with codes by default.",
+    **prose("mixing"),
     measures=(OWN_LOSS, OBEYED, LOSS),
     margin=0.01,
     reference="own alone",
@@ -64,17 +60,5 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP.but(n_stories=0), 0.1, 3.0, 200),
         "gpu": _scale(GPU.but(n_stories=0), 1.0, 60.0, 500),
     },
-    published=(
-        Claim(
-            "Control codes let one model write in many kinds on demand.",
-            "Keskar 2019 (CTRL), arXiv:1909.05858",
-            {},
-        ),
-    ),
-    threats=(
-        "Styles tell of one world: they share more than unlike data sets would.",
-        "Rates are chosen by the loss of the mixture that is trained on, not of one's own style.",
-        "Without codes nothing can be asked for: obedience is then how often one's own style comes up.",
-    ),
     measure=own_style,
 )

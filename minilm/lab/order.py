@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minilm.lab.measures import LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import story_loss
 from minilm.lab.trial import Trained
 from minilm.text.tales import stories
@@ -29,7 +29,7 @@ def arms(scale: Scale) -> list[Arm]:
     words = {"vocabulary": {"style": ",".join(STYLES), "megabytes": scale.extra["megabytes"]}}
     measure = {"documents": scale.extra["documents"]}
     return [
-        Arm(name, {"max_epochs": 1.0, **run}, grid(1e-2), data={**words, **data}, measure=measure)
+        Arm(name, {"max_epochs": scale.extra["epochs"], **run}, grid(1e-2), data={**words, **data}, measure=measure)
         for name, (run, data) in turns.items()
     ]
 
@@ -46,16 +46,13 @@ def each_style(trained: Trained) -> dict[str, float]:
     return {**losses, "mean_loss": sum(losses.values()) / len(losses), "worst_loss": max(losses.values())}
 
 
-def _scale(scale: Scale, megabytes: float, documents: int) -> Scale:
-    return scale.but({"warmup_steps": 0, "warmup_share": 0.05}, extra={"megabytes": megabytes, "documents": documents})
+def _scale(scale: Scale, megabytes: float, documents: int, epochs: float = 1.0) -> Scale:
+    extra = {"megabytes": megabytes, "documents": documents, "epochs": epochs}
+    return scale.but({"warmup_steps": 0, "warmup_share": 0.05}, extra=extra)
 
 
 QUESTION = Question(
-    name="order",
-    asks="In which proportion and order should data sets of unlike size be read?",
-    varied="Shares of the batches (size to the power of 1/temperature), or one data set after the other.",
-    fixed="The texts, tokens read (as many as they have together), model, schedule; as many rates tried for each.",
-    would_change="A proportion with a lower mean loss than by size, the default.",
+    **prose("order"),
     measures=(
         Measure("mean_loss", "loss, mean over data sets", "nats per token", digits=4),
         Measure("worst_loss", "loss of the worst data set", "nats per token", digits=4),
@@ -66,26 +63,10 @@ QUESTION = Question(
     reference="by size",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.04, 2),
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.04, 2, 0.02),
         "laptop": _scale(LAPTOP.but(n_stories=0), 2.2, 200),
         "gpu": _scale(GPU.but(n_stories=0), 400.0, 500),
     },
     minutes=20,
-    published=(
-        Claim(
-            "Sampling by size^(1/temperature) lifts small languages at little cost to large ones.",
-            "Arivazhagan 2019, arXiv:1907.05019",
-            {"temperature 5": "better"},
-        ),
-        Claim(
-            "What is learnt first is forgotten while something else is learnt.",
-            "McCloskey & Cohen 1989; for language models Luo 2023, arXiv:2308.08747",
-            {"largest first": "worse", "smallest first": "worse"},
-        ),
-    ),
-    threats=(
-        "With shares other than by size small texts are repeated, large ones not read whole: equal tokens.",
-        "Rates are chosen by a validation text mixed as the training text is, not by the mean over data sets.",
-    ),
     measure=each_style,
 )

@@ -6,7 +6,7 @@ import torch
 
 from minilm.decoding.engine import generate_ids
 from minilm.lab.measures import BEFORE, COHERENT, COPIED, LOSS, TRAIN_LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.stories import some_stories, story_loss
 from minilm.lab.trial import Trained
 
@@ -40,17 +40,14 @@ def by_heart(trained: Trained) -> dict[str, float]:
     }
 
 
-def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: int) -> Scale:
-    extra = {"passes": passes, "tokens": 1e6 * megabytes / 4.5, "documents": documents}  # bytes a word, roughly
+def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: int, tokens: float = 0) -> Scale:
+    tokens = tokens or 1e6 * megabytes / 4.5  # bytes a word, roughly
+    extra = {"passes": passes, "tokens": tokens, "documents": documents}
     return scale.but({}, {"megabytes": megabytes}, extra=extra)
 
 
 QUESTION = Question(
-    name="overfit",
-    asks="Does a model that knows its training text nearly by heart still write well?",
-    varied="Passes over little text, without weight decay, each length with its own rate.",
-    fixed="Text, model, batch, shape of the schedule; as many rates tried for each.",
-    would_change="Better stories far beyond the lowest validation loss: early stopping by loss would stop too early.",
+    **prose("overfit"),
     measures=(
         BEFORE,
         COHERENT,
@@ -63,24 +60,11 @@ QUESTION = Question(
     reference="8 passes",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 8), 2),
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 8), 2, 128),
         "laptop": _scale(LAPTOP, 0.2, (2, 8, 16, 32), 100),
         "gpu": _scale(GPU, 2.0, (2, 8, 16, 32, 64), 500),
     },
     minutes=25,
-    published=(
-        Claim(
-            "Sentences, repeated as a model trains on, are memorised more the larger it is and the more often they are "
-            "seen.",
-            "Carlini 2022, arXiv:2202.07646",
-            {},
-        ),
-    ),
-    threats=(
-        "More passes are more steps: compute grows with them.",
-        "A copied story counts as broken, so coherence falls where text is repeated from memory; `copied` tells how "
-        "many. Rates are chosen by validation loss, which does not favour overfitting.",
-    ),
     pictures=(
         Picture("lines", "passes over the text", "before", log=True),
         Picture("lines", "passes over the text", "by_heart", log=True),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from minilm.config import GPTConfig, TrainConfig
@@ -131,6 +133,18 @@ class Claim:
     text: str
     source: str
     says: Mapping[str, Literal["better", "worse", "same"]]
+
+
+def prose(name: str) -> Line:
+    """What questions.toml says of a question: the fields of `Question` that are prose."""
+    table = _catalogue()[name]
+    published = [Claim(claim["text"], claim["source"], claim.get("says", {})) for claim in table["published"]]
+    return {"name": name, **table, "threats": tuple(table["threats"]), "published": tuple(published)}
+
+
+@cache
+def _catalogue() -> Line:
+    return tomllib.loads((Path(__file__).parent / "questions.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)

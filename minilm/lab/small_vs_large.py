@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minilm.lab.finetune import LEFT_ALONE, base, finetuning, large, unseen
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, TERAFLOPS
-from minilm.lab.question import Arm, Claim, Question, Scale, grid
+from minilm.lab.question import Arm, Question, Scale, grid, prose
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -22,31 +22,12 @@ def arms(scale: Scale) -> list[Arm]:
 
 
 QUESTION = Question(
-    name="small_vs_large",
-    asks="Does a small model that was finetuned beat a larger one that was not?",
-    varied="Size of the pretrained model (about five times the compute), whether it is finetuned, how much text "
-    "there is.",
-    fixed="What the bases have read, steps and batches of finetuning, validation; as many rates tried for each "
-    "finetuned.",
-    would_change="A larger model that needs no finetuning: the advice to finetune the small one would go.",
+    **prose("small_vs_large"),
     measures=(LOSS, BEFORE, COHERENT, PARAMETERS, TERAFLOPS),
     margin=0.02,
     reference="small, finetuned",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.3)}, {"megabytes": (0.02, 0.3, 5.0)}),
     minutes=45,
-    published=(
-        Claim(
-            "Finetuned on WikiText-103, GPT-2 small reaches a perplexity of 14.84 by token with sliding windows, below "
-            "the 17.48 per word of the largest untouched model; the protocols are not the same.",
-            "neulab's knn-transformers; Radford 2019, table 3",
-            {"large, as it is": "worse"},
-        ),
-    ),
-    threats=(
-        "The new style is a matter of form: what a larger model knows more of is little tested.",
-        "A model as it is was never told the style's code, so its coherence in that style is nil by construction; its "
-        "loss is not.",
-    ),
     base=base,
 )

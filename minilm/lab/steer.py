@@ -8,7 +8,7 @@ from minilm.decoding.engine import generate
 from minilm.evaluation.text_metrics import judge
 from minilm.lab.finetune import LEFT_ALONE, STYLES, UNSEEN, base, finetuning, unseen
 from minilm.lab.measures import BEFORE, COHERENT, OBEYED, TERAFLOPS
-from minilm.lab.question import Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.stories import obeyed
 from minilm.lab.texts import without_code
 from minilm.lab.trial import Trained, copies_of
@@ -58,13 +58,7 @@ def told(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="steer",
-    asks="Which way makes a model write in a style: control codes, guidance by them, or finetuning; at what cost?",
-    varied="How the style is asked for: by the code it was pretrained with, guided away from no code, not at "
-    "all; or by "
-    "finetuning a base that has not read the style.",
-    fixed="Model, compute of the base, stories, seeds, plain sampling; the rate of finetuning is tuned.",
-    would_change="A way as obedient as finetuning without its cost: docs/generation.md would name it first.",
+    **prose("steer"),
     measures=(
         OBEYED,
         BEFORE,
@@ -77,18 +71,6 @@ QUESTION = Question(
     arms=arms,
     scales=finetuning(
         {"megabytes": 0.02, "told": 2}, {"megabytes": 0.3, "told": 200}, {"megabytes": 5.0, "told": 500}, n_stories=0
-    ),
-    published=(
-        Claim(
-            "Control codes steer about as often as PPLM, and more fluently.",
-            "Dathathri 2020, arXiv:1912.02164",
-            {},
-        ),
-        Claim("Guidance strengthens a prompt.", "Sanchez 2023, arXiv:2306.17806", {}),
-    ),
-    threats=(
-        "With codes the base has read the style, a quarter of its text; finetuning reads it afterwards.",
-        "PPLM is not among the arms: its attribute models need a head that is trained for them.",
     ),
     pictures=(Picture("points", "obeyed", "before"),),
     base=base,

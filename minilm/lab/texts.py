@@ -130,7 +130,9 @@ def _write(
         for i in range(text.n_documents):
             ids = text.document(i)
             if not changes.get("codes", True):
-                ids = np.asarray(tokenizer.encode(without_code(tokenizer.decode(ids.tolist()))))
+                story = tokenizer.decode(ids.tolist())
+                code = story.removesuffix(without_code(story)).rstrip()
+                ids = ids[len(tokenizer.encode(code)) :]  # the blank behind it stays: " Long" is in the vocabulary
             if drawn is not None:
                 ids = np.where(rng.random(len(ids)) < noise, rng.choice(drawn, len(ids)), ids)
             told = tokenizer.decode(ids.tolist())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minilm.lab.finetune import FORGOTTEN, UNSEEN, base, finetuning, forgetting
 from minilm.lab.measures import LOSS
-from minilm.lab.question import Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.gpt import GPT
@@ -102,11 +102,7 @@ def gradient(model: GPT, data: ShardFolder) -> Tensor:
 
 
 QUESTION = Question(
-    name="theory",
-    asks="What does finetuning change in the weights, and does it go with what is forgotten?",
-    varied="How far the new text is from the base's (the same, a new style, the Python manual); all weights or LoRA.",
-    fixed="The base, steps, batches; as many rates tried for each.",
-    would_change="Forgetting that follows the change of one component: that one would be frozen by default.",
+    **prose("theory"),
     measures=(
         FORGOTTEN,
         LOSS,
@@ -122,19 +118,6 @@ QUESTION = Question(
     arms=arms,
     scales=finetuning({"megabytes": 0.02}, {"megabytes": 0.3}, {"megabytes": 0.4}, n_stories=0),
     minutes=20,
-    published=(
-        Claim("LoRA forgets less than finetuning everything.", "Biderman 2024, arXiv:2405.09673", {}),
-        Claim(
-            "Weights finetuned from one base lie in one basin: the loss on the line between has no barrier.",
-            "Neyshabur 2020, arXiv:2008.11687",
-            {},
-        ),
-        Claim("What finetuning changes is of low intrinsic rank.", "Aghajanyan 2020, arXiv:2012.13255", {}),
-    ),
-    threats=(
-        "A stable rank counts strong directions, not all of them; LoRA's is bounded by its rank.",
-        "The gradients' angle is taken at the base, on 16 rows: it says how tasks begin to pull, not where they end.",
-    ),
     pictures=(Picture("points", "change_feed-forwards", "forgotten"), Picture("points", "alignment", "forgotten")),
     base=base,
     measure=changes,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from minilm.lab.finetune import LARGE, base, finetuning, large, unseen
+from minilm.lab.finetune import base, finetuning, large, unseen
 from minilm.lab.measures import LOSS, PARAMETERS
-from minilm.lab.question import Arm, Base, Claim, Picture, Question, Scale, grid
+from minilm.lab.question import Arm, Base, Picture, Question, Scale, grid, prose
 from minilm.lab.statistics import ALPHA, power_law, t_quantile
 
 
@@ -66,11 +66,7 @@ def hernandez(rows: list[tuple[float, float, float]]) -> str:
 
 _SIZES = (0.02, 0.06, 0.2, 0.6)
 QUESTION = Question(
-    name="transfer",
-    asks="How much text of the new kind is pretraining worth, and how does that grow with text and model?",
-    varied="Whether training starts from the base; how much text there is; the model's size.",
-    fixed="Steps, batches, tokenizer, validation; as many rates tried for each.",
-    would_change="Text enough that pretraining is worth nothing: training from scratch would be advised there.",
+    **prose("transfer"),
     measures=(LOSS, PARAMETERS),
     margin=0.02,
     reference="from scratch",
@@ -79,20 +75,5 @@ QUESTION = Question(
         {"megabytes": (0.02, 0.04)}, {"megabytes": _SIZES}, {"megabytes": (*_SIZES, 2.0, 6.0)}, n_stories=0
     ),
     minutes=90,
-    published=(
-        Claim(
-            "The text that pretraining is worth grows as k D_F^alpha N^beta; from English text to Python alpha "
-            "was 0.18 "
-            "and beta 0.38.",
-            "Hernandez 2021, arXiv:2102.01293",
-            {"pretrained": "better"},
-        ),
-    ),
-    threats=(
-        "Equal steps, which repeat little text: Hernandez trained each to its best.",
-        "Two sizes give a slope in size without any check of it; the fit's interval knows nothing of the seeds.",
-        f"The large model ({LARGE['n_layer']} layers of {LARGE['n_embd']} at laptop scale) has read as much as "
-        f"the small.",
-    ),
     pictures=(Picture("lines", "text of the new style, bytes", "val_loss", log=True),),
 )
