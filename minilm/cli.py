@@ -19,6 +19,7 @@ DOORS = {
     "compare": ("minilm.compare_cli", "models on one text: which is better, or is it chance"),
     "plan": ("minilm.plan_cli", "what a run takes on this machine or that card, and what to do with a budget"),
     "lab": ("minilm.lab_cli", "research questions: run them, write what was found"),
+    "bench": ("minilm.bench", "this machine's limits, and what training and decoding reach"),
 }
 
 

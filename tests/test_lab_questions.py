@@ -115,7 +115,7 @@ def test_loss_behind_a_code_is_a_quotient_of_probabilities() -> None:
         n += len(text)
     assert behind_code(model, tokenizer, texts, code) == pytest.approx(nats / n, rel=1e-5)
     alone = [torch.tensor([[tokenizer.eot, *tokenizer.encode(f" {text}")]]) for text in texts]
-    without = sum(float(model.loss(ids[:, :-1], ids[:, 1:], reduction="sum")) for ids in alone)
+    without = sum(model.loss(ids[:, :-1], ids[:, 1:], reduction="sum").item() for ids in alone)
     assert behind_code(model, tokenizer, texts, "") == pytest.approx(without / (n + len(texts)), rel=1e-5)
 
 

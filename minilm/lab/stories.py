@@ -32,8 +32,8 @@ def story_loss(model: GPT, tokenizer: Tokenizer, texts: list[str], **changes: An
 
 
 def behind_code(model: GPT, tokenizer: Tokenizer, texts: list[str], code: str) -> float:
-    """Nats per token of texts without a control code, which is given before each: ln p(code, text) - ln p(code). Without
-    a code each text begins with the blank that would stand behind one."""
+    """Nats per token of texts without a control code, which is given: ln p(code, text) - ln p(code). Without one
+    each text begins with the blank that would stand behind it."""
     texts = texts if code else [f" {text}" for text in texts]
     with_code = document_nats(model, tokenizer, [code + text for text in texts])[0].sum()
     alone = len(texts) * document_nats(model, tokenizer, [code.rstrip()])[0].sum() if code else 0.0
