@@ -1,4 +1,5 @@
-"""`minilm lab`: research questions as commands. `list` names them, `run` runs one, `report` writes what was found."""
+"""`minilm lab`: research questions as commands. `list` names them, `run` runs one, `report` writes what was found,
+`present` trains and packages two models to show."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from minilm.errors import UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
-JOBS = ("list", "run", "report")
+JOBS = ("list", "run", "report", "present")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="that runs cells (%(default)s)")
     parser.add_argument("--address", default="", help="of a Ray cluster (one is started on this machine)")
     parser.add_argument("--folder", default="lab", help="results, and work in progress under work/ (%(default)s)")
+    parser.add_argument("--models", default="models", help="folder that `present` writes to (%(default)s)")
     parser.add_argument("--out", default="docs/findings", help="folder of the report (%(default)s)")
     import sys
 
@@ -44,6 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             cluster.run(names, options.scale, places, processes, options.address)
         else:
             runner.run(names, options.scale, places, processes)
+    elif options.job == "present":
+        from minilm.lab import present
+
+        for folder in present.present(Path(options.models), places.work / "present"):
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            kept = "" if size <= present.LARGEST_BYTES else ", too large for the repository: made again by this command"
+            print(f"{folder}: {size / 1e6:.1f} MB{kept}")
     else:
         from minilm.lab import report
 

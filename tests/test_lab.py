@@ -455,3 +455,47 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_smoke_runs_of_the_preset_build() -> None:
     assert build(dict(SMOKE.run)).model.n_layer == 1
+
+
+def test_presented_models_have_a_card_and_load(tmp_path: Path) -> None:
+    """Both models, small: packaged whole, loaded again with the same logits, a card with what was measured."""
+    import torch
+
+    from minilm import GPT, get_tokenizer
+    from minilm.lab.present import Size, present
+
+    shape = {"block_size": 32, "batch_size": 4, "warmup_steps": 1, "eval_tokens": 200, "precision": "fp32"}
+    size = Size(2, 0.02, 2, ("width 24", "width 48"), tuple({**shape, "compile": "off"}.items()))
+    folders = present(tmp_path / "models", tmp_path / "work", size)
+    assert [folder.name for folder in folders] == ["tales-writer", "tales-smallest"]
+    for folder in folders:
+        card = (folder / "README.md").read_text("utf-8")
+        model, tokenizer = GPT.from_pretrained(folder), get_tokenizer(folder)
+        assert f"{model.num_params():,} parameters" in card
+        assert "Wilson 95 %" in card
+        ids = torch.tensor([[tokenizer.eot, 1, 2]])
+        run = {"tales-writer": "writer", "tales-smallest": "width-48"}[folder.name]
+        assert torch.equal(model(ids), GPT.from_pretrained(tmp_path / "work" / run)(ids))
+    assert "does not reach 90 %, as none did, at level 1" in card
+    assert card.count("coherence, level") == 1
+    again = present(tmp_path / "models", tmp_path / "work", size)  # what is trained stays trained
+    assert again == folders
+
+
+@pytest.mark.slow
+def test_ray_runs_as_one_process_does(tmp_path: Path) -> None:
+    """A local cluster of two workers: the same cells with the same losses."""
+    pytest.importorskip("ray", reason="it needs the extra `cluster`")
+    from minilm.lab import cluster
+
+    question, places = load_question("context"), Places(tmp_path / "ray")
+    cluster.run(["context"], "smoke", places, 2)
+    found = places.results("context", "smoke")
+    assert len(found) == all_cells(question, question.scale("smoke"))
+    alone = Places(tmp_path / "alone")
+    runner.work(["context"], "smoke", alone)
+    for key, line in alone.results("context", "smoke").items():
+        if line["kind"] != "timed":
+            assert found[key]["metrics"]["val_loss"] == pytest.approx(line["metrics"]["val_loss"], rel=1e-6)
+    cluster.run(["context"], "smoke", places, 2)  # nothing is left to do
+    assert places.results_file("context").read_text("utf-8").count("\n") == len(found)
