@@ -499,3 +499,16 @@ def test_ray_runs_as_one_process_does(tmp_path: Path) -> None:
             assert found[key]["metrics"]["val_loss"] == pytest.approx(line["metrics"]["val_loss"], rel=1e-6)
     cluster.run(["context"], "smoke", places, 2)  # nothing is left to do
     assert places.results_file("context").read_text("utf-8").count("\n") == len(found)
+
+
+def test_every_source_that_a_question_cites_is_in_the_bibliography() -> None:
+    pages = Path(__file__).resolve().parent.parent / "docs"
+    papers, lab = (pages / "papers.md").read_text("utf-8"), (pages / "lab.md").read_text("utf-8")
+    for name in QUESTIONS:
+        question = load_question(name)
+        assert f"| `{name}` | {question.asks} |" in lab
+        assert question.threats
+        for claim in question.published:
+            assert claim.text in papers
+            for number in re.findall(r"arXiv:(\d{4}\.\d{5})", claim.source):
+                assert f"[{number}](https://arxiv.org/abs/{number})" in papers

@@ -129,7 +129,7 @@ def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Co
         f"{c.block_size}); {n_bytes / 1e6:.1f} MB",
         f"- trained on `tales:{told}` (made by minilm; MIT): {result.tokens:,} tokens in {duration(result.seconds)}",
         f"- the process took {peak / 1e6:,.0f} MB at most, tales and grading included; {time.strftime('%Y-%m-%d')}",
-        f"- validation loss {result.val_loss:.4f} nats per token (tokenizer {result.tokenizer.name}, rows of the context)",
+        f"- validation loss {result.val_loss:.4f} nats per token (tokenizer {result.tokenizer.name})",
         "- coherence: stories sampled at temperature 1, no filter, graded by the world they tell of (docs/tales.md)",
         "",
         f'`minilm.GPT.from_pretrained("{folder.name}")`; made again by `minilm lab present`.',
