@@ -20,16 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS = 4
+STEPS = 3
 CASES: dict[str, dict[str, Any]] = {
-    "tiny": {"preset": "tiny"},
-    "tiny, adamw": {"preset": "tiny", "optimizer": "adamw", "lr": 1e-3},
+    "tiny": {"preset": "tiny", "batch_size": 16},
+    "tiny, adamw": {"preset": "tiny", "batch_size": 16, "optimizer": "adamw", "lr": 1e-3},
     "tiny, 32 rows": {"preset": "tiny", "batch_size": 32},
-    "tiny, width 384": {"preset": "tiny", "n_embd": 384, "n_head": 6},
+    "tiny, width 384": {"preset": "tiny", "batch_size": 16, "n_embd": 384, "n_head": 6},
     "tiny, 8 layers": {"preset": "tiny", "n_layer": 8, "batch_size": 16},
     "tiny, recompute": {"preset": "tiny", "n_layer": 8, "batch_size": 16, "recompute": True},
-    "tiny, lion": {"preset": "tiny", "optimizer": "lion", "lr": 1e-3},
-    "tiny, adafactor": {"preset": "tiny", "optimizer": "adafactor"},
+    "tiny, lion": {"preset": "tiny", "batch_size": 16, "optimizer": "lion", "lr": 1e-3},
+    "tiny, adafactor": {"preset": "tiny", "batch_size": 16, "optimizer": "adafactor"},
     "characters": {"preset": "shakespeare_char", "batch_size": 4, "vocab_size": 65},
     "GPT-2's vocabulary": {"preset": "tiny", "vocab_size": 50257, "batch_size": 8},
     "half of GPT-2 small, lora": {"preset": "lora", "n_layer": 6, "batch_size": 1, "block_size": 256, "init": "gpt2"},

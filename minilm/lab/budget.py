@@ -24,7 +24,7 @@ def arms(scale: Scale) -> list[Arm]:
     for steps in scale.extra["steps"]:
         group, data = f"{steps} small steps", unseen(scale.extra["megabytes"])
         fewer = max(round(steps * cost[0] / cost[1]), 2)
-        shown: dict[str, Any] = {"documents": scale.extra["documents"], "shown": True}
+        shown: dict[str, Any] = {"documents": scale.extra["documents"], "shown": True, "group": group}
         alone = {**shown, "shown": False}
         found += [
             Arm("small, finetuned", _run(tune, steps), grid(1e-3), group, data, alone),

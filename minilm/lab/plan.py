@@ -29,7 +29,7 @@ from minilm.lab.statistics import power_law
 from minilm.model.gpt import GPT
 from minilm.model.losses import CHUNK_BYTES
 from minilm.model.losses import fits as fits_at_once
-from minilm.training.estimate import GIB, memory
+from minilm.training.estimate import GIB, kept_for_backward, memory
 from minilm.training.finetune import adapt
 from minilm.training.optim import build_optimizers
 from minilm.training.precision import autocast
@@ -148,11 +148,16 @@ def _precision(config: TrainConfig, machine: Machine) -> str:
 
 
 def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int) -> tuple[float, float]:
-    """(peak of a step's tensors, activations among them): `estimate.memory`, and the logits' gradient beside them."""
-    step = memory(model, config, precision, n_sequences)
-    n_targets, V = n_sequences * config.model.block_size, len(model.head_rows())
-    # Logits that are too many are made in chunks: a chunk, its gradient, and the head's gradient so far.
-    beside = 4 * n_targets * V if fits_at_once(n_targets, V) else 2 * CHUNK_BYTES + 4 * V * config.model.n_embd
+    """(peak of a step's tensors, activations among them): `estimate.memory`, and what lives for a moment beside it."""
+    step, c = memory(model, config, precision, n_sequences), model.config
+    n_targets, V = n_sequences * c.block_size, len(model.head_rows())
+    # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
+    beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * CHUNK_BYTES + 4 * V * c.n_embd
+    if config.recompute:  # one block's activations at a time
+        two, one = (
+            kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)
+        )
+        beside = max(beside, two - one)
     return step.total + beside, step.activations
 
 
