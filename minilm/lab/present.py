@@ -88,10 +88,11 @@ def _config(shape: str, size: Size, level: int = 1) -> TrainConfig:
 
 def _trained(config: TrainConfig, data: dict[str, Any], run: Path, size: Size) -> Result:
     shards = prepare("tales", megabytes=size.megabytes, tokenizer="words", **data)
-    existing = "resume" if step_folders(run) else "overwrite"
-    if existing == "resume":
-        config = build(read_preset(str(run / "config.toml")))
-    result = train(replace(config, data=str(shards), out_dir=str(run), existing=existing))
+    if step_folders(run):
+        config = replace(build(read_preset(str(run / "config.toml"))), existing="resume")
+    else:
+        config = replace(config, existing="overwrite")
+    result = train(replace(config, data=str(shards), out_dir=str(run)))
     if result.interrupted:
         raise KeyboardInterrupt
     return result
