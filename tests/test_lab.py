@@ -83,8 +83,8 @@ TWO = Question(
 )
 
 
-LONGER = ("loss", "schedules", "warmup", "epochs", "data_size", "components", "precision", "metrics", "domains")
-LONGER += ("defaults",)
+LONGER = ["loss", "schedules", "warmup", "epochs", "data_size", "components", "precision", "metrics", "domains"]
+LONGER += ["defaults"]
 FIRST = [name for name in QUESTIONS if name not in LONGER]
 MORE = [pytest.param(name, marks=pytest.mark.slow) for name in LONGER]
 
