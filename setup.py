@@ -21,12 +21,13 @@ extras = {
     "test": [
         *("pytest>=8", "hypothesis>=6.100", "transformers>=4.57", "matplotlib>=3.8", "pyarrow>=17", "zstandard>=0.22"),
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
-        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11"),
+        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4"),
     ],
     # Building a corpus: data sets' steps on one machine, Slurm or Ray. Ray needs its cluster's Python on every machine.
     "cluster": ["datatrove>=0.10", "orjson>=3.10", "ray>=2.40"],
     "log": ["tensorboard>=2.16", "wandb>=0.17"],
-    "lab": ["matplotlib>=3.8"],
+    "lab": ["matplotlib>=3.8", "optuna>=4"],
+    "cluster": ["ray>=2.9"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
@@ -45,6 +46,7 @@ setup(
             "text/*.txt",
             "text/tales/*.toml",
             "evaluation/*.toml",
+            "lab/*.toml",
             "py.typed",
         ]
     },
