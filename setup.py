@@ -27,7 +27,6 @@ extras = {
     "cluster": ["datatrove>=0.10", "orjson>=3.10", "ray>=2.40"],
     "log": ["tensorboard>=2.16", "wandb>=0.17"],
     "lab": ["matplotlib>=3.8", "optuna>=4"],
-    "cluster": ["ray>=2.9"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
