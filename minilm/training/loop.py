@@ -35,6 +35,7 @@ from minilm.training.estimate import advice
 from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
+from minilm.training.measures import Measures
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.precision import Precision, step_seed
@@ -50,7 +51,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import evaluate, sample
+from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -178,11 +179,13 @@ def _steps(run: _Run) -> Result:
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
+    measured = Measures(config, model, run.tokenizer, run.shards, run.folder)
     if config.init and not first:
         if run.ranks.first:
             write_start(model, run.folder)
         val_loss = validate()
-        metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
+        told = measured(0) if config.eval_metrics and run.ranks.first else {}
+        metrics.write(step=0, val_loss=val_loss, **told, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
@@ -228,8 +231,7 @@ def _steps(run: _Run) -> Result:
             if validating:
                 with clock.apart("eval"):
                     val_loss = validate()
-                    n = config.eval_samples if run.ranks.first else 0
-                    told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
+                    told = measured(done) if run.ranks.first else {}
                 run.state["val_loss"] = val_loss
                 metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
