@@ -16,7 +16,7 @@ from minilm.command_line import Parser
 from minilm.errors import UsageError
 from minilm.log import say
 
-FORMATS = ("table", "markdown", "csv", "json")
+KEYS = ("models", "differences")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("stored results cannot be compared with models: name either all files or all models")
         return _stored(options)
     rows, sentences = _measured(options)
-    print(told(rows, sentences, options.format))
+    print(told(rows, sentences, options.format, keys=KEYS))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises UsageError, naming the nearest option."""
-    from minilm.eval_cli import add_device, add_protocol
+    from minilm.eval_cli import FORMATS, add_device, add_protocol
 
     parser = Parser(
         prog="minilm compare", description="Compares models on one text, paired; the first is the baseline."
@@ -103,15 +103,15 @@ def _stored(options: argparse.Namespace) -> int:
         found[0].check_alike(other)
     rows = [{"model": one.model, one.measure: round(one.value, 4)} for one in found]
     note = "stored results have no scores of single documents: whether a difference is chance cannot be said"
-    print(told(rows, [note], options.format))
+    print(told(rows, [note], options.format, keys=KEYS))
     return 0
 
 
-def told(rows: list[dict[str, Any]], sentences: list[str], how: str) -> str:
-    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON."""
+def told(rows: list[dict[str, Any]], sentences: list[str], how: str, *, keys: tuple[str, str]) -> str:
+    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON, there under these keys."""
     names = list(rows[0])
     if how == "json":
-        return json.dumps({"models": rows, "differences": sentences}, indent=1)
+        return json.dumps({keys[0]: rows, keys[1]: sentences}, indent=1)
     if how == "csv":
         out = io.StringIO()
         writer = csv.DictWriter(out, names, lineterminator="\n")
