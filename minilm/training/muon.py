@@ -13,7 +13,7 @@ class Muon(torch.optim.Muon):
 
     Updates have AdamW's size (Liu 2025, section 2.2: 0.2 sqrt(max(n, m)) for an n x m matrix). Differs from torch's in
     rounding only: torch's products are always bf16, which a CPU without it emulates (two thirds of a step of the preset
-    tiny); and equal shapes are worked out as one batch, a third of the kernels.
+    tiny on an EPYC of 2022); and all matrices of a shape are worked out as one batch.
     """
 
     @torch.no_grad()
