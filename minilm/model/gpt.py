@@ -24,7 +24,7 @@ from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry, attend, locate
-from minilm.model.layers import NORMS, POSITIONS, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
+from minilm.model.layers import NORMS, POSITIONS, FixedNorm, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
 from minilm.model.losses import IGNORE, cross_entropy, fits, over_tokens
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
-        B, T, D = x.shape
+        """x (B, T, D), or from a split norm (2, B, T, D): what q and k read, what v does -> (B, T, D)."""
+        B, T, D = x.shape[-3:]
         c = self.config
-        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in self.c_attn(x).split(self.widths, dim=-1))
+        parts = self.c_attn(x).split(self.widths, dim=-1)
+        parts = parts if x.dim() == 3 else [y[i] for y, i in zip(parts, (0, 0, 1), strict=True)]
+        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in parts)
         q, k = self.q_norm(q), self.k_norm(k)
         if geometry.rotation is not None:
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
@@ -79,6 +81,7 @@ class Block(nn.Module):
 
         has_attn, has_mlp = index not in config.skip_attn, index not in config.skip_mlp
         self.ln_1, self.ln_1_out = norm(has_attn, "pre", "sandwich"), norm(has_attn, "sandwich")
+        self.ln_1 = self.ln_1.split() if isinstance(self.ln_1, FixedNorm) else self.ln_1
         self.attn = Attention(config) if has_attn else Nothing()
         self.ln_1_post = norm(True, "post")
         self.ln_2, self.ln_2_out = norm(has_mlp, "pre", "sandwich"), norm(has_mlp, "sandwich")
