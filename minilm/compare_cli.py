@@ -108,7 +108,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             "weights_mb": round(weight_bytes(model) / 1e6, 2),
             "peak_mb": round(peak_bytes(model, found.protocol.context) / 1e6, 2),
             # A forward pass is a third of training's FLOPs.
-            "gflops_per_token": round(model.flops_per_token(found.protocol.context) / 3e9, 4),
+            "gflops_per_token": float(f"{model.flops_per_token(found.protocol.context) / 3e9:.4g}"),
             "ms_per_token": round(1e3 * seconds / found.n_tokens, 4),
             found.measure: round(found.value, 4),
         }
@@ -220,7 +220,7 @@ def told(rows: list[dict[str, Any]], sentences: list[str], how: str, *, keys: tu
         writer.writerows(rows)
         return out.getvalue().rstrip("\n")
     cells = [[name.replace("_", " ") for name in names]]
-    shown = {int: "{:,}".format, float: "{:,.4f}".format, type(None): lambda _: "-"}
+    shown = {int: "{:,}".format, float: "{:,.6g}".format, type(None): lambda _: "-"}
     cells += [[shown.get(type(row[name]), str)(row[name]) for name in names] for row in rows]
     if len(names) > WIDEST:
         cells = [list(line) for line in zip(*cells, strict=True)]  # a model is then a column

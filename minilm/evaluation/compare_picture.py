@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ def draw(found: Compared, file: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError('pictures need matplotlib: pip install "minilm[lab]"') from None
+    short = _short(found.models)
+    found = replace(found, models=[short[name] for name in found.models])
+    found.grid = {(short[name], context): value for (name, context), value in found.grid.items()}
+    found.differences = [replace(one, b=short[one.b]) for one in found.differences]
+    found.texts = [replace(one, b=short[one.b]) for one in found.texts]
     panels: list[Any] = [lambda axis: _intervals(axis, found.differences, "nats or bits more than the first")]
     panels += [lambda axis, cost=cost: _cost(axis, found, cost) for cost in COSTS]
     panels += [lambda axis, i=i: _breakdown(axis, found, i) for i in range(3) if found.breakdowns[0][i]]
@@ -59,6 +64,15 @@ def draw(found: Compared, file: str | Path) -> None:
         raise UsageError(f"{file} cannot be written ({error}): name a .svg, .png or .pdf file") from None
 
 
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, with a number where two are alike."""
+    ends = {name: name.rstrip("/").rpartition("/")[2][-20:] for name in names}
+    alike = {name: [other for other in ends if ends[other] == ends[name]] for name in ends}
+    return {
+        name: end if len(alike[name]) == 1 else f"{end} {alike[name].index(name) + 1}" for name, end in ends.items()
+    }
+
+
 def _intervals(axis: Any, found: Sequence[Difference | TextDifference], title: str) -> None:
     """Each difference with its interval, as a share of the interval's half width where scales differ."""
     of_texts = [one for one in found if isinstance(one, TextDifference)]
@@ -68,7 +82,7 @@ def _intervals(axis: Any, found: Sequence[Difference | TextDifference], title: s
         axis.errorbar(value, -row, xerr=[[value - low], [high - value]], marker="o", capsize=3)
     axis.axvline(0, color="grey", linewidth=0.8)
     names = [f"{one.b}: {one.measure}" if isinstance(one, TextDifference) else one.b for one in found]
-    axis.set_yticks([-row for row in range(len(found))], names)
+    axis.set_yticks([-row for row in range(len(found))], names, fontsize=7)
     axis.set(title=title, xlabel="half widths of the 95 % interval" if of_texts else "95 % interval")
 
 
