@@ -79,7 +79,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     from minilm.evaluation.compare import difference
     from minilm.evaluation.compare_picture import Compared, draw
     from minilm.evaluation.cost import peak_bytes, weight_bytes
-    from minilm.evaluation.paired_texts import means, text_differences
+    from minilm.evaluation.intervals import bootstrap
+    from minilm.evaluation.paired_texts import text_differences
     from minilm.evaluation.perplexity import Part, perplexity
     from minilm.sample_cli import load
 
@@ -119,7 +120,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             row[f"context {context}"] = round(grid[name, context], 4) if (name, context) in grid else None
         if prompts:
             texts.append(write(model, tokenizer))
-            row |= {measure: round(mean.value, 4) for measure, mean in means(texts[-1]).items()}
+            row |= {measure: round(bootstrap(each.tolist()).value, 4) for measure, each in texts[-1].items()}
         rows.append(row)
     first, seed = measured[0], options.seed
     differences = [difference(*first, *other, seed=seed) for other in measured[1:]]

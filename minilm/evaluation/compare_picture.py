@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minilm.errors import UsageError
-from minilm.evaluation.breakdown import TITLES, Breakdown
+from minilm.evaluation.breakdown import Breakdown, curves
 from minilm.evaluation.compare import Difference
 from minilm.evaluation.paired_texts import TextDifference
+from minilm.picture import panels
 
 COSTS = ("parameters", "peak_mb", "gflops_per_token", "ms_per_token")
 
@@ -33,35 +34,19 @@ class Compared:
 
 
 def draw(found: Compared, file: str | Path) -> None:
-    """Writes the picture (svg, png, pdf by the file's ending). Raises UsageError without matplotlib, or where the file
-    cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError('pictures need matplotlib: pip install "minilm[lab]"') from None
+    """Writes the picture. Raises UsageError as `panels` does."""
     short = _short(found.models)
     found = replace(found, models=[short[name] for name in found.models])
     found.grid = {(short[name], context): value for (name, context), value in found.grid.items()}
     found.differences = [replace(one, b=short[one.b]) for one in found.differences]
     found.texts = [replace(one, b=short[one.b]) for one in found.texts]
-    panels: list[Any] = [lambda axis: _intervals(axis, found.differences, "nats or bits more than the first")]
-    panels += [lambda axis, cost=cost: _cost(axis, found, cost) for cost in COSTS]
-    panels += [lambda axis, i=i: _breakdown(axis, found, i) for i in range(3) if found.breakdowns[0][i]]
-    if found.grid:
-        panels.append(lambda axis: _grid(axis, found))
-    if found.texts:
-        panels.append(lambda axis: _intervals(axis, found.texts, "generated text: more than the first"))
-    rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(13, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False).flatten()
-    for axis, panel in zip(axes, panels, strict=False):
-        panel(axis)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be written ({error}): name a .svg, .png or .pdf file") from None
+    apart = dict(zip(found.models, found.breakdowns, strict=True))
+    drawers = [partial(_intervals, found.differences, "nats or bits more than the first")]
+    drawers += [partial(_cost, found, cost) for cost in COSTS]
+    drawers += [partial(curves, apart, place) for place in range(3) if found.breakdowns[0][place]]
+    drawers += [partial(_grid, found)] if found.grid else []
+    drawers += [partial(_intervals, found.texts, "generated text: more than the first")] if found.texts else []
+    panels(drawers, file)
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
@@ -73,7 +58,7 @@ def _short(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _intervals(axis: Any, found: Sequence[Difference | TextDifference], title: str) -> None:
+def _intervals(found: Sequence[Difference | TextDifference], title: str, axis: Any) -> None:
     """Each difference with its interval, as a share of the interval's half width where scales differ."""
     of_texts = [one for one in found if isinstance(one, TextDifference)]
     for row, one in enumerate(found):
@@ -86,21 +71,14 @@ def _intervals(axis: Any, found: Sequence[Difference | TextDifference], title: s
     axis.set(title=title, xlabel="half widths of the 95 % interval" if of_texts else "95 % interval")
 
 
-def _cost(axis: Any, found: Compared, cost: str) -> None:
+def _cost(found: Compared, cost: str, axis: Any) -> None:
     for name, value, costs in zip(found.models, found.values, found.costs, strict=True):
         axis.plot(costs[cost], value, "o")
         axis.annotate(name, (costs[cost], value), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axis.set(xscale="log", xlabel=cost.replace("_", " "), ylabel=found.measure)
 
 
-def _breakdown(axis: Any, found: Compared, place: int) -> None:
-    for name, one in zip(found.models, found.breakdowns, strict=True):
-        axis.plot([b.high for b in one[place]], [b.nats for b in one[place]], marker="o", label=name)
-    axis.set(xscale="log", xlabel=TITLES[place].removeprefix("by "), ylabel="nats per token")
-    axis.legend(fontsize=7)
-
-
-def _grid(axis: Any, found: Compared) -> None:
+def _grid(found: Compared, axis: Any) -> None:
     """Models down, contexts across; a cell that cannot be read stays white."""
     contexts = sorted({context for _, context in found.grid})
     cells = [[found.grid.get((name, context), float("nan")) for context in contexts] for name in found.models]

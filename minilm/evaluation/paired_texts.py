@@ -12,7 +12,7 @@ from minilm.errors import UsageError
 from minilm.evaluation import likeness
 from minilm.evaluation.compare import paired
 from minilm.evaluation.generated import Sample
-from minilm.evaluation.intervals import Estimate, bootstrap
+from minilm.evaluation.intervals import Estimate
 from minilm.evaluation.ngram import words
 from minilm.evaluation.novelty import blocks, copied_share, longest_matches
 from minilm.evaluation.repetition import rep_r, seq_rep_n
@@ -89,8 +89,3 @@ def text_differences(
             value, p = paired(x[kept], b_scores[name][kept], np.ones(int(kept.sum())), seed=seed)
             found.append(TextDifference(name, a, b, value, p, int(kept.sum())))
     return found
-
-
-def means(scores: dict[str, np.ndarray]) -> dict[str, Estimate]:
-    """Mean over texts of each measure, with a bootstrap's interval."""
-    return {name: bootstrap(values.tolist()) for name, values in scores.items()}
