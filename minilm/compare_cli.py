@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -120,19 +121,20 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             row[f"context {context}"] = round(grid[name, context], 4) if (name, context) in grid else None
         if prompts:
             texts.append(write(model, tokenizer))
-            row |= {measure: round(bootstrap(each.tolist()).value, 4) for measure, each in texts[-1].items()}
+            of_texts = {measure: bootstrap(each.tolist()).value for measure, each in texts[-1].items()}
+            row |= {measure: round(mean, 4) if math.isfinite(mean) else None for measure, mean in of_texts.items()}
         rows.append(row)
     first, seed = measured[0], options.seed
     differences = [difference(*first, *other, seed=seed) for other in measured[1:]]
     pairs = list(zip(options.models[1:], texts[1:], strict=False))
-    of_texts = [d for name, b in pairs for d in text_differences(options.models[0], texts[0], name, b, seed=seed)]
+    told_apart = [d for name, b in pairs for d in text_differences(options.models[0], texts[0], name, b, seed=seed)]
     if options.picture:
         values = [found.value for found, _ in measured]
         draw(
-            Compared(first[0].measure, options.models, values, rows, differences, breakdowns, grid, of_texts),
+            Compared(first[0].measure, options.models, values, rows, differences, breakdowns, grid, told_apart),
             options.picture,
         )
-    return rows, [*map(str, differences), *map(str, of_texts)]
+    return rows, [*map(str, differences), *map(str, told_apart)]
 
 
 def _prompts(options: argparse.Namespace, data: str, protocol: Protocol) -> list[str]:

@@ -97,7 +97,7 @@ def test_what_fails_is_said_once_and_left_out(data: Path, tmp_path: Path, capsys
 
 def test_tales_and_a_start_from_weights(tmp_path: Path) -> None:
     folder = prepare("tales", max_docs=300)
-    changes = {"max_steps": 1, "eval_samples": 3, "eval_metrics": ("length", "minilm")}
+    changes = {"max_steps": 1, "eval_samples": 3, "eval_metrics": ("length", "minilm", "coherence")}
     first = train(tiny_config(folder, tmp_path / "a", **changes))
     (row,) = [row for row in read_metrics(first.run / "metrics.jsonl") if "val_loss" in row]
     assert {"coherence", "length", "minilm"} <= set(row)
@@ -132,6 +132,7 @@ def test_the_cost_is_bounded(data: Path) -> None:
         (("hellaswag",), {}, "name the file of hellaswag as hellaswag@FILE"),
         (("hellaswag@nowhere.jsonl",), {}, "nowhere.jsonl cannot be read"),
         (("hf-stride-512",), {}, "reads 1024 tokens and the model's position table has 32"),
+        (("coherence",), {"eval_samples": 2}, "only tales can be graded"),
         (("zipf@runs/x",), {"eval_samples": 2}, "zipf takes no path"),
         (("gap@runs/x",), {"eval_samples": 2}, "there is no runs/x"),
         (("minilm@nowhere",), {}, "nowhere"),

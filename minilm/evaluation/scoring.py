@@ -129,7 +129,7 @@ def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
     """ids (B, T), scored (B, T) bool -> what the head reads there, (N, D). After its attention the last block's tokens
     need each other no more, so that its feed-forward and all that follows run on these alone."""
     last = model.h[-1]
-    if type(last) is not Block or len(model.h) < model.config.n_layer:
+    if type(model) is not GPT or type(last) is not Block or len(model.h) < model.config.n_layer:
         return model.hidden(ids)[scored]
 
     def block(x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:

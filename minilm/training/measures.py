@@ -61,7 +61,7 @@ class Measures:
         self._told = set[str]()
 
     def _add(self, word: str, name: str, path: str) -> None:
-        known = [*PROTOCOLS, *READERS, *MEASURES]
+        known = [*PROTOCOLS, *READERS, *MEASURES, "coherence"]
         if name not in known:
             listed = ", ".join(known)
             raise UsageError(f"eval_metrics: there is no {name!r}{nearest(name, known)}: it is one of {listed}")
@@ -82,6 +82,10 @@ class Measures:
         else:
             if self.config.eval_samples < 2:
                 raise UsageError(f"eval_metrics: {name} is of sampled texts: set --eval_samples to 2 or more")
+            if name == "coherence":
+                if self.shards.meta.name != "tales":
+                    raise UsageError("eval_metrics: only tales can be graded for coherence: leave it out")
+                return  # `_sample` measures it
             if path and name not in JUDGED:
                 raise UsageError(f"eval_metrics: {name} takes no path: only {', '.join(JUDGED)} have a judge")
             self.judges[word] = self._judge(path)
