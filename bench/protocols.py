@@ -1,7 +1,8 @@
 """Every named protocol and benchmark on one small model trained here, and what the sets' files hold: docs/protocols.md.
 
-python bench/protocols.py DATA [STEPS]; DATA has real files (a folder as MINILM_TEST_DATA names it). Where a set is too
-large to be there, a piece of the same kind stands in, and the page says so. Needs GPT-2's vocabulary.
+python bench/protocols.py DATA [STEPS [RUN]]; DATA has real files (a folder as MINILM_TEST_DATA names it); RUN is one
+that this script trained before. Where a set is too large to be there, a piece of the same kind stands in, and the page
+says so. Needs GPT-2's vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from minilm.evaluation.protocols import TEXTS
 from minilm.text.tokenizer import get_tokenizer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "protocols.md"
-EVAL_TOKENS, QUESTIONS = 30_000, 100
+EVAL_TOKENS, QUESTIONS = 15_000, 100
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=128", "--block_size=256", "--position=alibi", "--tokenizer=bpe:2048"]
 MODEL += ["--batch_size=16", "--lr=3e-3", "--warmup_steps=15", "--eval_tokens=10000", "--compile=off"]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -128,17 +129,21 @@ def holds(texts: dict[str, str]) -> list[str]:
     return lines
 
 
-def main(data: str, steps: int = 60) -> None:
+def main(data: str, steps: str = "60", run: str = "") -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MINILM_DATA"] = str(folder / "shards")
         texts = copies_of(Path(data).resolve(), folder / "copies")
         os.chdir(folder)
-        assert run_door("train", ["--data=copies/train", "--out_dir=runs/small", f"--max_steps={steps}", *MODEL]) == 0
+        words = ["--data=copies/train", "--out_dir=runs/small", f"--max_steps={steps}", *MODEL]
+        assert run or run_door("train", words) == 0
         shown = io.StringIO()
         words = ["--all", "--source", "copies", "--data", "copies/train", "--format", "markdown"]
         with redirect_stdout(shown):
-            assert run_door("eval", ["runs/small", *words, f"--eval_tokens={EVAL_TOKENS}", f"--limit={QUESTIONS}"]) == 0
+            assert (
+                run_door("eval", [run or "runs/small", *words, f"--eval_tokens={EVAL_TOKENS}", f"--limit={QUESTIONS}"])
+                == 0
+            )
     # No figure is published of this model.
     table = [
         line.rpartition(" |  |")[0] + " |" if line.startswith("|") else line for line in shown.getvalue().splitlines()
@@ -175,4 +180,4 @@ def main(data: str, steps: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:3]))
+    main(*sys.argv[1:])

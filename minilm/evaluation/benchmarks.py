@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from minilm.config import nearest
 from minilm.errors import UsageError
@@ -209,7 +211,8 @@ def run(
         raise UsageError(f"{benchmark} has no question to ask")
     pairs = ((question.context, f" {choice}") for question in questions for choice in question.choices)
     found = continuation_scores(model, tokenizer, pairs, batch_tokens=batch_tokens)
-    asked = [(question, list(islice(found, len(question.choices)))) for question in questions]
+    with tqdm(questions, unit="question", disable=not sys.stderr.isatty(), leave=False) as bar:
+        asked = [(question, list(islice(found, len(question.choices)))) for question in bar]
     common: dict[str, Any] = {"benchmark": benchmark, "model": model_name, "n_questions": len(questions)}
     if all(len(question.choices) == 1 for question in questions):
         right = [scores[0].is_greedy for _, scores in asked]

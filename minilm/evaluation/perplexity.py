@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,13 +161,16 @@ def perplexity(
     text_or_shards: a text, several (documents, whose order counts), or a prepared folder, of which the protocol's split
     is read. tokenizer: the model's; needed for text, compared with the shards'. protocol: a name or a value; changes:
     fields of it that shall differ. batch_tokens: read at once; it changes speed only. max_tokens: of shards, only so
-    many of their first tokens (0: all), which is another text than the whole. parts: a list that each window's scores
+    many of their first tokens (0: all), which is another text than the whole; no more random windows than have so many.
+    parts: a list that each window's scores
     are added to, in order.
 
     Raises UsageError on an empty or too short text, shards of another tokenizer, or a context that the model cannot
     read.
     """
     settled = get_protocol(protocol, **changes).settled(model.config.block_size)
+    if max_tokens and settled.random_windows * settled.context > max_tokens:
+        settled = replace(settled, random_windows=max(2, max_tokens // settled.context))
     source = _Source.of(text_or_shards, settled, tokenizer, data_name, max_tokens)
     requests, owners = tee(source.requests(settled))
     total, count, means = 0.0, 0, list[float]()

@@ -136,7 +136,8 @@ def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
         x = last.ln_1_post(x + last.ln_1_out(last.attn(last.ln_1(x), layer, geometry, cache)))[scored]
         return last.ln_2_post(x + last.ln_2_out(last.mlp(last.ln_2(x))))
 
-    return model.hidden(ids, blocks=[*model.h[:-1], block])
+    x = model.hidden(ids, blocks=[*model.h[:-1], block])
+    return x if x.dim() == 2 else x[scored]
 
 
 def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,12 +148,10 @@ class Measures:
     def _perplexity(self, word: str, shards: ShardFolder) -> dict[str, float]:
         protocol = PROTOCOLS[word.partition("@")[0]]
         split = protocol.split if protocol.split in shards.splits and shards is not self.shards else "val"
-        context = protocol.context or self.model.config.block_size
-        n_windows = min(protocol.random_windows, max(2, self.config.eval_tokens // context))
         found = perplexity(
             self.model,
             shards,
-            get_protocol(protocol, split=split, random_windows=n_windows),
+            get_protocol(protocol, split=split),
             tokenizer=self.tokenizer,
             max_tokens=self.config.eval_tokens + 1,  # the first of a stream is no target
         )
