@@ -23,7 +23,7 @@ from minilm.evaluation.protocols import TEXTS
 from minilm.text.tokenizer import get_tokenizer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "protocols.md"
-EVAL_TOKENS, QUESTIONS = 15_000, 100
+EVAL_TOKENS, QUESTIONS = 10_000, 50
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=128", "--block_size=256", "--position=alibi", "--tokenizer=bpe:2048"]
 MODEL += ["--batch_size=16", "--lr=3e-3", "--warmup_steps=15", "--eval_tokens=10000", "--compile=off"]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -134,6 +134,7 @@ def main(data: str, steps: str = "60", run: str = "") -> None:
         folder = Path(name)
         os.environ["MINILM_DATA"] = str(folder / "shards")
         texts = copies_of(Path(data).resolve(), folder / "copies")
+        counted = holds(texts)
         os.chdir(folder)
         words = ["--data=copies/train", "--out_dir=runs/small", f"--max_steps={steps}", *MODEL]
         assert run or run_door("train", words) == 0
@@ -171,7 +172,7 @@ def main(data: str, steps: str = "60", run: str = "") -> None:
                 "Of the first 300,000 characters of each; tokens are GPT-2's. *In tags*: characters of XML or HTML",
                 "tags; *markup*: of a wiki's own marks.",
                 "",
-                *holds(texts),
+                *counted,
                 "",
             ]
         ),

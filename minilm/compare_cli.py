@@ -90,6 +90,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     data = data_for(options, protocol)
     options.precision = "fp32"
     prompts = _prompts(options, data, protocol)
+    if len(prompts) == 1:
+        raise UsageError("--prompts gives one prompt, which cannot tell chance from difference: give two or more")
     write = _writer(options, prompts)
     rows, measured, texts, breakdowns, grid = [], [], [], [], {}
     for name in options.models:

@@ -221,6 +221,7 @@ def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, caps
     assert run_door("compare", [*words, "--prompts", str(tmp_path / "prompts.txt"), "--max_new_tokens=5"]) == 0
     assert "2 prompts" in capsys.readouterr().out
     for options, message in (
+        (["--prompts=1"], "gives one prompt, which cannot tell chance"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
         (["--picture", "x.xyz"], "name a .svg, .png or .pdf file"),
         (["--judge", "runs/none", "--prompts=2"], "there is no runs/none"),

@@ -83,9 +83,11 @@ def _grid(found: Compared, axis: Any) -> None:
     contexts = sorted({context for _, context in found.grid})
     cells = [[found.grid.get((name, context), float("nan")) for context in contexts] for name in found.models]
     axis.imshow(cells, aspect="auto", cmap="viridis_r")
+    dark = (min(found.grid.values()) + max(found.grid.values())) / 2
     for row, line in enumerate(cells):
         for column, value in enumerate(line):
-            axis.text(column, row, f"{value:.2f}" if value == value else "-", ha="center", va="center", fontsize=7)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if value > dark else "black"}
+            axis.text(column, row, f"{value:.2f}" if value == value else "-", fontsize=7, **style)
     axis.set_xticks(range(len(contexts)), [f"{context:,}" for context in contexts])
     axis.set_yticks(range(len(found.models)), found.models)
     axis.set(xlabel="context read", title=f"{found.measure} by model and context")
