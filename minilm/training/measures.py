@@ -49,16 +49,23 @@ class Measures:
     """
 
     def __init__(
-        self, config: TrainConfig, model: GPT, tokenizer: Tokenizer, shards: ShardFolder, folder: Path
+        self,
+        config: TrainConfig,
+        model: GPT,
+        tokenizer: Tokenizer,
+        shards: ShardFolder,
+        folder: Path,
+        whole: Callable[[torch.device], GPT | None],
     ) -> None:
+        """whole: gives the first rank the model in one piece, and all others None; every rank calls it, or none."""
         self.config, self.model, self.tokenizer, self.shards, self.folder = config, model, tokenizer, shards, folder
         self.protocols: dict[str, ShardFolder] = {}
         self.questions: dict[str, list[Question]] = {}
-        self.judges: dict[str, tuple[GPT, Tokenizer]] = {}
+        self.judges: dict[str, tuple[GPT, Tokenizer] | None] = {}
         for word in config.eval_metrics:
             self._add(word, *word.partition("@")[::2])
         self._real = self._real_texts() if self.judges else []
-        self._told = set[str]()
+        self._told, self._whole = set[str](), whole
 
     def _add(self, word: str, name: str, path: str) -> None:
         known = [*PROTOCOLS, *READERS, *MEASURES, "coherence"]
@@ -98,9 +105,10 @@ class Measures:
                 return
             yield question
 
-    def _judge(self, path: str) -> tuple[GPT, Tokenizer]:
+    def _judge(self, path: str) -> tuple[GPT, Tokenizer] | None:
+        """None: the model itself."""
         if not path:
-            return self.model, self.tokenizer
+            return None
         found = find_checkpoint(path)
         model = load_pretrained(found)[0].to(self.model.device)
         return model, get_tokenizer(found if found.is_dir() else found.parent)
@@ -111,13 +119,19 @@ class Measures:
         return [Sample(self.tokenizer.decode(split.document(i)[:SAMPLE_TOKENS])) for i in range(n)]
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """By name; what could not be measured is left out, and said once."""
+        """By name; what could not be measured is left out, and said once. Nothing on ranks other than the first, and at
+        step 0 nothing for samples alone."""
+        wanted = bool(self.config.eval_metrics) or (self.config.eval_samples > 0 and step > 0)
+        model = self._whole(self.model.device) if wanted else None
+        return {} if model is None else self._measured(step, model)
+
+    def _measured(self, step: int, model: GPT) -> dict[str, Any]:
         todo: list[tuple[str, Callable[[], dict[str, float]]]] = []
-        todo += [(word, partial(self._perplexity, word, shards)) for word, shards in self.protocols.items()]
-        todo += [(word, partial(self._benchmark, word, asked)) for word, asked in self.questions.items()]
-        with torch.random.fork_rng(), evaluating(self.model):
-            values, samples = self._sample(step) if self.config.eval_samples else ({}, [])
-            todo += [(word, partial(self._quality, word, samples)) for word in self.judges]
+        todo += [(word, partial(self._perplexity, model, word, shards)) for word, shards in self.protocols.items()]
+        todo += [(word, partial(self._benchmark, model, word, asked)) for word, asked in self.questions.items()]
+        with torch.random.fork_rng(), evaluating(model):
+            values, samples = self._sample(model, step) if self.config.eval_samples else ({}, [])
+            todo += [(word, partial(self._quality, model, word, samples)) for word in self.judges]
             for word, measure in todo:
                 try:
                     values |= measure()
@@ -127,7 +141,7 @@ class Measures:
                         say(f"eval_metrics: {word} cannot be measured at step {step}: {error}")
         return values
 
-    def _sample(self, step: int) -> tuple[dict[str, Any], list[Sample]]:
+    def _sample(self, model: GPT, step: int) -> tuple[dict[str, Any], list[Sample]]:
         """Appends texts to samples.jsonl, the same seed each time; of tales, in the data's level and first style, the
         share that is coherent (copies are looked for at the end of a run)."""
         n, values = self.config.eval_samples, dict[str, Any]()
@@ -137,19 +151,19 @@ class Measures:
                 "style": str(options.get("style", "plain")).split(",")[0].strip(),
                 "level": options.get("level", 1),
             }
-            texts = tell_stories(self.model, self.tokenizer, n_stories=n, seed=0, **where)
+            texts = tell_stories(model, self.tokenizer, n_stories=n, seed=0, **where)
             samples, values = [Sample(text) for text in texts], {"coherence": judge(texts, train=None, **where).share}
         else:
-            samples = tell(self.model, self.tokenizer, [""] * n, max_new_tokens=SAMPLE_TOKENS, seed=0)
+            samples = tell(model, self.tokenizer, [""] * n, max_new_tokens=SAMPLE_TOKENS, seed=0)
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, "text": one.text, **values}) + "\n" for one in samples)
         return values, samples
 
-    def _perplexity(self, word: str, shards: ShardFolder) -> dict[str, float]:
+    def _perplexity(self, model: GPT, word: str, shards: ShardFolder) -> dict[str, float]:
         protocol = PROTOCOLS[word.partition("@")[0]]
         split = protocol.split if protocol.split in shards.splits and shards is not self.shards else "val"
         found = perplexity(
-            self.model,
+            model,
             shards,
             get_protocol(protocol, split=split),
             tokenizer=self.tokenizer,
@@ -157,12 +171,12 @@ class Measures:
         )
         return {word: found.value}
 
-    def _benchmark(self, word: str, asked: list[Question]) -> dict[str, float]:
-        found = run(word.partition("@")[0], self.model, self.tokenizer, asked)
+    def _benchmark(self, model: GPT, word: str, asked: list[Question]) -> dict[str, float]:
+        found = run(word.partition("@")[0], model, self.tokenizer, asked)
         return {f"{word}/{measure}": value for measure, value in found.measures.items()}
 
-    def _quality(self, word: str, samples: list[Sample]) -> dict[str, float]:
-        judge_model, judge_tokenizer = self.judges[word]
+    def _quality(self, model: GPT, word: str, samples: list[Sample]) -> dict[str, float]:
+        judge_model, judge_tokenizer = self.judges[word] or (model, self.tokenizer)
         rows = quality(
             samples,
             self._real,
