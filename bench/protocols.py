@@ -139,17 +139,17 @@ def main(data: str, steps: str = "60", run: str = "") -> None:
         words = ["--data=copies/train", "--out_dir=runs/small", f"--max_steps={steps}", *MODEL]
         assert run or run_door("train", words) == 0
         shown = io.StringIO()
-        words = ["--all", "--source", "copies", "--data", "copies/train", "--format", "markdown"]
+        words = ["--all", "--source", "copies", "--data", "copies/train", "--format", "json"]
         with redirect_stdout(shown):
             assert (
                 run_door("eval", [run or "runs/small", *words, f"--eval_tokens={EVAL_TOKENS}", f"--limit={QUESTIONS}"])
                 == 0
             )
-    # No figure is published of this model.
-    table = [
-        line.rpartition(" |  |")[0] + " |" if line.startswith("|") else line for line in shown.getvalue().splitlines()
-    ]
-    table = [line.replace("| published |", "|") if i == 0 else line for i, line in enumerate(table)]
+    found = json.loads(shown.getvalue())
+    names = [name for name in found["rows"][0] if name != "published"]  # no figure is published of this model
+    table = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    table += [f"| {' | '.join(row[name] for name in names)} |" for row in found["rows"]]
+    table += ["", f"The model has {found['notes'][0].partition(', ')[2]}."]
     stands = [f"- {set_name}: {what}." for set_name, what in STAND_INS.items()]
     PAGE.write_text(
         "\n".join(
