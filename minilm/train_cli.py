@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 3
 SAMPLE_TOKENS = 120
+WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _prepared(command)
         if ranks.first:
             ranks.wait()
+            if told := warn_of(config):
+                say(f"warning: {told}")
         result = train(config)
         if result.interrupted:
             say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
@@ -114,6 +117,15 @@ def _with_file(measure: str) -> str:
     from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
 
     return f"{measure}@{benchmark_file(measure)}" if measure in ORIGINS else measure
+
+
+def warn_of(config: TrainConfig) -> str:
+    """What the planner says against the run, where it would not fit or take days; silent on a run that goes on."""
+    from minilm.lab.plan import warning
+
+    if config.existing == "resume" or config.max_steps < WARN_FROM_STEPS:
+        return ""
+    return warning(config, config.device)
 
 
 def _name_of(data: str) -> str:
