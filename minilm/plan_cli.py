@@ -114,7 +114,7 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
         reason = (
             "does not fit" if told.bytes > machine.memory else "takes too long" if told.seconds > 3600 * hours else ""
         )
-        made.append(Row(command + (" --data YOURS" if "finetune" in command else ""), told, reason))
+        made.append(Row(command + (" --data YOURS" if config.init else ""), told, reason))
     return made
 
 

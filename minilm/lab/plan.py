@@ -7,10 +7,12 @@ block adds. A machine that is not this one is its data sheet times `CARD_SHARE`,
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,7 +130,7 @@ def forecast(
     precision = _precision(config, machine)
     with torch.device("meta"):
         model = GPT(config.model)
-        adapt(model, config)
+        _adapt(model, config)
     n = config.micro_batch_size or micro_batch_size(config, model, precision, CPU)
     tensors, activations = tensor_bytes(model, config, precision, n)
     peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
@@ -167,6 +169,16 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     return step.total + beside, step.activations
 
 
+def _adapt(model: GPT, config: TrainConfig) -> None:
+    """Frozen and adapted as the run would have it, without its table; where it names blocks that are not here, as if all
+    were trained."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            adapt(model, config)
+    except UsageError:
+        model.requires_grad_(True)
+
+
 def _timed_step(
     config: TrainConfig,
     precision: str,
@@ -179,10 +191,7 @@ def _timed_step(
     """(seconds of forward and backward, seconds of the update) of a model with so many blocks."""
     shape = replace(config.model, n_layer=blocks, n_unique_layer=0, skip_attn=(), skip_mlp=())
     model = GPT(shape).to(device)
-    try:
-        adapt(model, replace(config, model=shape))
-    except UsageError:  # it freezes blocks that are not here: as if all were trained
-        model.requires_grad_(True)
+    _adapt(model, config)
     optimizers = build_optimizers(model, config)
     params = [p for p in model.parameters() if p.requires_grad]
     ids = torch.randint(0, config.model.vocab_used or config.model.vocab_size, (rows, shape.block_size), device=device)
