@@ -170,8 +170,8 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
 
 
 def _adapt(model: GPT, config: TrainConfig) -> None:
-    """Frozen and adapted as the run would have it, without its table; where it names blocks that are not here, as if all
-    were trained."""
+    """Frozen and adapted as the run would have it, without its table; where it names blocks that are not here, as if
+    all were trained."""
     try:
         with redirect_stderr(io.StringIO()):
             adapt(model, config)
