@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 3
 SAMPLE_TOKENS = 120
+WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _prepared(command)
         if ranks.first:
             ranks.wait()
+            if told := warn_of(config):
+                say(f"warning: {told}")
         result = train(config)
         if result.interrupted:
             say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
@@ -104,7 +107,25 @@ def _prepared(command: CommandLine) -> TrainConfig:
     codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
     name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
-    return replace(config, data=data, out_dir=config.out_dir or f"runs/{Path(command.preset).stem}-{name}")
+    measures = tuple(map(_with_file, config.eval_metrics))
+    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{name}"
+    return replace(config, data=data, eval_metrics=measures, out_dir=out_dir)
+
+
+def _with_file(measure: str) -> str:
+    """hellaswag as hellaswag@FILE, which is downloaded where it is not there; anything else as it is."""
+    from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
+
+    return f"{measure}@{benchmark_file(measure)}" if measure in ORIGINS else measure
+
+
+def warn_of(config: TrainConfig) -> str:
+    """What the planner says against the run, where it would not fit or take days; silent on a run that goes on."""
+    from minilm.lab.plan import warning
+
+    if config.existing == "resume" or config.max_steps < WARN_FROM_STEPS:
+        return ""
+    return warning(config, config.device)
 
 
 def _name_of(data: str) -> str:
