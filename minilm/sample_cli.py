@@ -24,6 +24,7 @@ from minilm.log import say
 if TYPE_CHECKING:
     import torch
 
+    from minilm.decoding.attributes import Steering
     from minilm.decoding.loop import Piece
     from minilm.model.gpt import GPT
     from minilm.text.tokenizer import Tokenizer
@@ -98,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for role in ("amateur", "draft"):
         if getattr(options, role):
             decoding[role] = load_beside(getattr(options, role), model, role)
+    if options.bag or options.attribute:
+        decoding["steering"] = steering_of(options, model, tokenizer)
     if options.prompts:
         from minilm.sample_prompts import sample_prompts
 
@@ -162,6 +165,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         help="speculative decoding: a smaller model with the same tokenizer that guesses ahead",
     )
+    add(
+        "--bag",
+        action="append",
+        default=[],
+        metavar="X",
+        help="PPLM towards a bag of words: a file with a word a line, or words with commas; may be given several times",
+    )
+    add(
+        "--attribute",
+        metavar="LABEL",
+        help="PPLM towards a class of a discriminator (train.py --discriminator DATASET)",
+    )
+    add(
+        "--steer",
+        default="",
+        metavar="NAME=X,..",
+        help="PPLM's settings: step_size, n_iterations, window, kl_scale, ..",
+    )
     for name, value, metavar, text in METHODS:
         if value is None:
             add(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
@@ -184,6 +205,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--interactive asks for its prompts: leave out the other options on prompts and samples")
     if options.prompts is not None and (given or options.echo_prompt):
         raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
+    if options.steer and not (options.bag or options.attribute):
+        raise UsageError("--steer goes with --bag or --attribute")
     if options.prompts is None and (options.out is not None or options.alternatives is not None):
         raise UsageError("--out and --alternatives go with --prompts FILE")
     return options
@@ -264,10 +287,28 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     device = runtime.pick_device(options.device)
     path = find_checkpoint(options.checkpoint)
     model = load_pretrained(path)[0].eval()
-    tokenizer = _tokenizer(options.tokenizer, path if path.is_dir() else path.parent, model)
+    tokenizer = tokenizer_of(options.tokenizer, path if path.is_dir() else path.parent, model)
     dtype = _dtype(options.precision, device, model)
     model.to(device, dtype)
     return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {str(dtype).removeprefix('torch.')}"
+
+
+def steering_of(options: argparse.Namespace, model: GPT, tokenizer: Tokenizer) -> Steering:
+    """What --bag, --attribute and --steer say. Raises UsageError where a bag or a discriminator cannot be used."""
+    from minilm.decoding.attributes import bag_of_words, load_head, steering
+    from minilm.model.weights import find_checkpoint
+
+    bags = []
+    for bag in options.bag:
+        path = Path(bag).expanduser()
+        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else bag.split(",")
+        tokens, missing = bag_of_words(words, tokenizer)
+        bags.append(tokens)
+        if missing:
+            say(f"bag: {', '.join(missing)}: several tokens each, left out")
+    name, _, label = (options.attribute or "").rpartition(":")
+    head = load_head(find_checkpoint(options.checkpoint), name, model) if label else None
+    return steering(bags, head, label, options.steer)
 
 
 def load_beside(name: str, model: GPT, role: str) -> GPT:
@@ -287,7 +328,8 @@ def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:
     return runtime.pick_dtype("fp32" if precision == "auto" and small else precision, device, model.config.n_embd)
 
 
-def _tokenizer(name: str | None, folder: Path, model: GPT) -> Tokenizer:
+def tokenizer_of(name: str | None, folder: Path, model: GPT) -> Tokenizer:
+    """The one named, or the one beside the weights. Raises UsageError where there is none."""
     from minilm.text.tokenizer import get_tokenizer
 
     if name is not None:

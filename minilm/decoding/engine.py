@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from minilm.config import nearest
+from minilm.decoding.attributes import Steering
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.loop import Job, Piece, decode
 from minilm.decoding.methods import Method, run
@@ -79,6 +80,7 @@ class Methods(TypedDict, total=False):
     draft: GPT | None
     lookup: int
     n_ahead: int
+    steering: Steering | None
 
 
 class Options(Filters, Methods, total=False):

@@ -46,9 +46,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        B, T, D = x.shape
+        return self.dropout(self.c_proj(self.mix(self.c_attn(x), layer, geometry, cache)))
+
+    def mix(self, qkv: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        """What lies between the projections: queries, keys and values side by side (B, T, sum) -> (B, T, D)."""
+        B, T, _ = qkv.shape
         c = self.config
-        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in self.c_attn(x).split(self.widths, dim=-1))
+        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in qkv.split(self.widths, dim=-1))
         q, k = self.q_norm(q), self.k_norm(k)
         if geometry.rotation is not None:
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
@@ -57,11 +61,11 @@ class Attention(nn.Module):
         scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
         scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
         dropout = c.attn_dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
+        with torch.autocast(qkv.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, dropout).to(x.dtype)
-        return self.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, D)))
+            y = attend(q, k, v, geometry, scale, dropout).to(qkv.dtype)
+        return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 
 class Block(nn.Module):
@@ -86,7 +90,11 @@ class Block(nn.Module):
         self.ln_2_post = norm(True, "post")
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        x = self.ln_1_post(x + self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache)))
+        return self.after(x, self.attn(self.ln_1(x), layer, geometry, cache))
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention."""
+        x = self.ln_1_post(x + self.ln_1_out(attended))
         return self.ln_2_post(x + self.ln_2_out(self.mlp(self.ln_2(x))))
 
 
@@ -97,9 +105,8 @@ class ParallelBlock(Block):
         super().__init__(config, index)
         self.ln_1_post = nn.Identity()
 
-    def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        attended = self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache))
-        return self.ln_2_post(x + attended + self.ln_2_out(self.mlp(self.ln_2(x))))
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self.ln_2_post(x + self.ln_1_out(attended) + self.ln_2_out(self.mlp(self.ln_2(x))))
 
 
 class GPT(nn.Module):
@@ -162,18 +169,22 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         blocks: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """ids (B, T) -> what the head reads, (B, T, D). blocks: what runs in place of `h`, such as `h` compiled."""
+        """ids (B, T), or mixed rows of wte (B, T, width) -> what the head reads, (B, T, D). blocks: run for h."""
         blocks = list(self.h) if blocks is None else blocks
         geometry = locate(self.config, self.wpe, ids, documents, cache)
-        x = self.wte_proj(self.wte(ids)) + self.wpe(geometry.positions)
-        # The residual stream has the weights' precision, also where autocast or a position table would change it.
-        x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
+        x = self.embed(ids, geometry)
         repeats = self.config.n_layer // len(self.h)
         for layer in range(self.config.n_layer):
             x = blocks[layer // repeats](x, layer, geometry, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.ln_f(x)
+
+    def embed(self, ids: Tensor, geometry: Geometry) -> Tensor:
+        """ids as in `hidden` -> what the first block reads, (B, T, D)."""
+        x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
+        # The residual stream has the weights' precision, also where autocast or a position table would change it.
+        return self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
 
     def head(self, x: Tensor) -> Tensor:
         """x (..., D) -> logits (..., V)."""
