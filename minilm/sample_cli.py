@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser
-from minilm.decoding.presets import PRESETS
+from minilm.decoding.presets import PRESETS, ROLLING
 from minilm.errors import UsageError
 from minilm.log import say
 
@@ -73,6 +73,7 @@ LISTS = [
 ]
 COMPARED = 8  # texts a strategy that draws writes for --compare
 SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
+WORTH_COMPILING = 20_000_000  # parameters from which --compile auto compiles what was not compiled before
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
@@ -155,6 +156,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
     )
     add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
+    add("--rolling", choices=ROLLING, default="reread", help="past the context: its last half read again, or kept")
     add("--begin_document", action="store_true", help="end-of-text before the prompt: for a title or a control code")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
@@ -192,7 +194,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
+    add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="auto: bf16 where that is faster")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: beside the first text, if worth it")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
@@ -217,6 +220,7 @@ def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name, *_ in FILTERS + METHODS if hasattr(options, name)}
     chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
     chosen |= {"alternatives": options.alternatives, "begin_document": options.begin_document}
+    chosen |= {"rolling": options.rolling}
     chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
     return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
 
@@ -282,15 +286,24 @@ def _is_piped() -> bool:
 def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     """Model, tokenizer, and a line that says what they are."""
     from minilm import runtime
+    from minilm.decoding.compiled import accelerate, round_to_int8
     from minilm.model.weights import find_checkpoint, load_pretrained
 
     device = runtime.pick_device(options.device)
     path = find_checkpoint(options.checkpoint)
     model = load_pretrained(path)[0].eval()
     tokenizer = tokenizer_of(options.tokenizer, path if path.is_dir() else path.parent, model)
-    dtype = _dtype(options.precision, device, model)
+    int8 = options.precision == "int8"
+    dtype = _dtype("fp32" if int8 else options.precision, device, model)
     model.to(device, dtype)
-    return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {str(dtype).removeprefix('torch.')}"
+    if int8:
+        round_to_int8(model)
+    # What is small or long since compiled costs nothing; else a process beside compiles, for this text or the next.
+    when = "background" if model.num_params() >= WORTH_COMPILING else "cached"
+    how = "eager" if options.compile == "off" else accelerate(model, int8, "now" if options.compile == "on" else when)
+    kind = "int8 weights" if int8 else str(dtype).removeprefix("torch.")
+    say(f"decoding: {kind}, {how}")
+    return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {kind}"
 
 
 def steering_of(options: argparse.Namespace, model: GPT, tokenizer: Tokenizer) -> Steering:

@@ -101,6 +101,8 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
             raise UsageError(f"{name} draws nothing: leave out {', '.join(wrong) or 'temperature and mirostat'}")
     if name in UNSCORED and job.alternatives is not None:
         raise UsageError(f"{name} keeps no log-probabilities of single tokens: leave out alternatives")
+    if job.shift and name in ("penalty_alpha", "draft", "lookup", "steering"):
+        raise UsageError(f"{name} reads a full context again: leave out rolling=shift")
     if name in ("draft", "lookup"):
         looks_back = [step for step, (_, neutral) in BEFORE.items() if getattr(strategy, step) != neutral]
         looks_back += ["mirostat"] if strategy.mirostat else []

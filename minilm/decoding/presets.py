@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from minilm.config import nearest
 from minilm.errors import UsageError
 
+ROLLING = ("reread", "shift")  # what becomes of a context that is full
+
 
 class Preset(NamedTuple):
     """Fields of `Strategy` and `Method`, and where the numbers come from."""

@@ -60,11 +60,10 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)
         scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
         scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
-        dropout = c.attn_dropout if self.training else 0.0
         with torch.autocast(qkv.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, dropout).to(qkv.dtype)
+            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(qkv.dtype)
         return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 
@@ -172,19 +171,15 @@ class GPT(nn.Module):
         """ids (B, T), or mixed rows of wte (B, T, width) -> what the head reads, (B, T, D). blocks: run for h."""
         blocks = list(self.h) if blocks is None else blocks
         geometry = locate(self.config, self.wpe, ids, documents, cache)
-        x = self.embed(ids, geometry)
+        x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
+        # The residual stream has the weights' precision, also where autocast or a position table would change it.
+        x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
         repeats = self.config.n_layer // len(self.h)
         for layer in range(self.config.n_layer):
             x = blocks[layer // repeats](x, layer, geometry, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.ln_f(x)
-
-    def embed(self, ids: Tensor, geometry: Geometry) -> Tensor:
-        """ids as in `hidden` -> what the first block reads, (B, T, D)."""
-        x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
-        # The residual stream has the weights' precision, also where autocast or a position table would change it.
-        return self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
 
     def head(self, x: Tensor) -> Tensor:
         """x (..., D) -> logits (..., V)."""
