@@ -153,7 +153,7 @@ def accelerate(model: GPT, int8: bool = False, when: str = "background") -> str:
     if not folder.is_dir():
         if when == "cached":
             return "eager"
-        process = _compile_beside(model.config, int8, folder)
+        process = _compile_beside(model.config, int8, folder, subprocess.PIPE if when == "now" else subprocess.DEVNULL)
         if when == "now":
             _, said = process.communicate()
             if not folder.is_dir():
@@ -257,7 +257,7 @@ def _folder(config: GPTConfig, int8: bool) -> Path:
     return cache / "compiled" / f"{'int8' if int8 else 'fp32'}-{digest[:16]}"
 
 
-def _compile_beside(config: GPTConfig, int8: bool, folder: Path) -> subprocess.Popen[bytes]:
+def _compile_beside(config: GPTConfig, int8: bool, folder: Path, errors: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "minilm.decoding.compiled", json.dumps(asdict(config)), str(int8), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
@@ -265,7 +265,7 @@ def _compile_beside(config: GPTConfig, int8: bool, folder: Path) -> subprocess.P
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         start_new_session=True,  # Ctrl-C ends the text, not what the next one will use
         preexec_fn=partial(os.nice, 19) if hasattr(os, "nice") else None,
     )
