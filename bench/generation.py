@@ -219,15 +219,15 @@ def report() -> None:
         "",
     ]
     lines += [
-        f"One model of {setting['parameters']:,} parameters with a context of {setting['block_size']}, trained on AG News "
-        f"(non-commercial research use), on {setting['processor']}, torch {setting['torch']}. It is small and hardly "
-        "trained, so its texts are poor: what compares is the strategies.",
+        f"One model of {setting['parameters']:,} parameters with a context of {setting['block_size']}, trained on AG "
+        f"News (non-commercial research use), on {setting['processor']}, torch {setting['torch']}. It is small and "
+        "hardly trained, so its texts are poor: what can be compared is the strategies.",
         "",
         "## Strategies",
         "",
-        f"{N_PROMPTS} held-out news items, continued behind their first {PROMPT_TOKENS} tokens for at most {NEW_TOKENS}. "
-        "Perplexity is of the texts by the model itself without filters; seq-rep-4 is the share of 4-grams of a text that "
-        "it has had before, distinct-2 that of different 2-grams over all texts (generation.md).",
+        f"{N_PROMPTS} held-out news items, continued behind their first {PROMPT_TOKENS} tokens for at most "
+        f"{NEW_TOKENS} tokens. Perplexity is of the texts by the model itself without filters; seq-rep-4 is the share "
+        "of a text's 4-grams that it had before, distinct-2 that of different 2-grams over all texts.",
         "",
         "| strategy | tokens | seq-rep-4 | distinct-2 | perplexity |",
         "|---|---|---|---|---|",
@@ -235,18 +235,19 @@ def report() -> None:
     rows = {name.removeprefix("strategy: "): row for name, row in found.items() if name.startswith("strategy: ")}
     for name, row in rows.items():
         lines.append(
-            f"| {name} | {row['tokens']:.1f} | {row['seq_rep_4']:.3f} | {row['distinct_2']:.3f} | {row['perplexity']:.1f} |"
+            f"| {name} | {row['tokens']:.1f} | {row['seq_rep_4']:.3f} | {row['distinct_2']:.3f} | "
+            f"{row['perplexity']:.1f} |"
         )
     first = rows["greedy"]
     lines += ["", f"The first prompt, {first['prompt']!r}, continued:", ""]
     lines += [f"- **{name}**: {row['text']!r}" for name, row in rows.items() if "text" in row]
     lines += ["", "## PPLM", ""]
     lines += [
-        f"New documents of {STEERED_TOKENS} tokens, top_k 10, {N_STEERED} for each of four topics. On topic: what a judge "
-        f"says that knows the words of half of the data ({100 * found['judge']['accuracy']:.1f} % right on the other "
-        f"{found['judge']['n']:,}), with the 95 % Wilson interval; *without the bag's words*: the same after they are taken "
-        f"out. Bags ({BAG_WORDS} words each; those that are one token are used) and discriminator come from the other half. "
-        f"The discriminator, {found['head']}.",
+        f"New documents of {STEERED_TOKENS} tokens, top_k 10, {N_STEERED} for each of four topics. On topic: what a "
+        f"judge says that knows the words of half the data ({100 * found['judge']['accuracy']:.1f} % right on "
+        f"the other {found['judge']['n']:,}), with the 95 % Wilson interval; *without the bag's words*: the same after "
+        f"they are taken out. Bags ({BAG_WORDS} words; those of one token are used) and discriminator come from the "
+        f"other half. The discriminator, {found['head']}.",
         "",
         "| steering | texts | on topic | without the bag's words | perplexity |",
         "|---|---|---|---|---|",
@@ -258,8 +259,8 @@ def report() -> None:
         low, high = wilson(right, n)
         nats = sum(math.log(r["perplexity"]) for r in of_kind) / len(of_kind)
         lines.append(
-            f"| {kind.removeprefix('steered: ')} | {n} | {100 * right / n:.1f} % ({100 * low:.1f} to {100 * high:.1f}) | "
-            f"{100 * sum(r['without_bag'] for r in of_kind) / n:.1f} % | {math.exp(nats):.1f} |"
+            f"| {kind.removeprefix('steered: ')} | {n} | {100 * right / n:.1f} % ({100 * low:.1f} to {100 * high:.1f}) "
+            f"| {100 * sum(r['without_bag'] for r in of_kind) / n:.1f} % | {math.exp(nats):.1f} |"
         )
     lines += ["", "Beginnings:", ""]
     lines += [
@@ -272,8 +273,8 @@ def report() -> None:
         "",
         "## int8",
         "",
-        f"Perplexity a token of {int8['documents']} held-out news items: fp32 {int8['fp32']:.3f}, weights rounded to int8 "
-        f"a row {int8['int8']:.3f} ({100 * (int8['int8'] / int8['fp32'] - 1):+.2f} %).",
+        f"Perplexity a token of {int8['documents']} held-out news items: fp32 {int8['fp32']:.3f}, weights rounded to "
+        f"int8 a row {int8['int8']:.3f} ({100 * (int8['int8'] / int8['fp32'] - 1):+.2f} %).",
     ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(PAGE)

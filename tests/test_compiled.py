@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Uncompiled:
     def __init__(self, model: GPT, int8: bool) -> None:
         self.blocks = [self.block(b, packed(Before(b), int8), packed(After(b), int8)) for b in model.h]
         head = packed(Head(model), int8)
-        self.head = lambda x: head(x.reshape(-1))[None]
+        self.head: Callable[[torch.Tensor], torch.Tensor] = lambda x: head(x.reshape(-1))[None]
 
     @staticmethod
     def block(block: Any, before: nn.Module, after: nn.Module) -> Any:
@@ -117,7 +118,7 @@ def test_int8_is_the_nearest_step_of_each_row() -> None:
 
 
 def test_eager_until_it_is_there_then_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model, started, used = tiny(), [], []
+    model, started, used = tiny(), list[Path](), list[int]()
     options: dict[str, Any] = {"max_new_tokens": 12, "seed": 3, "stop_at_eot": False}
     plain = generate(model, BYTES, "ab", **options)
     monkeypatch.setattr(compiled, "_compile_beside", lambda config, int8, folder, errors: started.append(folder))
@@ -131,7 +132,12 @@ def test_eager_until_it_is_there_then_compiled(monkeypatch: pytest.MonkeyPatch, 
         def __init__(self, model: GPT, folder: Path, int8: bool) -> None:
             super().__init__(model, int8)
             head = self.head
-            self.head = lambda x: used.append(1) or head(x)
+
+            def counted(x: torch.Tensor) -> torch.Tensor:
+                used.append(1)
+                return head(x)
+
+            self.head = counted
 
     monkeypatch.setattr(compiled, "Fast", Fake)
     text = ""

@@ -44,7 +44,9 @@ def slowly(model: GPT, tokens: list[int]) -> list[Tensor]:
             keys, values = (torch.cat(part, dim=1) for part in zip(*row, strict=True))
             at = torch.arange(len(row))
             if model.config.position == "rope":
-                cos, sin = model.wpe.rotation(at)  # type: ignore[operator]
+                rotation = model.wpe.rotation(at)
+                assert rotation is not None
+                cos, sin = rotation
                 keys, q = turn(keys[None], (cos, sin))[0], turn(q[None], (cos[..., -1:, :], sin[..., -1:, :]))[0]
             scores = (q * keys).sum(dim=-1) / math.sqrt(WIDTH)
             if isinstance(model.wpe, AlibiPosition):
@@ -70,9 +72,14 @@ def test_shifted_context_equals_keys_that_were_never_turned(position: str) -> No
 
 
 def test_nothing_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, read = tiny("rope"), []
+    model, read = tiny("rope"), list[int]()
     hidden = model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, *a, **k: read.append(ids.numel()) or hidden(ids, *a, **k))
+
+    def counted(ids: Tensor, *rest: Any, **options: Any) -> Tensor:
+        read.append(ids.numel())
+        return hidden(ids, *rest, **options)
+
+    monkeypatch.setattr(model, "hidden", counted)
     options: dict[str, Any] = {"max_new_tokens": 40, "seed": 3, "stop_at_eot": False}
     shifted = generate(model, BYTES, "abc", rolling="shift", **options)
     assert sum(read) == 3 + 39

@@ -126,7 +126,7 @@ def _block(
     (qkv,) = run["before"]([flat, *weights["before"]])
     mixed = block.attn.mix(qkv.view(1, 1, -1), layer, geometry, cache)
     (y,) = run["after"]([flat, mixed.reshape(-1), *weights["after"]])
-    return y.view_as(x)  # type: ignore[no-any-return]
+    return y.view_as(x)
 
 
 def fast(model: GPT, n_rows: int) -> Fast | None:

@@ -21,6 +21,7 @@ from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
 from minilm.model.layers import turn
+from minilm.runtime import free_bytes
 
 SINKS = 4  # first tokens that a shifted context keeps: attention rests on them (Xiao 2023)
 
@@ -30,6 +31,19 @@ def capacity(model: GPT, n_slots: int, n_bytes: int) -> int:
     c = model.config
     per_token = 2 * c.n_layer * c.kv_heads * c.head_width * model.wte.weight.element_size()
     return max(1, n_bytes // (n_slots * per_token + 32 * c.vocab_size))
+
+
+def check_memory(model: GPT, n_tokens: int, n_slots: int) -> None:
+    """Raises UsageError where a prompt of so many tokens, read at once, and its cache do not fit into what is free."""
+    c, size = model.config, model.wte.weight.element_size()
+    cache = 2 * c.n_layer * c.kv_heads * c.head_width * size * n_slots
+    needed = cache + n_tokens * n_tokens + 2 * n_tokens * (c.n_embd + c.inner_width) * size  # the mask: a byte a pair
+    free = free_bytes(model.device)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"a prompt of {n_tokens:,} tokens needs about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free: "
+            "shorten it"
+        )
 
 
 class Contexts:
@@ -53,6 +67,7 @@ class Contexts:
         self.n_sinks = min(SINKS, self.n_kept // 2)
         self.shift = shift
         self.rows = [list(row[-self.block_size :]) for row in rows]
+        check_memory(model, max(map(len, self.rows)), n_slots if use_cache else 0)
         self.cache = self._new_cache(len(rows), n_slots) if use_cache else None
 
     @property
@@ -76,7 +91,8 @@ class Contexts:
         """
         dropped = kept != list(range(len(self.rows)))
         self.rows = [list(self.rows[i]) for i in kept]
-        unread, moved = [], []
+        unread: list[int] = []
+        moved: list[int] = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             row.append(token)
             if len(row) > self.block_size:
@@ -144,7 +160,7 @@ class Contexts:
         last = slice(end - n_last, end)
         keys, values = cache.keys[:, moved], cache.values[:, moved]
         n_dropped = torch.tensor([self.n_kept - 1 - self.block_size], device=keys.device)
-        rotation = self.model.wpe.rotation(n_dropped)  # type: ignore[operator]
+        rotation = self.model.wpe.rotation(n_dropped)
         late = keys[..., last, :] if rotation is None else turn(keys[..., last, :], rotation)
         keys = torch.cat((keys[..., first, :], late), dim=-2)
         return keys, torch.cat((values[..., first, :], values[..., last, :]), dim=-2)

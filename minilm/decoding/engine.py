@@ -288,8 +288,11 @@ def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, begin_document: bool = False) -> list[int]:
-    """Ids that decoding goes on from: end-of-text alone where the prompt is empty, before it where it begins one."""
-    ids = [int(i) for i in tokenizer.encode(prompt)]
+    """Ids that decoding goes on from: end-of-text alone where the prompt is empty, before it where it begins one.
+
+    A prompt that begins a document may hold the text of special tokens: control codes such as <|imdb|>.
+    """
+    ids = [int(i) for i in tokenizer.encode(prompt, special=begin_document)]
     return [tokenizer.eot, *ids] if begin_document or not ids else ids
 
 
