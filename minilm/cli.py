@@ -18,6 +18,7 @@ DOORS = {
     "plot": ("minilm.plot_cli", "curves of runs, to a file and into the terminal"),
     "compare": ("minilm.compare_cli", "models on one text: which is better, or is it chance"),
     "lab": ("minilm.lab_cli", "research questions: run them, write what was found"),
+    "bench": ("minilm.bench", "this machine's limits, and what training and decoding reach"),
 }
 
 

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tensors of tests are too small to share between threads; torch reads this when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["training_helpers"]  # the fixtures `data` and `first`
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("untimed", deadline=None)

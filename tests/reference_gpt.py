@@ -99,8 +99,8 @@ class Reference:
         c = self.c
         if not on or c["norm"] == "none":
             return x
-        if c["norm"] == "fixed" and self.w[f"{name}.std"] > 0:
-            y = (x - x.mean(-1, keepdims=True)) / self.w[f"{name}.std"]
+        if c["norm"] == "fixed" and self.w[f"{name}.std"].min() > 0:
+            y = (x - x.mean(-1, keepdims=True)) / self.w[f"{name}.std"].flat[0]
         elif c["norm"] in ("layernorm", "fixed"):
             x = x - x.mean(-1, keepdims=True)
             y = x / np.sqrt((x**2).mean(-1, keepdims=True) + c["norm_eps"])

@@ -63,7 +63,7 @@ class Uncompiled:
     def block(block: Any, before: nn.Module, after: nn.Module) -> Any:
         def run(x: Any, layer: int, geometry: Any, cache: Any) -> Any:
             flat = x.reshape(-1)
-            mixed = block.attn.mix(before(flat).view(1, 1, -1), layer, geometry, cache)
+            mixed = block.attn.mix(before(flat).view(1, 1, -1).split(block.attn.widths, dim=-1), layer, geometry, cache)
             return after(flat, mixed.reshape(-1)).view_as(x)
 
         return run
@@ -156,7 +156,7 @@ def test_eager_until_it_is_there_then_compiled(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert unsupported(tiny(skip_mlp=(0,))) == "blocks differ"
+    assert unsupported(tiny(skip_mlp=(0,))) == "its blocks are not all of the config's kind"
     assert accelerate(tiny().bfloat16()).startswith("eager (only fp32")
     monkeypatch.setattr("minilm.runtime.compiler_missing", lambda: "no compiler")
     assert accelerate(tiny()) == "eager (no compiler)"

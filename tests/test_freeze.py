@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import SINGLE, SIZES, possible
-from training_helpers import prepared, tiny_config
+from training_helpers import tiny_config
 
 from minilm.config import GPTConfig, TrainConfig
+from minilm.decoding.engine import generate
 from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model import freeze
@@ -26,17 +27,6 @@ from minilm.training.optim import build_optimizers, optimizer_state
 
 def model_of(**changes: Any) -> GPT:
     return GPT(GPTConfig(**{**SIZES, "n_layer": 6, **changes}))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
-
-
-@pytest.fixture(scope="module")
-def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """Weights to finetune: a few steps from scratch, two blocks."""
-    return train(tiny_config(data, tmp_path_factory.mktemp("first") / "run", max_steps=5))
 
 
 def finetune(first: Result, out_dir: Path, data: Path, **changes: Any) -> Result:
@@ -217,7 +207,8 @@ def test_resume_in_the_middle_of_unfreezing_is_bit_exact(data: Path, first: Resu
 def test_report_of_what_moved(data: Path, first: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = finetune(first, tmp_path / "run", data, freeze=("mlp",))
     before, after = (GPT.from_pretrained(r.checkpoint).state_dict() for r in (first, result))
-    told = json.loads((result.run / "moved.json").read_text())
+    whole = json.loads((result.run / "moved.json").read_text())
+    told = whole["tensors"]
     assert set(told) == {n for n in before if ".mlp." not in n}
     for name, figures in told.items():
         change = (after[name].double() - before[name].double()).norm().item()
@@ -235,6 +226,14 @@ def test_report_of_what_moved(data: Path, first: Result, tmp_path: Path, capsys:
     assert (rows[0]["step"], rows[0]["val_loss"]) == (0, pytest.approx(first.val_loss, rel=1e-6))
     (line,) = [line for line in lines if line.startswith("validation loss before")]
     assert line.startswith(f"validation loss before {rows[0]['val_loss']:.4f}, after {result.val_loss:.4f}")
+    assert whole["val_loss"] == {"before": rows[0]["val_loss"], "after": result.val_loss}
+    for when, weights in (("before", first.checkpoint), ("after", result.checkpoint)):
+        model = GPT.from_pretrained(weights)
+        texts = generate(model, result.tokenizer, ["", ""], max_new_tokens=60, seed=0)
+        assert [pair[when] for pair in whole["samples"]] == texts
+    assert all(pair["before"] != pair["after"] for pair in whole["samples"])
+    assert sum(line.startswith(("--- before: ", "--- after: ")) for line in lines) == 4
+    assert whole["operations"] == []
 
 
 def test_a_run_in_which_nothing_moved_is_an_error(data: Path, first: Result, tmp_path: Path) -> None:

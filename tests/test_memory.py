@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_helpers import prepared, tiny_config
+from training_helpers import tiny_config
 
 from minilm.config import Optimizer, TrainConfig
 from minilm.errors import MinilmError
@@ -21,11 +21,6 @@ from minilm.training.optim import OPTIMIZERS, build_optimizers, optimizer_state
 from minilm.training.setup import CUDA_SHARE, micro_batch_size
 
 MODEL = replace(tiny_config(Path("x"), Path("y")).model, vocab_size=300)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
 
 
 def really_kept(model: GPT, n_sequences: int) -> int:

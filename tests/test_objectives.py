@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import close, tiny, tokens
 from torch import Tensor
-from training_helpers import prepared, sums, tiny_config
+from training_helpers import sums, tiny_config
 
 from minilm.config import OBJECTIVES, TrainConfig
 from minilm.errors import UsageError
@@ -298,11 +298,6 @@ def test_chunks_inside_a_compiled_function(small_chunks: list[int]) -> None:
 
 
 # --- in the loop
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
 
 
 @pytest.fixture(scope="module")

@@ -203,6 +203,36 @@ def test_muon_is_torchs_with_adamw_beside_it(monkeypatch: pytest.MonkeyPatch, pr
         assert torch.equal(ours[name], beside[name]), name
 
 
+@pytest.mark.parametrize("n_at_once", [1, 2, 9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muons_batches_are_torchs_matrix_by_matrix(
+    monkeypatch: pytest.MonkeyPatch, n_at_once: int, nesterov: bool
+) -> None:
+    """Wide, tall and square ones, several of a shape; one without a gradient stays, of a gradient of zeros is none."""
+    monkeypatch.setattr(muon_module, "product_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(muon_module, "BATCH_NUMBERS", n_at_once * 60)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.clone())
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 10), (10, 6), (6, 10), (7, 7), (6, 10), (10, 6)]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.7, "nesterov": nesterov}
+    made = (
+        muon_module.Muon(ours, **options),
+        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options),
+    )
+    for step in range(4):
+        grads = [torch.randn(shape, generator=generator) for shape in shapes]
+        grads[1] = torch.zeros(10, 6)
+        for params, optimizer in zip((ours, theirs), made, strict=True):
+            for i, p in enumerate(params):
+                p.grad = None if i == 4 and step < 2 else grads[i].clone()
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert torch.isfinite(ours[1]).all()
+
+
 @pytest.mark.parametrize("shape", [(32, 96), (64, 64), (128, 32)])
 def test_muons_update_is_orthogonal_and_of_adamws_size(shape: tuple[int, int]) -> None:
     """Liu 2025: an update's root mean square is 0.2 of the rate, whatever the shape; all its directions weigh alike."""

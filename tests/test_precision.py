@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from training_helpers import prepared, tiny_config
+from training_helpers import tiny_config
 
 from minilm import config as config_module
 from minilm.config import TrainConfig
@@ -27,11 +27,6 @@ CPU = torch.device("cpu")
 # Without hardware for them, 16-bit products are a hundred times slower: little of everything.
 SMALL: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "block_size": 16, "eval_tokens": 32, "eval_every_steps": 0}
 DTYPES = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 from reference_gpt import Reference
 from tiny_models import close, tiny, tokens
-from training_helpers import prepared, tiny_config
+from torch import nn
+from training_helpers import tiny_config
 
 from minilm.config import TrainConfig
 from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model import lora, surgery
-from minilm.model.gpt import GPT
+from minilm.model.gpt import GPT, Attention
 from minilm.model.layers import FixedNorm
 from minilm.training import loop
 from minilm.training.loop import Result, train
@@ -108,7 +110,7 @@ def test_frozen_tables_stay_frozen() -> None:
 
 
 def fixed(model: GPT, ids: torch.Tensor) -> GPT:
-    for name in surgery.norms_in_order(model):
+    for name in surgery.norm_groups(model):
         surgery.fix_norm(model, name, ids)
     return model
 
@@ -161,8 +163,40 @@ def test_folded_norms_are_gpt2s_architecture(tmp_path: Path) -> None:
 
 
 def test_order_of_norms() -> None:
-    order = surgery.norms_in_order(tiny(norm="fixed", n_layer=3))
-    assert order == [f"h.{i}.ln_2" for i in range(3)] + [f"h.{i}.ln_1" for i in range(3)] + ["ln_f"]
+    order = surgery.norm_groups(tiny(norm="fixed", n_layer=3, embd_norm=True))
+    attentions = [f"h.{i}.ln_1.{reader}" for reader in ("qk", "v") for i in range(3)]
+    assert order == [*(f"h.{i}.ln_2" for i in range(3)), *attentions, "ln_e", "ln_f"]
+
+
+def first_attention(model: GPT) -> Attention:
+    attention = model.get_submodule("h.0.attn")
+    assert isinstance(attention, Attention)
+    return attention
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2, "position": "rope"}, {"parallel_residual": True}], ids=str)
+def test_queries_and_keys_are_fixed_before_values(changes: dict[str, Any]) -> None:
+    """Attention on projections put together by hand: queries and keys of the linear norm, values of the other."""
+    ids, T = tokens(1, 9), 9
+    half, none, both = (tiny(norm="fixed", **changes) for _ in range(3))
+    std = surgery.fix_norm(half, "h.0.ln_1.qk", ids)
+    surgery.fix_norm(both, "h.0.ln_1", ids)
+    projected = []
+    for model in (both, none):
+        first_attention(model).c_attn.register_forward_hook(lambda module, args, y: projected.append(y[0]))
+        model(ids)
+    n = sum(first_attention(half).widths[:2])
+    plain = tiny(norm="fixed", **changes)
+    by_hand = torch.cat([projected[0][..., :n], projected[1][..., n:]], dim=-1).view(1, T, -1)
+    plain.get_submodule("h.0").ln_1 = nn.Identity()
+    first_attention(plain).c_attn.register_forward_hook(lambda module, args, y: by_hand)
+    assert close(half(ids), plain(ids))
+    assert not close(half(ids), none(ids), 1e-3)
+    assert not close(half(ids), both(ids), 1e-3)
+    assert surgery.fix_norm(half, "h.0.ln_1.v", ids) == std
+    assert close(half(ids), both(ids))
+    with pytest.raises(UsageError, match=r"ln_2\.qk is no norm"):
+        surgery.fix_norm(half, "h.0.ln_2.qk", ids)
 
 
 def test_an_activation_swapped_in_place_is_the_one_loaded() -> None:
@@ -174,34 +208,34 @@ def test_an_activation_swapped_in_place_is_the_one_loaded() -> None:
         surgery.set_activation(model, "swiglu")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
-
-
-@pytest.fixture(scope="module")
-def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return train(tiny_config(data, tmp_path_factory.mktemp("first") / "run", max_steps=5))
-
-
 def operation(first: Result, data: Path, out_dir: Path) -> TrainConfig:
-    """Twelve steps; a norm is fixed every second one, the activation changes before the eighth."""
+    """Fourteen steps; a norm is fixed every second one, the activation changes before the eighth."""
     changes = {"fix_norms_every_steps": 2, "swap_activation": "relu", "swap_at_step": 7}
-    config = tiny_config(data, out_dir, max_steps=12, eval_every_steps=4, save_every_steps=3, **changes)
+    config = tiny_config(data, out_dir, max_steps=14, eval_every_steps=4, save_every_steps=3, **changes)
     return replace(config, init=str(first.checkpoint), model=replace(first.model.config, norm="fixed"))
 
 
-def test_surgery_in_training_is_logged_and_resumes_to_the_bit(data: Path, first: Result, tmp_path: Path) -> None:
+def test_surgery_in_training_is_logged_and_resumes_to_the_bit(
+    data: Path, first: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(operation(first, data, tmp_path / "whole"))
     assert whole.model.config.activation == "relu"
-    set_in = [m.std.item() > 0 for m in whole.model.modules() if isinstance(m, FixedNorm)]
+    set_in = [m.std.min() > 0 for m in whole.model.modules() if isinstance(m, FixedNorm)]
     assert set_in == [True] * 5
     rows = [row for row in read_metrics(whole.run / "metrics.jsonl") if "surgery" in row]
-    names = ["h.0.ln_2", "h.1.ln_2", "h.0.ln_1", "h.1.ln_1", "ln_f"]
+    attentions = [f"h.{i}.ln_1.{reader}" for reader in ("qk", "v") for i in range(2)]
+    names = ["h.0.ln_2", "h.1.ln_2", *attentions, "ln_f"]
     events = [(2 * i + 1, f"fixed {name}") for i, name in enumerate(names)] + [(8, "activation relu")]
     assert [(row["step"], row["surgery"]) for row in rows] == sorted(events)
     assert rows[0]["val_loss_before"] == pytest.approx(first.val_loss, rel=1e-6)
     assert all(row["val_loss_after"] != row["val_loss_before"] for row in rows)
+    told = json.loads((whole.run / "moved.json").read_text())["operations"]
+    assert [(done["step"], done["operation"]) for done in told] == sorted(events)
+    for done, row, later in zip(told, rows, [*rows[1:], {"val_loss_before": whole.val_loss}], strict=True):
+        assert done["damage"] == row["val_loss_after"] - row["val_loss_before"]
+        assert done["left"] == later["val_loss_before"] - row["val_loss_before"]
+    line = f"fixed h.0.ln_2 at step 1: {told[0]['damage']:+.4f}, of which {told[0]['left']:+.4f} is left"
+    assert line in capsys.readouterr().err
     for n_saves in (2, 3):  # checkpoints after 6 steps, before the swap, and after 9, behind it
         run = tmp_path / f"broken{n_saves}"
         config = operation(first, data, run)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from training_helpers import prepared, tiny_config
+from training_helpers import tiny_config
 
 from minilm.cli import run_door
 from minilm.errors import UsageError
@@ -16,11 +16,6 @@ from minilm.log import Metrics, read_metrics
 from minilm.picture import as_text
 from minilm.text.prepare import prepare
 from minilm.training.loop import train
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("data") / "sums")
 
 
 def test_samples_change_no_bit_of_training(data: Path, tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from minilm.config import GPTConfig, TrainConfig
 from minilm.text.shard_format import Meta, write_meta
 from minilm.text.shard_writer import ShardWriter
 from minilm.text.tokenizer import get_tokenizer
+from minilm.training.loop import Result, train
 
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=0)
 
@@ -21,19 +24,31 @@ def sums(first: int, n: int) -> list[str]:
     ]
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, n_train: int = 30) -> Path:
     """Sums as bytes, in two splits of 4,220 and 1,879 tokens."""
     folder.mkdir(parents=True)
     tokenizer = get_tokenizer("bytes")
     tokenizer.save(folder)
     splits = {}
-    for split, texts in (("train", sums(10, 30)), ("val", sums(100, 12))):
+    for split, texts in (("train", sums(10, n_train)), ("val", sums(100, 12))):
         writer = ShardWriter(folder, split, tokenizer=tokenizer)
         writer.add_many(tokenizer.encode_batch(texts))
         splits[split] = writer.close(n_bytes=sum(map(len, texts)), n_words=sum(len(t.split()) for t in texts))
     name, mark = tokenizer.name, tokenizer.fingerprint
     write_meta(folder, Meta("sums", name, mark, tokenizer.vocab_size, tokenizer.eot, splits, command="(a test)"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sums, once for a module that imports this fixture."""
+    return prepared(tmp_path_factory.mktemp("data") / "sums")
+
+
+@pytest.fixture(scope="module")
+def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Weights to finetune: five steps from scratch, two blocks."""
+    return train(tiny_config(data, tmp_path_factory.mktemp("first") / "run", max_steps=5))
 
 
 def tiny_config(data: Path, out_dir: Path, **changes: Any) -> TrainConfig:

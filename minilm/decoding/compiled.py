@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from minilm.config import GPTConfig
 from minilm.errors import MinilmError
+from minilm.model import gpt, layers
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry
 from minilm.model.gpt import GPT, Block
@@ -124,7 +125,7 @@ def _block(
 ) -> Tensor:
     flat = x.reshape(-1)
     (qkv,) = run["before"]([flat, *weights["before"]])
-    mixed = block.attn.mix(qkv.view(1, 1, -1), layer, geometry, cache)
+    mixed = block.attn.mix(qkv.view(1, 1, -1).split(block.attn.widths, dim=-1), layer, geometry, cache)
     (y,) = run["after"]([flat, mixed.reshape(-1), *weights["after"]])
     return y.view_as(x)
 
@@ -166,13 +167,12 @@ def unsupported(model: GPT) -> str | None:
     """Why the model's tokens cannot be compiled, or None."""
     from minilm.runtime import compiler_missing
 
-    c = model.config
     if model.device.type != "cpu" or model.wte.weight.dtype != torch.float32:
         return "only fp32 and int8 on a CPU are compiled"
-    if c.skip_attn or c.skip_mlp:
-        return "blocks differ"
-    if any(isinstance(m, nn.Linear) and type(m) is not nn.Linear for m in model.modules()):
-        return "adapters are not merged"
+    with torch.device("meta"):
+        kinds = [type(module) for module in GPT(_one_layer(model.config)).h[0].modules()]
+    if any([type(module) for module in block.modules()] != kinds for block in model.h):
+        return "its blocks are not all of the config's kind"
     return compiler_missing()
 
 
@@ -233,7 +233,7 @@ def compile_pieces(config: GPTConfig, int8: bool, folder: Path) -> None:
     """Compiles a shape's pieces into the folder, which is whole or not there."""
     from torch._inductor import aoti_compile_and_package
 
-    model = GPT(replace(config, n_layer=1, n_unique_layer=0)).eval()
+    model = GPT(_one_layer(config)).eval()
     x = torch.randn(config.n_embd)
     block: Block = model.h[0]  # type: ignore[assignment]
     pieces = {"before": (Before(block), (x,)), "after": (After(block), (x, x.clone())), "head": (Head(model), (x,))}
@@ -251,10 +251,15 @@ def compile_pieces(config: GPTConfig, int8: bool, folder: Path) -> None:
 def _folder(config: GPTConfig, int8: bool) -> Path:
     """Where a shape's pieces lie: named by all that decides their code."""
     cache = Path(os.environ.get("MINILM_CACHE") or Path.home() / ".cache" / "minilm").expanduser()
-    shape = {**asdict(config), "n_layer": 1, "n_unique_layer": 0}
-    key = [shape, torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode() + Path(__file__).read_bytes()).hexdigest()
+    machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    key = json.dumps([asdict(_one_layer(config)), *machine], sort_keys=True).encode()
+    code = [Path(module.__file__ or "").read_bytes() for module in (gpt, layers)] + [Path(__file__).read_bytes()]
+    digest = hashlib.sha256(b"".join([key, *code])).hexdigest()
     return cache / "compiled" / f"{'int8' if int8 else 'fp32'}-{digest[:16]}"
+
+
+def _one_layer(config: GPTConfig) -> GPTConfig:
+    return replace(config, n_layer=1, n_unique_layer=0, skip_attn=(), skip_mlp=())
 
 
 def _compile_beside(config: GPTConfig, int8: bool, folder: Path, errors: int) -> subprocess.Popen[bytes]:

@@ -24,7 +24,7 @@ from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry, attend, locate
-from minilm.model.layers import NORMS, POSITIONS, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
+from minilm.model.layers import NORMS, POSITIONS, FixedNorm, HeadNorm, LearnedPosition, Nothing, feed_forward, turn
 from minilm.model.losses import IGNORE, cross_entropy, fits, over_tokens
 
 if TYPE_CHECKING:
@@ -45,25 +45,24 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
-        return self.dropout(self.c_proj(self.mix(self.c_attn(x), layer, geometry, cache)))
+        """x (B, T, D), or from a split norm (2, B, T, D): what q and k read, what v does -> (B, T, D)."""
+        parts = [y if x.dim() == 3 else y[i // 2] for i, y in enumerate(self.c_attn(x).split(self.widths, dim=-1))]
+        return self.dropout(self.c_proj(self.mix(parts, layer, geometry, cache)))
 
-    def mix(self, qkv: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        """What lies between the projections: queries, keys and values side by side (B, T, sum) -> (B, T, D)."""
-        B, T, _ = qkv.shape
-        c = self.config
-        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in qkv.split(self.widths, dim=-1))
+    def mix(self, parts: Sequence[Tensor], layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        """What lies between the projections: queries, keys and values, (B, T, width) each -> (B, T, D)."""
+        c, (B, T) = self.config, parts[0].shape[:2]
+        q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in parts)
         q, k = self.q_norm(q), self.k_norm(k)
         if geometry.rotation is not None:
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
-        scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
-        with torch.autocast(qkv.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
+        scale = (1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
+        with torch.autocast(parts[0].device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(qkv.dtype)
+            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(parts[0].dtype)
         return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 
@@ -82,6 +81,7 @@ class Block(nn.Module):
 
         has_attn, has_mlp = index not in config.skip_attn, index not in config.skip_mlp
         self.ln_1, self.ln_1_out = norm(has_attn, "pre", "sandwich"), norm(has_attn, "sandwich")
+        self.ln_1 = self.ln_1.split() if isinstance(self.ln_1, FixedNorm) else self.ln_1
         self.attn = Attention(config) if has_attn else Nothing()
         self.ln_1_post = norm(True, "post")
         self.ln_2, self.ln_2_out = norm(has_mlp, "pre", "sandwich"), norm(has_mlp, "sandwich")

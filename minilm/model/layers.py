@@ -79,6 +79,11 @@ class FixedNorm(LayerNorm):
         super().__init__(width, config)
         self.register_buffer("std", torch.zeros(1))  # 0: the deviation of each x
 
+    def split(self) -> FixedNorm:
+        """From now on x (B, T, width) -> (2, B, T, width): what queries and keys read, and what values do."""
+        self.std = torch.zeros(2, 1, 1, 1)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.widen(x)
         x = x - x.mean(dim=-1, keepdim=True)

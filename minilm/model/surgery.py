@@ -44,21 +44,32 @@ def set_activation(model: GPT, name: str) -> None:
     model.config = replace(model.config, **changed)
 
 
-def norms_in_order(model: GPT) -> list[str]:
-    """Norms that can be fixed, in Heimersheim's (2024) order: before feed-forwards, before attentions, the last."""
-    names = [name for name, module in model.named_modules() if isinstance(module, FixedNorm)]
-    return sorted(names, key=lambda name: ("ln_2" not in name, "ln_1" not in name))  # stable: by depth within each
+def norm_groups(model: GPT) -> list[str]:
+    """What `fix_norm` can fix, in Heimersheim's (2024) order, bottom up in each: norms before feed-forwards; those
+    before attentions for queries and keys (h.0.ln_1.qk), then for values (h.0.ln_1.v); the others, ln_f last."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, FixedNorm)}
+    split = [name for name, norm in norms.items() if len(norm.std) == 2]
+    feeding = [name for name in norms if name.endswith("ln_2")]
+    others = [name for name in norms if name not in (*split, *feeding)]  # ln_f is the last that a model has
+    return [*feeding, *(f"{name}.qk" for name in split), *(f"{name}.v" for name in split), *others]
 
 
 @torch.no_grad()
 def fix_norm(model: GPT, name: str, ids: Tensor, documents: Tensor | None = None) -> float:
-    """Makes the norm linear: its deviation becomes a constant, the mean over ids (B, T), which is returned.
+    """Makes a norm linear: its deviation becomes a constant, the mean over ids (B, T), which is returned.
 
-    The model has to have `norm = "fixed"`; raises UsageError where it has not.
+    name: of a norm, or with .qk or .v for one of those that read the norm of an attention; the second to be fixed gets
+    the first one's constant, so that in the end the norm is one linear map. The model has to have `norm = "fixed"`;
+    raises UsageError where it has not.
     """
-    norm = model.get_submodule(name)
-    if not isinstance(norm, FixedNorm):
+    whole, _, reader = name.rpartition(".") if name.endswith((".qk", ".v")) else (name, "", "")
+    norm = model.get_submodule(whole)
+    if not isinstance(norm, FixedNorm) or (reader and len(norm.std) != 2):
         raise UsageError(f"{name} is no norm that can be fixed: load the model with norm fixed (--norm fixed)")
+    chosen = {"": slice(None), "qk": slice(0, 1), "v": slice(1, 2)}[reader]
+    if reader and norm.std.max() > 0:
+        norm.std[chosen] = norm.std.max()
+        return float(norm.std.max())
     seen: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -71,8 +82,8 @@ def fix_norm(model: GPT, name: str, ids: Tensor, documents: Tensor | None = None
     finally:
         handle.remove()
         model.train(training)
-    norm.std.copy_(torch.stack(seen).mean())  # a shared block runs several times
-    return float(norm.std)
+    norm.std[chosen] = torch.stack(seen).mean()  # a shared block runs several times
+    return float(norm.std.max())
 
 
 HUGE_EPS = 1e12
@@ -85,14 +96,14 @@ def fold_norms(model: GPT) -> GPT:
     in transformers. Raises UsageError where a norm is not fixed yet, or has no weight.
     """
     norms = [m for m in model.modules() if isinstance(m, FixedNorm)]
-    if not norms or model.config.qk_norm or any(not m.std > 0 or m.weight is None for m in norms):
+    if not norms or model.config.qk_norm or any(not m.std.min() > 0 or m.weight is None for m in norms):
         raise UsageError("not every norm is fixed, or one has no scale: train with --fix_norms_every_steps to the end")
     folded, _ = swap(model, norm="layernorm", norm_eps=HUGE_EPS)
     with torch.no_grad():
         for name, norm in model.named_modules():
             if isinstance(norm, FixedNorm):
                 weight = folded.get_parameter(f"{name}.weight")
-                weight.data = norm.weight * (HUGE_EPS**0.5 / norm.std)
+                weight.data = norm.weight * (HUGE_EPS**0.5 / norm.std.max())
     return folded
 
 

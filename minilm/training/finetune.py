@@ -1,7 +1,8 @@
 """What a run on given weights adds to the loop: what is trained, and at the end how far each component moved.
 
-`start.safetensors` in the run folder holds the tensors that will be trained as they were at the start; it is what the
-report compares with, also after a resume, or when the weights that `init` named are gone.
+`start.safetensors` in the run folder holds the tensors that will be trained as they were at the start, and what the
+model wrote then; it is what the report compares with, also after a resume, or when the weights that `init` named are
+gone.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from minilm.log import Metrics, read_metrics, say
 from minilm.model import freeze, lora, surgery
 from minilm.model.gpt import GPT
 from minilm.text.batches import Batch
+from minilm.text.tokenizer import Tokenizer
 
 START = "start.safetensors"
 REPORT = "moved.json"
+SAMPLES, SAMPLE_TOKENS = 2, 60  # before and after
 
 
 def adapt(model: GPT, config: TrainConfig) -> None:
@@ -68,7 +71,7 @@ class Surgery:
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.config = model, config
-        self.norms = surgery.norms_in_order(model) if config.fix_norms_every_steps else []
+        self.norms = surgery.norm_groups(model) if config.fix_norms_every_steps else []
         if config.fix_norms_every_steps and not self.norms:
             raise UsageError("--fix_norms_every_steps needs norms that can be fixed: add --norm fixed")
 
@@ -102,8 +105,8 @@ class Surgery:
             metrics.write(step=step + 1, surgery=what, val_loss_before=before, val_loss_after=after)
 
 
-def write_start(model: GPT, run: Path) -> None:
-    """Keeps the tensors that training can change as they are now. Raises MinilmError when writing fails."""
+def write_start(model: GPT, tokenizer: Tokenizer, run: Path) -> None:
+    """Keeps the tensors that training can change as they are now, with samples. Raises MinilmError if writing fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -114,7 +117,7 @@ def write_start(model: GPT, run: Path) -> None:
         if name in adapted or (p.requires_grad and ".lora_" not in name)
     }
     try:
-        save_file(tensors, run / START)
+        save_file(tensors, run / START, {"samples": json.dumps(_samples(model, tokenizer))})
     except (OSError, SafetensorError) as error:
         raise MinilmError(f"{run / START} could not be written ({error}): make room and start again") from error
 
@@ -140,10 +143,22 @@ def _start(run: Path) -> Iterator[Any]:
         raise UsageError(f"{run / START} is missing or damaged ({error}): start anew with --init") from None
 
 
-def report(model: GPT, run: Path) -> str:
-    """How far each trained component moved from the start, and validation loss before and after, as lines of text.
+def _samples(model: GPT, tokenizer: Tokenizer) -> list[str]:
+    """Texts from the same seed each time; training's random numbers are left alone."""
+    from minilm.decoding.engine import generate
 
-    Writes every tensor's figures to moved.json. Norms are Frobenius; relative: to the norm at the start.
+    training = model.training
+    with torch.random.fork_rng():
+        texts = generate(model, tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=0)
+    model.train(training)
+    return list(texts)
+
+
+def report(model: GPT, tokenizer: Tokenizer, run: Path) -> str:
+    """How far each trained component moved from the start; validation loss and samples before and after, and around
+    each operation. As lines of text.
+
+    Writes moved.json, with every tensor's figures. Norms are Frobenius; relative: to the norm at the start.
     Raises UsageError where no tensor moved at all.
     """
     rows = dict(_moves(model, run))
@@ -152,7 +167,17 @@ def report(model: GPT, run: Path) -> str:
             f"nothing moved: all {len(rows)} trained tensors of {run} are as they were at the start; raise --lr, or "
             "train more"
         )
-    told = {name: {"change": change, "start": start} for name, (change, start) in rows.items()}
+    metrics = read_metrics(run / "metrics.jsonl")
+    losses = [row["val_loss"] for row in metrics if row.get("val_loss") is not None]
+    with _start(run) as file:
+        samples = list(zip(json.loads(file.metadata()["samples"]), _samples(model, tokenizer), strict=True))
+    operations = _operations(metrics, losses[-1])
+    told = {
+        "tensors": {name: {"change": change, "start": start} for name, (change, start) in rows.items()},
+        "val_loss": {"before": losses[0], "after": losses[-1]},
+        "samples": [{"before": before, "after": after} for before, after in samples],
+        "operations": operations,
+    }
     (run / REPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     components: dict[str, list[str]] = {}
     for name in rows:
@@ -168,9 +193,28 @@ def report(model: GPT, run: Path) -> str:
     still = [name for name, (change, _) in rows.items() if not change]
     if still:
         lines.append(f"did not move: {', '.join(still[:5])}" + (f" and {len(still) - 5} more" if still[5:] else ""))
-    losses = [row["val_loss"] for row in read_metrics(run / "metrics.jsonl") if row.get("val_loss") is not None]
+    for done in operations:
+        lines.append("{operation} at step {step}: {damage:+.4f}, of which {left:+.4f} is left".format(**done))
     lines.append(f"validation loss before {losses[0]:.4f}, after {losses[-1]:.4f} ({losses[-1] - losses[0]:+.4f})")
+    for before, after in samples:
+        lines += [f"--- before: {before.strip()}", f"--- after: {after.strip()}"]
     return "\n".join(lines)
+
+
+def _operations(metrics: list[dict[str, Any]], last: float) -> list[dict[str, Any]]:
+    """Each operation's damage to validation loss in nats, and what was left of it when the next one came, or the end:
+    under 0 where training has brought more than was lost."""
+    rows = [row for row in metrics if "surgery" in row]
+    ends = [row["val_loss_before"] for row in rows[1:]] + [last]
+    return [
+        {
+            "operation": row["surgery"],
+            "step": row["step"],
+            "damage": row["val_loss_after"] - row["val_loss_before"],
+            "left": end - row["val_loss_before"],
+        }
+        for row, end in zip(rows, ends, strict=False)  # one end too many where there were none
+    ]
 
 
 def _share(change: float, start: float) -> float:

@@ -32,6 +32,7 @@ from minilm.text.tokenizer import Tokenizer
 from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
+from minilm.training.expected import expected
 from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
@@ -155,7 +156,7 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
-    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]))
+    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]), expected(config, shards))
     aside = (precision, guard, watch, ranks)
     run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
@@ -180,7 +181,7 @@ def _steps(run: _Run) -> Result:
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
         if run.ranks.first:
-            write_start(model, run.folder)
+            write_start(model, run.tokenizer, run.folder)
         val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
@@ -249,7 +250,7 @@ def _steps(run: _Run) -> Result:
     if run.watch.exhausted:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
     if config.init and finished and run.ranks.first:
-        say(report(model, run.folder))
+        say(report(model, run.tokenizer, run.folder))
     return Result(
         run=run.folder,
         checkpoint=saved,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+BATCH_NUMBERS = 1 << 26  # worked out at once: a bound on scratch memory, which is some four times as large
 
 
 class Muon(torch.optim.Muon):
@@ -13,7 +16,7 @@ class Muon(torch.optim.Muon):
 
     Updates have AdamW's size (Liu 2025, section 2.2: 0.2 sqrt(max(n, m)) for an n x m matrix). Differs from torch's in
     rounding only: torch's products are always bf16, which a CPU without it emulates (two thirds of a step of the preset
-    tiny); and equal shapes are worked out as one batch, a third of the kernels.
+    tiny on an EPYC of 2022); and all matrices of a shape are worked out as one batch.
     """
 
     @torch.no_grad()
@@ -23,14 +26,19 @@ class Muon(torch.optim.Muon):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault((p.shape, p.device), []).append(p)
-            for (shape, device), matrices in by_shape.items():
-                directions = torch.stack([self._direction(p, group["momentum"], group["nesterov"]) for p in matrices])
-                updates = orthogonal(
-                    directions.to(product_dtype(device)), group["ns_coefficients"], group["ns_steps"], group["eps"]
-                )
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                for p, update in zip(matrices, updates, strict=True):
-                    p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+            for (shape, _), matrices in by_shape.items():
+                n_at_once = max(BATCH_NUMBERS // shape.numel(), 1)
+                for at in range(0, len(matrices), n_at_once):
+                    self._update(matrices[at : at + n_at_once], group)
+
+    def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of matrices of one shape."""
+        directions = torch.stack([self._direction(p, group["momentum"], group["nesterov"]) for p in matrices])
+        directions = directions.to(product_dtype(directions.device))
+        updates = orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rate = group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5
+        for p, update in zip(matrices, updates, strict=True):
+            p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
     def _direction(self, p: Tensor, momentum: float, nesterov: bool) -> Tensor:
         assert p.grad is not None

@@ -11,6 +11,7 @@ import numpy as np
 from minilm.config import TrainConfig
 from minilm.log import say
 from minilm.text.shards import Split
+from minilm.training.expected import Curve
 from minilm.training.schedules import warmup_steps
 
 UNIGRAM_TOKENS = 1_000_000
@@ -20,14 +21,15 @@ TURNED_UP = 2  # validations in a row above the best, while training loss falls
 class Watch:
     """Follows validation loss over a run. No call changes anything but this record."""
 
-    def __init__(self, config: TrainConfig, unigram: Callable[[], float]) -> None:
-        self.config, self._unigram = config, unigram
+    def __init__(self, config: TrainConfig, unigram: Callable[[], float], expected: Curve | None = None) -> None:
+        self.config, self._unigram, self._expected = config, unigram, expected
         self.best: tuple[float, int] | None = None  # loss, step
         self.since_best = 0  # validations
         self.start: float | None = None  # loss at step 0, where the run starts from weights
         self.target_step = 0
         self._train_at_best = math.inf
         self._warned: set[str] = set()
+        self._tokens_per_step = config.batch_size * config.model.block_size
 
     @property
     def exhausted(self) -> bool:
@@ -45,7 +47,7 @@ class Watch:
         self._warn(step, val_loss, train_loss)
         if self.config.target_loss and not self.target_step and val_loss <= self.config.target_loss:
             self.target_step = step
-            tokens = step * self.config.batch_size * self.config.model.block_size
+            tokens = step * self._tokens_per_step
             say(f"target {self.config.target_loss:g} reached after {step:,} steps, {tokens:,} tokens")
             return {"steps_to_target": step, "tokens_to_target": tokens, "target_loss": self.config.target_loss}
         return {}
@@ -62,12 +64,12 @@ class Watch:
             return
         known = "at the start it was" if self.start is not None else "word counts alone would give"
         floor = self._unigram() if self.start is None else self.start
+        advice = "try another --lr or a longer warmup, and look at the data"
+        so_far = f"validation loss {val_loss:.4f} after {step} steps"
         if val_loss >= floor - 0.01:
-            self._once(
-                "learnt",
-                f"warning: nothing is being learnt: validation loss {val_loss:.4f} after {step} steps, {known} "
-                f"{floor:.4f}: try another --lr or a longer warmup, and look at the data",
-            )
+            self._once("learnt", f"warning: nothing is being learnt: {so_far}, {known} {floor:.4f}: {advice}")
+        elif self._expected and (lag := self._expected.lag(step, self._tokens_per_step, val_loss)):
+            self._once("learnt", f"warning: little is being learnt: {so_far}, {lag}: {advice}")
 
     def _once(self, what: str, text: str) -> None:
         if what not in self._warned:

@@ -1,0 +1,194 @@
+"""Speed, memory and learning on one GPU, beside a compiled transformers model: one call of under nine minutes.
+
+    python bench/gpu.py                     writes bench/results/gpu.json and docs/benchmarks_gpu.md
+    python bench/gpu.py --device cpu        the same with models that a CPU runs in a minute: to see that it works
+
+Parts run in processes of their own, the most informative first; what no time is left for is named. FLOPs are counted as
+6N + 12 L D T; MFU is of the dense bf16 peak in the maker's data sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minilm import bench, runtime
+from minilm.config import GPTConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "gpu.json"
+PAGE = ROOT / "docs" / "benchmarks_gpu.md"
+BUDGET_SECONDS = 530.0
+MARK = "RESULT "
+Values = dict[str, Any]
+SIZES = {  # layers, heads, width; rows of 1,024 tokens
+    "124M": (12, 12, 768, 32),
+    "350M": (24, 16, 1024, 16),
+    "1.5B": (48, 25, 1600, 8),
+}
+
+
+def shape(size: str, device: str) -> tuple[GPTConfig, int]:
+    """The model and the rows of a batch; on a CPU a small one in its place."""
+    layers, heads, width, rows = SIZES[size]
+    if device == "cpu":
+        return GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=512), 2
+    return GPTConfig(n_layer=layers, n_head=heads, n_embd=width), rows
+
+
+def ours(size: str, device: str, optimizer: str = "adamw") -> Values:
+    config, rows = shape(size, device)
+    run = TrainConfig(model=config, batch_size=rows, max_steps=10_000, optimizer=optimizer, device=device, compile="on")  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    found = bench.training(run, 15)
+    counters = torch._dynamo.utils.counters
+    breaks, recompiled = sum(counters["graph_break"].values()), sum(counters["recompiles"].values())
+    values = {"tokens/s": found.tokens_per_second, "MFU": found.mfu, "GiB": found.peak_bytes / 2**30}
+    return values | {"compile s": found.first_step_seconds, "graph breaks": breaks, "recompilations": recompiled}
+
+
+def theirs(size: str, device: str) -> Values:
+    """transformers' GPT-2, compiled, autocast to bf16, fused AdamW, as minilm is."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config, rows = shape(size, device)
+    T = config.block_size
+    torch.manual_seed(0)
+    names = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, "n_positions": T}
+    dropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = GPT2LMHeadModel(GPT2Config(**names, **dropped, vocab_size=config.vocab_size)).to(device).train()
+    called: Any = torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
+    ids = torch.randint(config.vocab_size, (rows, T + 1), device=device)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    seconds = []
+    for _ in range(17):
+        begin = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = called(ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        seconds.append(time.perf_counter() - begin)
+    speed = rows * T / sorted(seconds[2:])[7]
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return {"tokens/s": speed, "GiB": peak / 2**30, "compile s": seconds[0]}
+
+
+def decode(size: str, device: str) -> Values:
+    config, _ = shape(size, device)
+    where = runtime.pick_device(device)
+    bandwidth = bench.limits(where).bytes_per_second
+    found = bench.decoding(config, bandwidth, where, n_new=24 if device == "cpu" else 256)
+    return {"tokens/s": found.tokens_per_second, "of bandwidth": found.bandwidth_share, "GB/s": bandwidth / 1e9}
+
+
+def learn(optimizer: str, device: str) -> Values:
+    """Loss of a small model after a fixed time on tales of level 4, each optimizer at the rate of its preset."""
+    import tempfile
+    from dataclasses import replace
+
+    from minilm.options import parse
+    from minilm.text.prepare import prepare
+    from minilm.training.loop import train
+
+    small = device == "cpu"
+    data = prepare("tales", level=1 if small else 4, tokenizer="words", megabytes=0.2 if small else 50.0)
+    config = parse(["--config", "tiny", "--device", device], device).config
+    steps, rate = (10, 1e-2) if small else (1500, 1e-2)
+    with tempfile.TemporaryDirectory() as out:
+        options: Any = {"optimizer": optimizer, "lr": rate if optimizer == "muon" else 4e-3, "existing": "overwrite"}
+        model = replace(config.model, block_size=64 if small else 384)
+        found = train(
+            replace(config, model=model, data=str(data), out_dir=out, max_steps=steps, eval_every_steps=0, **options)
+        )
+    return {"val loss": found.val_loss, "seconds": found.seconds, "tokens": found.tokens}
+
+
+PARTS: dict[str, Callable[[str], Values]] = {
+    "minilm 124M": lambda device: ours("124M", device),
+    "transformers 124M": lambda device: theirs("124M", device),
+    "minilm 350M": lambda device: ours("350M", device),
+    "transformers 350M": lambda device: theirs("350M", device),
+    "decode 124M": lambda device: decode("124M", device),
+    "minilm 1.5B": lambda device: ours("1.5B", device),
+    "minilm 124M muon": lambda device: ours("124M", device, "muon"),
+    "learn adamw": lambda device: learn("adamw", device),
+    "learn muon": lambda device: learn("muon", device),
+}
+
+
+def run(device: str) -> None:
+    began, found = time.monotonic(), {}
+    missing: dict[str, str] = {}
+    for name in PARTS:
+        left = BUDGET_SECONDS - (time.monotonic() - began)
+        if left < 20:
+            missing[name] = "no time was left"
+            continue
+        command = [sys.executable, __file__, "--device", device, "--part", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
+        except subprocess.TimeoutExpired:
+            missing[name] = "no time was left"
+            continue
+        told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+        if done.returncode or not told:
+            missing[name] = (done.stderr.strip().splitlines() or ["no result"])[-1]
+        else:
+            found[name] = json.loads(told[-1])
+        print(f"{name}: {found.get(name, missing.get(name))}", flush=True)
+    record = {"date": time.strftime("%Y-%m-%d"), "versions": runtime.versions(), "commit": runtime.git_commit()[:10]}
+    whole = record | {"parts": found, "missing": missing, "seconds": round(time.monotonic() - began)}
+    if device == "cpu":
+        print("not written: that was a CPU")
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(whole), encoding="utf-8")
+
+
+def page(whole: Values) -> str:
+    """The table, with ratios to transformers where both ran."""
+    versions, parts = whole["versions"], whole["parts"]
+    keys = list(dict.fromkeys(key for values in parts.values() for key in values))
+    rows = [f"| part | {' | '.join(keys)} | x transformers | memory of it |", "|---" * (len(keys) + 3) + "|"]
+    for name, values in parts.items():
+        peer = parts.get(name.replace("minilm", "transformers")) if name.startswith("minilm") else None
+        ratios = (
+            [f"{values['tokens/s'] / peer['tokens/s']:.2f}", f"{values['GiB'] / peer['GiB']:.2f}"] if peer else ["", ""]
+        )
+        cells = [f"{values[key]:,.4g}" if key in values else "" for key in keys]
+        rows.append(f"| {name} | {' | '.join([*cells, *ratios])} |")
+    rows += [f"\nNot measured: {name} ({why})." for name, why in whole["missing"].items()]
+    head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {whole['commit']}; bf16."
+    return "\n".join([f"# Benchmarks on a GPU\n\nMade by `python bench/gpu.py`. {head}\n", *rows, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(MARK + json.dumps(PARTS[options.part](options.device)))
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU here; --device cpu runs the same parts small")
+    else:
+        run(options.device)
+
+
+if __name__ == "__main__":
+    main()
