@@ -128,26 +128,28 @@ CASES: list[dict[str, Any]] = [
 def test_moves_equal_the_papers_equations(case: dict[str, Any]) -> None:
     model, s = tiny().double(), Steering(**case)
     tokens = [2, 11, 5, 8, 21, 4]
-    expected = pplm({k: v.detach() for k, v in model.state_dict().items()}, s, tokens, 3)
-    text = Steered(model, s, tokens[:3])
-    for i, one in enumerate(expected):
-        torch.testing.assert_close(text.logits()[0], one, rtol=1e-8, atol=1e-9)
+    other = [7, 1, 2, 30 - 1, 0, 12]
+    weights = {k: v.detach() for k, v in model.state_dict().items()}
+    expected = [torch.stack(pair) for pair in zip(*(pplm(weights, s, row, 3) for row in (tokens, other)), strict=True)]
+    texts = Steered(model, s, [tokens[:3], other[:3]])
+    for i, pair in enumerate(expected):
+        torch.testing.assert_close(texts.logits(), pair, rtol=1e-8, atol=1e-9)
         if i + 3 < len(tokens):
-            text.extend(tokens[3 + i])
+            texts.extend([tokens[3 + i], other[3 + i]])
 
 
 def test_closed_forms() -> None:
     model, prompt = tiny().double(), [2, 11, 5, 8]
     plain = model(torch.tensor([prompt]))[:, -1].log_softmax(dim=-1)
     for still in ({"step_size": 0.0}, {"gm_scale": 0.0}, {"n_iterations": 0}):
-        found = Steered(model, Steering(bags=((3,),), **still), prompt).logits()
+        found = Steered(model, Steering(bags=((3,),), **still), [prompt]).logits()
         torch.testing.assert_close(found.log_softmax(dim=-1), plain)
-    moved = Steered(model, Steering(bags=((3,),), gm_scale=1.0), prompt).logits()
-    half = Steered(model, Steering(bags=((3,),), gm_scale=0.5), prompt).logits()
+    moved = Steered(model, Steering(bags=((3,),), gm_scale=1.0), [prompt]).logits()
+    half = Steered(model, Steering(bags=((3,),), gm_scale=0.5), [prompt]).logits()
     product = (moved.exp() * plain.exp()).sqrt()  # q^1/2 p^1/2, renormalised
     torch.testing.assert_close(half.softmax(dim=-1), product / product.sum())
-    text = Steered(model, Steering(bags=((3,),), kl_scale=0.0), prompt)
-    with_kl = Steered(model, Steering(bags=((3,),), kl_scale=2.0), prompt)
+    text = Steered(model, Steering(bags=((3,),), kl_scale=0.0), [prompt])
+    with_kl = Steered(model, Steering(bags=((3,),), kl_scale=2.0), [prompt])
     hidden = torch.randn(1, 1, D, dtype=torch.float64)
     kl = F.kl_div(plain, text._log_p(hidden), log_target=True, reduction="sum")  # KL(q | p) of torch
     torch.testing.assert_close(
@@ -165,11 +167,11 @@ def test_weights_stay_and_the_bag_gains(changes: dict[str, Any]) -> None:
     gains = []
     with torch.inference_mode():
         for kind in (Steering(bags=((3, 4),), step_size=0.0), s):
-            text = Steered(model, kind, [2, 11, 5])
+            text = Steered(model, kind, [[2, 11, 5]])
             shares = []
             for token in range(40):  # past the context: its last half is read again
                 shares.append(float(text.logits().softmax(dim=-1)[0, [3, 4]].sum()))
-                text.extend(token % V)
+                text.extend([token % V])
             gains.append(sum(shares) / len(shares))
     assert gains[1] > 1.2 * gains[0]
     assert model.training
@@ -180,9 +182,12 @@ def test_weights_stay_and_the_bag_gains(changes: dict[str, Any]) -> None:
 def test_a_row_is_the_same_alone() -> None:
     model = tiny(vocab_size=257)
     options: dict[str, Any] = {"steering": Steering(bags=((101, 32),), step_size=0.2), "max_new_tokens": 30}
-    together = generate(model, BYTES, ["ab", "c", ""], seed=[5, 6, 7], **options)
-    assert together == [generate(model, BYTES, p, seed=s, **options) for p, s in (("ab", 5), ("c", 6), ("", 7))]
-    assert together != generate(model, BYTES, ["ab", "c", ""], seed=[5, 6, 7], max_new_tokens=30)
+    prompts, seeds = ["ab", "c", "", "xy", "zz"], [5, 6, 7, 8, 9]
+    options["stop"] = ["e"]  # rows of one length end at different times
+    together = generate(model, BYTES, prompts, seed=seeds, **options)
+    assert together == [generate(model, BYTES, p, seed=s, **options) for p, s in zip(prompts, seeds, strict=True)]
+    assert together != generate(model, BYTES, prompts, seed=seeds, max_new_tokens=30, stop=["e"])
+    assert len({len(text) for text in together}) > 2
 
 
 # --- bags and heads
