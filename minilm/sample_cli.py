@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
     model, tokenizer, what = load(options)
+    how = _accelerated(options, model)
     for role in ("amateur", "draft"):
         if getattr(options, role):
             decoding[role] = load_beside(getattr(options, role), model, role)
@@ -108,27 +109,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = Path(options.prompts).expanduser()
         out = Path(options.out).expanduser() if options.out else path.with_suffix(".results.jsonl")
         seed = options.seed or 0  # a fresh one could not be gone on with
-        say(f"{what}, seed {seed}, results in {out}")
+        say(f"{what}, {how}, seed {seed}, results in {out}")
         name = f"{what} {options.amateur} {options.draft}"
         return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, name))
     seed = secrets.randbits(31) if options.seed is None else options.seed
     if options.interactive:
         from minilm.sample_interactive import interact
 
-        say(f"{what}, seed {seed}")
+        say(f"{what}, {how}, seed {seed}")
         interact(model, tokenizer, decoding, {name: kind for name, kind, *_ in FILTERS + METHODS if kind}, seed)
         return 0
     if options.compare is not None:
         from minilm.sample_compare import measure, table
 
         n = options.num_samples or COMPARED
-        say(f"{what}, seed {seed}")
+        say(f"{what}, {how}, seed {seed}")
         each = ((name, {**decoding, **own, "seed": seed}) for name, own in compared)
         print(table([measure(model, tokenizer, name, prompt, n, own) for name, own in each]))
         return 0
     n_samples = options.num_samples or 1
     pieces = stream_batch(model, tokenizer, [prompt] * n_samples, **decoding, seed=seed)
-    say(f"{what}, seed {seed}")
+    say(f"{what}, {how}, seed {seed}")
     show(pieces, n_samples, prompt if options.echo_prompt else "")
     return 0
 
@@ -286,7 +287,7 @@ def _is_piped() -> bool:
 def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     """Model, tokenizer, and a line that says what they are."""
     from minilm import runtime
-    from minilm.decoding.compiled import accelerate, round_to_int8
+    from minilm.decoding.compiled import round_to_int8
     from minilm.model.weights import find_checkpoint, load_pretrained
 
     device = runtime.pick_device(options.device)
@@ -298,11 +299,7 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     model.to(device, dtype)
     if int8:
         round_to_int8(model)
-    # What is small or long since compiled costs nothing; else a process beside compiles, for this text or the next.
-    when = "background" if model.num_params() >= WORTH_COMPILING else "cached"
-    how = "eager" if options.compile == "off" else accelerate(model, int8, "now" if options.compile == "on" else when)
     kind = "int8 weights" if int8 else str(dtype).removeprefix("torch.")
-    say(f"decoding: {kind}, {how}")
     return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {kind}"
 
 
@@ -332,6 +329,16 @@ def load_beside(name: str, model: GPT, role: str) -> GPT:
     other = load_pretrained(path)[0].eval().to(model.device, model.wte.weight.dtype)
     say(f"{role}: {path}, {other.num_params():,} parameters")
     return other
+
+
+def _accelerated(options: argparse.Namespace, model: GPT) -> str:
+    """Has single rows compiled where --compile says so; "auto": a large model beside its first text."""
+    from minilm.decoding.compiled import accelerate
+
+    if options.compile == "off":
+        return "eager"
+    auto = "background" if model.num_params() >= WORTH_COMPILING else "cached"
+    return accelerate(model, options.precision == "int8", "now" if options.compile == "on" else auto)
 
 
 def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:

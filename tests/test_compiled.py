@@ -40,11 +40,6 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINILM_CACHE", str(tmp_path / "cache"))
-
-
 def tiny(**changes: Any) -> GPT:
     torch.manual_seed(0)
     values: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 257}
@@ -174,7 +169,7 @@ def test_the_door_says_how_it_decodes(tmp_path: Path, capsys: pytest.CaptureFixt
     words = ["--checkpoint", str(tmp_path / "model"), "--prompt", "ab", "--seed", "1", "--max_new_tokens", "5"]
     assert run_door("sample", [*words, "--device", "cpu", "--precision", "int8"]) == 0
     out, err = capsys.readouterr()
-    assert "decoding: int8 weights, eager" in err
+    assert "int8 weights, eager, seed 1" in err
     round_to_int8(model)
     assert out == generate(model, BYTES, "ab", max_new_tokens=5, seed=1) + "\n"
     assert model.num_params() < sample_cli.WORTH_COMPILING  # or a process would have been started

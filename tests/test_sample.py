@@ -58,7 +58,7 @@ def test_one_text_and_nothing_else_on_stdout(model: GPT, loaded: Tokenizer, caps
     out, err = capsys.readouterr()
     [text] = expected(model, loaded, ["Once"], max_new_tokens=20, seed=3, temperature=0.8)
     assert out == text + "\n"
-    assert "a model, seed 3" in err
+    assert "a model, eager, seed 3" in err
 
 
 def test_spellings_of_an_option_are_the_same(loaded: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
