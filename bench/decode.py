@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from minilm.config import GPTConfig
+from minilm.decoding import compiled
 from minilm.decoding.compiled import accelerate, round_to_int8
 from minilm.decoding.engine import generate_ids
 from minilm.model.gpt import GPT
@@ -39,6 +40,7 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
         copy.to(torch.bfloat16 if "bf16" in kind else torch.float32)
         if "int8" in kind:
             round_to_int8(copy)
+        compiled.reads_int8 = lambda: "packed" in kind
         if "eager" not in kind:
             print(f"minilm {kind}: {accelerate(copy, 'int8' in kind, 'now')}")
         return lambda ids, n: generate_ids(copy, ids, n, temperature=0.0)[:, ids.shape[1] :].tolist()
@@ -87,7 +89,7 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     built: dict[str, Callable[[], Decoder]] = {
-        f"minilm {k}": lambda k=k: ours(k) for k in ("fp32", "int8", "fp32 eager", "bf16")
+        f"minilm {k}": lambda k=k: ours(k) for k in ("fp32", "int8 packed", "fp32 eager", "bf16")
     }
     built |= {f"transformers {k}": lambda d=d: transformers(d) for k, d in kinds.items()}
     try:

@@ -12,6 +12,8 @@ the documents that the bags and the discriminator come from.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 from collections import Counter
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import decode
 import numpy as np
 import torch
 
@@ -36,6 +39,7 @@ from minilm.training.discriminator import labelled, train_discriminator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results" / "generation.json", ROOT / "docs" / "generation_measured.md"
+DECODE = RESULTS.parent / "decode.jsonl"
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{name: {"strategy": name} for name in ("sample", "greedy", "top_k", "nucleus", "min_p", "typical", "epsilon")},
     **{name: {"strategy": name} for name in ("eta", "mirostat", "ctrl", "contrastive")},
@@ -49,7 +53,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 24, 10, 60
 BAG_WORDS, N_STEERED, STEERED_TOKENS = 40, 24, 40
-STRENGTHS = {"bag": ("", "step_size=0.1", "step_size=0.3"), "discriminator": ("", "step_size=0.12", "step_size=0.3")}
+STRENGTHS = {"bag": ("", "step_size=0.1", "step_size=0.3"), "discriminator": ("", "step_size=0.3")}
 
 
 def main() -> None:
@@ -70,7 +74,7 @@ def measure(checkpoint: Path, data: Path, source: Path) -> None:
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     model, tokenizer = GPT.from_pretrained(checkpoint), get_tokenizer(checkpoint)
     split = open_shards(data).splits["val"]
-    documents = [split.document(i).tolist() for i in range(split.n_documents)]
+    documents = [[tokenizer.eot, *split.document(i).tolist()] for i in range(split.n_documents)]
 
     def part(name: str, make: Callable[[], Any]) -> None:
         if name not in found:
@@ -243,7 +247,7 @@ def report() -> None:
     lines += [f"- **{name}**: {row['text']!r}" for name, row in rows.items() if "text" in row]
     lines += ["", "## PPLM", ""]
     lines += [
-        f"New documents of {STEERED_TOKENS} tokens, top_k 10, {N_STEERED} for each of four topics. On topic: what a "
+        f"New documents of {STEERED_TOKENS} tokens, top_k 10, {N_STEERED} for each topic. On topic: what a "
         f"judge says that knows the words of half the data ({100 * found['judge']['accuracy']:.1f} % right on "
         f"the other {found['judge']['n']:,}), with the 95 % Wilson interval; *without the bag's words*: the same after "
         f"they are taken out. Bags ({BAG_WORDS} words; those of one token are used) and discriminator come from the "
@@ -276,6 +280,23 @@ def report() -> None:
         f"Perplexity a token of {int8['documents']} held-out news items: fp32 {int8['fp32']:.3f}, weights rounded to "
         f"int8 a row {int8['int8']:.3f} ({100 * (int8['int8'] / int8['fp32'] - 1):+.2f} %).",
     ]
+    if DECODE.exists():
+        table = io.StringIO()
+        timed = [json.loads(line) for line in DECODE.read_text(encoding="utf-8").splitlines()]
+        shape = timed[0]["setting"]
+        with contextlib.redirect_stdout(table):
+            decode.report(timed, shape["new_tokens"])
+        lines += [
+            "",
+            "## Speed",
+            "",
+            f"`python bench/decode.py`: {shape['n_layer']} layers of {shape['n_embd']}, random weights, "
+            f"{shape['threads']} thread, {shape['new_tokens']} tokens behind {shape['prompt_tokens']}, greedy, {shape['processor']}, "
+            f"torch {shape['torch']}. The machine did much else at the same time: processor time is what can be compared, "
+            "seconds cannot.",
+            "",
+            *table.getvalue().splitlines(),
+        ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(PAGE)
 

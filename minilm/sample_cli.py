@@ -157,7 +157,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
     )
     add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
-    add("--rolling", choices=ROLLING, default="reread", help="past the context: its last half read again, or kept")
+    add("--rolling", choices=ROLLING, default=ROLLING[0], help="past the context: its last half read again, or kept")
     add("--begin_document", action="store_true", help="end-of-text before the prompt: for a title or a control code")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
@@ -221,7 +221,7 @@ def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name, *_ in FILTERS + METHODS if hasattr(options, name)}
     chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
     chosen |= {"alternatives": options.alternatives, "begin_document": options.begin_document}
-    chosen |= {"rolling": options.rolling}
+    chosen |= {"rolling": options.rolling} if options.rolling != ROLLING[0] else {}
     chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
     return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
 

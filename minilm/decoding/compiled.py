@@ -1,13 +1,14 @@
 """One row's next token by compiled code: what lies between its attentions, in fp32 or with int8 weights.
 
 - A token of one row reads every weight once, so memory decides how fast it can be. torch.compile (AOTInductor) makes
-  of each norm, product and activation loops that multiply and sum, which read faster than a matrix product of one row,
-  and in int8 read a quarter. Attention, cache and positions stay the model's own code. Several rows stay eager.
+  of each norm, product and activation loops that multiply and sum, which read faster than a matrix product of one row.
+  Attention, cache and positions stay the model's own code. Several rows stay eager.
 - Weights are arguments: what was compiled for one shape serves every layer and every checkpoint of that shape. It lies
   under $MINILM_CACHE (~/.cache/minilm), one folder a shape; a process of its own compiles it in a minute of processor
   time, at the lowest priority, while texts go on eagerly, and decoding takes it up at the token at which it is ready.
 - int8 (weights rounded to 127 steps each way of the largest of their row): the model in memory holds the rounded values
-  in fp32, so that every path, eager or compiled, sees the same weights.
+  in fp32, so that every path, eager or compiled, sees the same weights. Compiled code reads one byte a weight where the
+  processor has AVX-512; with AVX2 the conversion is so slow that reading four is faster (docs/generation_measured.md).
 
 D width, V vocabulary.
 """
@@ -145,11 +146,13 @@ def fast(model: GPT, n_rows: int) -> Fast | None:
 def accelerate(model: GPT, int8: bool = False, when: str = "background") -> str:
     """From now on single rows of the model decode by compiled code; returns a phrase that says so, or why not.
 
-    when: "background" compiles beside, if need be; "now" waits for it; "cached" takes only what is there. The model's
-    weights must not change afterwards. Raises MinilmError where "now" fails.
+    int8: the model's weights are rounded (`round_to_int8`). when: "background" compiles beside, if need be; "now" waits
+    for it; "cached" takes only what is there. The model's weights must not change afterwards. Raises MinilmError where
+    "now" fails.
     """
     if why := unsupported(model):
         return f"eager ({why})"
+    int8 = int8 and reads_int8()
     folder = _folder(model.config, int8)
     if not folder.is_dir():
         if when == "cached":
@@ -161,6 +164,11 @@ def accelerate(model: GPT, int8: bool = False, when: str = "background") -> str:
                 raise MinilmError(f"compiling failed: {said.decode(errors='replace').strip()[-300:]}")
     _READY[model] = folder
     return "compiled" if folder.is_dir() else "eager until it is compiled, for this text or the next"
+
+
+def reads_int8() -> bool:
+    """Whether compiled code is faster with one byte a weight than with four."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def unsupported(model: GPT) -> str | None:
