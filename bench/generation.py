@@ -292,8 +292,8 @@ def report() -> None:
             "",
             f"`python bench/decode.py`: {shape['n_layer']} layers of {shape['n_embd']}, random weights, "
             f"{shape['threads']} thread, {shape['new_tokens']} tokens behind {shape['prompt_tokens']}, greedy, "
-            f"{shape['processor']}, torch {shape['torch']}. The machine did much else at the same time: processor time is "
-            "what can be compared, seconds cannot.",
+            f"{shape['processor']}, torch {shape['torch']}. The machine did much else at the same time: processor time "
+            "is what can be compared, seconds cannot.",
             "",
             *table.getvalue().splitlines(),
         ]

@@ -29,6 +29,7 @@ Compile = Literal["auto", "on", "off"]
 Packing = Literal["chunks", "documents", "lines", "best_fit", "sliding"]
 Attend = Literal["window", "document"]
 ControlCodes = Literal["off", "source", "label", "source_tokens", "label_tokens"]
+Parallel = Literal["ddp", "fsdp"]
 Order = Literal["shuffled", "sequential", "random"]
 Existing = Literal["refuse", "resume", "overwrite"]
 
@@ -125,6 +126,8 @@ class TrainConfig:
     """Sequences per step over all micro-batches and ranks."""
     micro_batch_size: int = 0
     """Sequences that go through the model at once; gradients add up. 0: chosen for the device."""
+    parallel: Parallel = "ddp"
+    """Among ranks (torchrun): the whole model on each, or weights, gradients and moments spread over all (FSDP2)."""
     recompute: bool = False
     """Blocks run again in the backward pass instead of keeping activations: less memory, a third more work."""
 

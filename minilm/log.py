@@ -26,7 +26,8 @@ def is_first_rank() -> bool:
 
 
 class Metrics:
-    """Appends to metrics.jsonl. On resume, lines from steps that will be run again are dropped first.
+    """Appends to metrics.jsonl. Its lines, and those of samples.jsonl beside it, are of the run that counts: what
+    steps wrote that will be run again, after a resume or a rollback, is dropped first.
 
     loggers: names of LOGGERS that get every number too. Raises UsageError where one is not installed.
     """
@@ -34,11 +35,14 @@ class Metrics:
     def __init__(self, path: Path, keep_until_step: int | None = None, loggers: Sequence[str] = ()) -> None:
         self.path = path
         self._loggers = [LOGGERS[name](path.parent, keep_until_step or 0) for name in loggers if is_first_rank()]
-        if keep_until_step is not None and path.exists() and is_first_rank():
-            kept = [row for row in read_metrics(path) if row["step"] <= keep_until_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            temporary.replace(path)
+        if keep_until_step is not None:
+            _drop_after(path, keep_until_step or -1)  # what is measured at step 0 is measured again
+
+    def back_to(self, step: int) -> None:
+        """A rollback: later steps will be run again. The lines that say what went wrong stay."""
+        _drop_after(self.path, step, keep="trouble")
+        for logger in self._loggers:
+            logger.back_to(step)
 
     def write(self, **values: Any) -> None:
         if not is_first_rank():
@@ -61,7 +65,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UsageError("--loggers tensorboard needs the extra `log`: pip install 'minilm[log]'") from None
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._folder, self._kind = str(run / "tensorboard"), SummaryWriter
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+
+    def back_to(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._kind(self._folder, purge_step=step + 1)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -82,6 +91,9 @@ class WandB:
             raise UsageError("--loggers wandb needs the extra `log`: pip install 'minilm[log]'") from None
         self._run = wandb.init(project="minilm", name=run.name, dir=str(run))
 
+    def back_to(self, step: int) -> None:
+        """W&B takes no step twice: what was logged of these stays."""
+
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
@@ -90,6 +102,17 @@ class WandB:
 
 
 LOGGERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def _drop_after(metrics: Path, step: int, keep: str = "") -> None:
+    """Replaces metrics.jsonl and samples.jsonl, whole or not at all, by their lines up to a step and those that have a
+    key `keep`."""
+    for path in (metrics, metrics.with_name("samples.jsonl")):
+        if is_first_rank() and path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= step or keep in row]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

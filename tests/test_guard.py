@@ -43,8 +43,8 @@ def spoiled(when: Callable[[int, float], float | None]) -> Iterator[None]:
     calls = 0
     before = loop.loss_function
 
-    def loss_function(objective: Objective, setup: Setup) -> Any:
-        loss_of = before(objective, setup)
+    def loss_function(objective: Objective, setup: Setup, through: Any) -> Any:
+        loss_of = before(objective, setup, through)
 
         def loss(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             nonlocal calls
@@ -106,7 +106,10 @@ def test_rollback_goes_back_and_lowers_the_rate(data: Path, tmp_path: Path) -> N
     assert len(result.losses) == 10
     assert np.isfinite(result.losses).all()
     rows = read_metrics(result.run / "metrics.jsonl")
-    assert [row["lr"] for row in rows if "lr" in row][-5:] == [0.005] * 5
+    assert [row["lr"] for row in rows if "lr" in row] == [0.01] * 5 + [0.005] * 5
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 11))  # the sixth was run twice
+    assert [row["step"] for row in rows if "val_loss" in row] == [5, 10]
+    assert [row["step"] for row in rows if "trouble" in row] == [6]
     assert read_state(result.checkpoint)["guard"]["rollbacks"] == 1
     unspoiled = train(replace(config, out_dir=str(tmp_path / "other")))
     assert result.losses[:6] == unspoiled.losses[:6]  # steps 1 to 5, and the sixth, whose rate no longer matters to it

@@ -28,6 +28,7 @@ from minilm.training import checkpoint, loop
 from minilm.training.distributed import Ranks
 from minilm.training.guard import Guard
 from minilm.training.loop import evaluate, train
+from minilm.training.parallel import Replicated
 from minilm.training.precision import Precision
 from minilm.training.setup import Setup
 
@@ -139,7 +140,7 @@ def test_gradient_of_unequal_micro_batches_is_that_of_one_batch(data: Path, tmp_
     setup = Setup("cpu", "fp32", False, 1, 1.0)
     cpu = torch.device("cpu")
     aside: dict[str, Any] = {"precision": Precision("fp32", "nearest", cpu), "guard": Guard(config, cpu)}
-    aside |= {"ranks": Ranks()}
+    aside |= {"ranks": Ranks(), "parallel": Replicated(model)}
     fields: dict[str, Any] = dict.fromkeys(("folder", "tokenizer", "batches", "shards", "watch"))
     fields |= {"config": config, "setup": setup, "model": model, "optimizers": [optimizer], "state": {"step": 0}}
     run = loop._Run(**aside, **fields)

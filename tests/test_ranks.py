@@ -7,12 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from training_helpers import prepared, tiny_config
 
+from minilm.config import Parallel
 from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
@@ -56,7 +57,7 @@ def torchrun(
     words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
     words += [folder / "worker.py", folder / "config.toml", str(config.max_steps), str(die_at), existing]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=900)
 
 
 def losses(run: Path, key: str = "loss") -> list[float]:
@@ -65,7 +66,8 @@ def losses(run: Path, key: str = "loss") -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_ranks", "changes"), [
-    (2, {}), (4, {"optimizer": "muon", "micro_batch_size": 1}), (2, {"precision": "pure_fp16", "rounding": "kahan"}),
+    (2, {}), (4, {}), (4, {"optimizer": "muon", "micro_batch_size": 1}),
+    (2, {"precision": "pure_fp16", "rounding": "kahan"}),
 ])  # fmt: skip
 def test_losses_are_those_of_one_rank(data: Path, tmp_path: Path, n_ranks: int, changes: dict[str, Any]) -> None:
     """Within 1e-5 in fp32 over ten steps; in 16 bits rounding differs, so within 1e-2."""
@@ -97,8 +99,9 @@ def test_resume_on_two_ranks_is_exact_and_on_one_close(data: Path, tmp_path: Pat
 
 
 @pytest.mark.faults
-def test_a_rank_that_dies_ends_the_job_with_its_name(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, tmp_path / "run")
+@pytest.mark.parametrize("parallel", get_args(Parallel))
+def test_a_rank_that_dies_ends_the_job_with_its_name(data: Path, tmp_path: Path, parallel: str) -> None:
+    config = tiny_config(data, tmp_path / "run", parallel=parallel)
     done = torchrun(tmp_path, config, 2, die_at=7)
     assert done.returncode != 0
     assert "lost another rank, which torchrun names below" in done.stderr

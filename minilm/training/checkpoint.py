@@ -1,7 +1,8 @@
 """Step folders: written whole or not at all, the newest k and the best kept, nothing executed on load.
 
-A step folder holds model.safetensors, config.json, tokenizer.json (see `model/weights.py`), train_state.pt (optimizer
-state by parameter name, plain tensors) and state.json (step, losses, tokens, seconds); with LoRA also adapter/.
+A step folder holds model.safetensors, config.json, tokenizer.json (see `model/weights.py`), optimizer state
+(`train_state.py`) and state.json (step, losses, tokens, seconds); with LoRA also adapter/. The weights are whole also
+where training spreads them over ranks: rank 0 gathers them, so that every checkpoint loads like any other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +24,11 @@ from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
 from minilm.text.tokenizer import Tokenizer
+from minilm.training import train_state
+from minilm.training.distributed import is_lost_rank
 from minilm.training.finetune import read_start
 from minilm.training.optim import load_optimizer_state, optimizer_state
+from minilm.training.parallel import Replicated, Sharded
 
 ADAPTER = "adapter"  # a folder of its own: beside model.safetensors, transformers would apply it to the merged weights
 
@@ -37,32 +40,48 @@ def save_checkpoint(
     optimizers: list[torch.optim.Optimizer],
     state: dict[str, Any],
     keep: int,
+    parallel: Replicated | None = None,
 ) -> Path:
     """Writes run/step_NNNNNN for state["step"], then removes what is neither among the newest `keep` nor the best.
 
-    Raises MinilmError when the disk is full or fails; checkpoints that were there stay whole.
+    parallel: how the model is shared out; all ranks call this together. Raises MinilmError when the disk is full or
+    fails; checkpoints that were there stay whole.
     """
+    parallel = parallel or Replicated(model)
+    first, spread = parallel.ranks.first, isinstance(parallel, Sharded)
     final = run / f"step_{state['step']:06d}"
     partial = run / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial, tokenizer)
-        if lora.layers(model):
-            lora.save(model, partial / ADAPTER)
-        torch.save(optimizer_state(model, optimizers), partial / "train_state.pt")
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        for path in [*partial.rglob("*"), partial]:
-            _fsync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _fsync(run)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        parallel.ranks.wait()
+        whole = parallel.whole()
+        held = optimizer_state(model, optimizers)
+        if spread:
+            train_state.write_spread(partial, held, first)
+        if whole is not None:
+            if not spread:
+                train_state.write_whole(partial, held)
+            whole.save_pretrained(partial, tokenizer)
+            if lora.layers(whole):
+                lora.save(whole, partial / ADAPTER)
+            (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            for path in [*partial.rglob("*"), partial]:
+                _fsync(path)
+            _remove(final)
+            partial.rename(final)
+            _fsync(run)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        if is_lost_rank(error):
+            raise
         message = _save_failure(run, error)
-        shutil.rmtree(partial, ignore_errors=True)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise MinilmError(message) from error
-    prune(run, keep)
+    if first:
+        prune(run, keep)
+    parallel.ranks.wait()
     return final
 
 
@@ -82,18 +101,45 @@ def prune(run: Path, keep: int) -> None:
     spared = {*folders[-keep:], *([min(scored)[1]] if scored else [])}
     for folder in folders:
         if folder not in spared:
-            shutil.rmtree(folder)
+            _remove(folder)
     for partial in run.glob(".step_*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_checkpoint(step_folder: Path, model: GPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Puts weights and optimizer state back into model and optimizers; returns state.json.
+def _remove(step_folder: Path) -> None:
+    """Under another name first: a kill leaves no step folder that lacks files."""
+    if step_folder.exists():
+        gone = step_folder.with_name(f".{step_folder.name}.gone.partial")
+        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(step_folder.rename(gone))
+
+
+def load_checkpoint(
+    step_folder: Path,
+    model: GPT,
+    optimizers: list[torch.optim.Optimizer],
+    parallel: Replicated | None = None,
+) -> dict[str, Any]:
+    """Puts weights and optimizer state back into model and optimizers, shared out as `parallel` does, whatever number
+    of ranks wrote them; returns state.json.
 
     Values are copied into the tensors that are there: memory layout, and with it rounding, stays that of a fresh run.
     Raises UsageError on a checkpoint of another model, a damaged one, or one that holds code.
     """
+    parallel = parallel or Replicated(model)
     state = read_state(step_folder)
+    plain = parallel.plain()
+    _load_weights(step_folder, plain)
+    parallel.take(plain)
+    held = train_state.read(step_folder, model)
+    try:
+        load_optimizer_state(model, optimizers, held)
+    except (RuntimeError, ValueError) as error:
+        raise train_state.unreadable(step_folder, error) from None
+    return state
+
+
+def _load_weights(step_folder: Path, model: GPT) -> None:
     saved, _ = load_pretrained(step_folder)
     if saved.config != model.config:
         raise UsageError(f"{step_folder} holds another model than the run's config asks for: use --overwrite or --init")
@@ -105,16 +151,6 @@ def load_checkpoint(step_folder: Path, model: GPT, optimizers: list[torch.optim.
     if lora.layers(model):
         read_start(model, step_folder.parent)  # what the adapters stand beside; the step folder has it merged
         lora.load(model, step_folder / ADAPTER)
-    path = step_folder / "train_state.pt"
-    try:
-        saved_state = torch.load(path, map_location="cpu", weights_only=True)
-        load_optimizer_state(model, optimizers, saved_state)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"{path} cannot be resumed from ({reason}): resume from an older step folder, or start anew with --init"
-        ) from None
-    return state
 
 
 @contextlib.contextmanager

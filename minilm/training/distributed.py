@@ -1,7 +1,7 @@
 """Ranks: the processes of `torchrun train.py ...` as one run.
 
-- Every rank holds the whole model and takes its share of each batch; after the last micro-batch gradients are summed
-  over ranks in buckets, and every rank takes the same step. All ranks' rows in order are the batch of one rank.
+- Every rank takes its share of each batch: all ranks' rows in order are the batch of one rank. Gradients are summed in
+  buckets where every rank holds the whole model; `parallel.py` has the other way.
 - Losses are divided by the step's targets over all ranks, validation sums are reduced here.
 - Rank 0 alone writes; a checkpoint knows nothing of ranks, and resumes on any number of them.
 """
@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,14 +45,30 @@ class Ranks:
     def sum(self, values: Tensor) -> Tensor:
         """values, summed over ranks in place. Raises MinilmError where another rank is gone."""
         if self.world > 1:
-            try:
+            with self.noticing_losses():
                 dist.all_reduce(values)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise MinilmError(
-                    f"rank {self.rank} lost another rank, which torchrun names below ({reason}); go on with --resume"
-                ) from None
         return values
+
+    @contextmanager
+    def noticing_losses(self) -> Iterator[None]:
+        """Turns what is raised inside where another rank is gone into a MinilmError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not is_lost_rank(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise MinilmError(
+                f"rank {self.rank} lost another rank, which torchrun names below ({reason}); go on with --resume"
+            ) from None
+
+    def gather(self, text: str) -> list[str]:
+        """Every rank's text, in order."""
+        texts = [text] * self.world
+        if self.world > 1:
+            with self.noticing_losses():
+                dist.all_gather_object(texts, text)
+        return texts
 
     def sum_counts(self, n_targets: float, heard: bool, device: torch.device) -> tuple[float, bool]:
         """A step's targets over all ranks, and whether any rank heard an interrupt."""
@@ -90,6 +108,13 @@ class Ranks:
                 dist.broadcast(p.data, 0)
 
 
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether it says that the ranks' connection broke: NCCL's errors have a class, gloo's have its name in them."""
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and any(sign in str(error).lower() for sign in ("gloo", "connection closed"))
+    )
+
+
 @contextmanager
 def joined(device_type: str) -> Iterator[Ranks]:
     """This process's place among those that torchrun started, or alone; a group that is there is joined again.
@@ -111,5 +136,9 @@ def joined(device_type: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield ranks
+    except MinilmError:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which would cut off the sentence
+        raise
     finally:
         dist.destroy_process_group()

@@ -22,11 +22,14 @@ from minilm.errors import MinilmError
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
+from minilm.training.distributed import Ranks
 from minilm.training.setup import Setup
+from minilm.training.spread import own, whole
 
 WINDOW = 64
 FEWEST = 16  # good steps before a spike can be told
 SKIPS_IN_A_ROW = 10
+ALONE = Ranks()
 ROLLBACKS = 8  # the rate is then 1 / 256 of what was asked for
 
 
@@ -87,20 +90,31 @@ class Guard:
         self.losses, self.norms = deque(saved.get("losses", ()), WINDOW), deque(saved.get("norms", ()), WINDOW)
 
 
-def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]]) -> str:
+def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]], ranks: Ranks = ALONE) -> str:
     """Where a step went wrong, found by running its micro-batches (ids, targets) again, looking at every module.
 
     A weight that is not finite; else the first module whose output is not; else the module nearest to the loss whose
     gradient is not; else, for a spike, the tensor with the largest gradient. Gradients of the model are used up.
+    All ranks call this together and hear of the first that found something in its own micro-batches.
     """
-    for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
-            return f"weights of {name}"
-    largest = max(
-        ((p.grad.norm(dtype=torch.float32).item(), name) for name, p in model.named_parameters() if p.grad is not None),
-        default=(0.0, "none"),
-    )[1]
+    bad = [f"weights of {name}" for name, p in model.named_parameters() if not torch.isfinite(own(p)).all()]
+    if weights := _first(ranks.gather(bad[0] if bad else "")):
+        return weights
+    norms = [
+        (whole(p.grad.norm(dtype=torch.float32)).item(), n) for n, p in model.named_parameters() if p.grad is not None
+    ]
+    largest = f"largest gradient: {max(norms, default=(0.0, 'none'))[1]}"
+    # Weights that are spread are gathered by all ranks together: none may stop before the others.
+    return _first(ranks.gather(_first_in(model, setup, batches, all_of_it=ranks.world > 1))) or largest
+
+
+def _first(found: list[str]) -> str:
+    return next((place for place in found if place), "")
+
+
+def _first_in(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]], all_of_it: bool) -> str:
     bad: list[str] = []
+    first = ""
 
     def watch(name: str, module: torch.nn.Module) -> Any:
         def look(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -116,17 +130,20 @@ def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]]) -
             with setup.autocast():
                 loss = model.loss(ids, targets, reduction="sum")
             if bad:
-                return f"output of {bad[0]}"
-            if not torch.isfinite(loss):
-                return "the loss itself"
+                first = first or f"output of {bad[0]}"
+            elif not torch.isfinite(loss):
+                first = first or "the loss itself"
+            if first and not all_of_it:
+                break
             loss.backward()
-            grads = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-            if grads:
-                return f"gradient of {grads[-1]}"
+            grads = [n for n, p in model.named_parameters() if p.grad is not None and not own(p.grad).isfinite().all()]
+            first = first or (f"gradient of {grads[-1]}" if grads else "")
+            if first and not all_of_it:
+                break
     finally:
         for handle in handles:
             handle.remove()
-    return f"largest gradient: {largest}"
+    return first
 
 
 def went_wrong(guard: Guard, run: Path, load: Callable[[], None], step: int, trouble: str, where: str) -> None:

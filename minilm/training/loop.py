@@ -38,6 +38,7 @@ from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
+from minilm.training.parallel import Replicated, share_out
 from minilm.training.precision import Precision, step_seed
 from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
@@ -88,21 +89,19 @@ class _Run:
     guard: Guard
     watch: Watch
     ranks: Ranks
+    parallel: Replicated
     state: dict[str, Any]  # of the last whole step: what state.json holds
 
     def save(self) -> Path:
         aside = {"guard": self.guard.state(), "watch": self.watch.state(), "precision": self.precision.state()}
-        keep, folder = self.config.keep_checkpoints, self.folder / f"step_{self.state['step']:06d}"
-        if self.ranks.first:
-            save_checkpoint(self.folder, self.model, self.tokenizer, self.optimizers, self.state | aside, keep)
-        self.ranks.wait()
-        return folder
+        what = (self.model, self.tokenizer, self.optimizers, self.state | aside)
+        return save_checkpoint(self.folder, *what, self.config.keep_checkpoints, self.parallel)
 
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
         newest = step_folders(self.folder)[-1]
         Surgery(self.model, self.config).restore(read_state(newest)["step"])
-        saved = load_checkpoint(newest, self.model, self.optimizers)
+        saved = load_checkpoint(newest, self.model, self.optimizers, self.parallel)
         for name, part in (("guard", self.guard), ("watch", self.watch), ("precision", self.precision)):
             part.load_state(saved.pop(name))
         self.state = saved
@@ -124,7 +123,7 @@ def train(config: TrainConfig) -> Result:
     longer finite, a guard gives up, or the disk is full.
     """
     device = runtime.pick_device(config.device)
-    with joined(device.type) as ranks:
+    with joined(device.type) as ranks, ranks.noticing_losses():
         return _train(config, ranks.device(device), ranks)
 
 
@@ -151,13 +150,13 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
             f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
         )
     precision = Precision(setup.precision, config.rounding, device)
-    ranks.share_weights(model)
     precision.prepare(model)
+    parallel = share_out(model, config.parallel, ranks)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)
     watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]), expected(config, shards))
-    aside = (precision, guard, watch, ranks)
+    aside = (precision, guard, watch, ranks, parallel)
     run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
         run.load()
@@ -171,7 +170,7 @@ def _steps(run: _Run) -> Result:
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
     objective = build_objective(model, config, run.tokenizer)
-    loss_of = loss_function(objective, setup)
+    loss_of = loss_function(objective, setup, run.parallel.through)
     val = run.shards.splits["val"]
     metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
@@ -180,8 +179,8 @@ def _steps(run: _Run) -> Result:
     unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
     if config.init and not first:
-        if run.ranks.first:
-            write_start(model, run.tokenizer, run.folder)
+        if (start := run.parallel.whole(model.device)) is not None:
+            write_start(start, run.tokenizer, run.folder)
         val_loss = validate()
         metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
@@ -204,6 +203,7 @@ def _steps(run: _Run) -> Result:
                 went_wrong(run.guard, run.folder, run.load, step + 1, stepped.trouble, stepped.where)
                 if config.guard == "rollback":
                     step = run.state["step"]
+                    metrics.back_to(step)
                     del losses[max(step - first, 0) :]
                     continue
             losses.append(stepped.loss)
@@ -218,7 +218,7 @@ def _steps(run: _Run) -> Result:
             if logging or showing or saving or done == first + 1:
                 loss, norm = losses[-1].item(), stepped.norm.item()
                 if not run.guard.watching and not math.isfinite(loss + norm) and run.precision.scale is None:
-                    where = first_bad(model, setup, micro_batches(config, run.setup, batch, model.device))
+                    where = first_bad(model, setup, micro_batches(config, setup, batch, model.device), run.ranks)
                     raise MinilmError(diverged(run.folder, f"loss {loss}, gradient norm {norm}", where, done))
                 speed = tokens_per_step / pace if (pace := clock.step_seconds()) else 0.0
             if logging:
@@ -229,8 +229,9 @@ def _steps(run: _Run) -> Result:
             if validating:
                 with clock.apart("eval"):
                     val_loss = validate()
-                    n = config.eval_samples if run.ranks.first else 0
-                    told = sample(model, run.tokenizer, run.shards, n, run.folder, done) if n else {}
+                    n = config.eval_samples
+                    whole = run.parallel.whole(model.device) if n else None
+                    told = sample(whole, run.tokenizer, run.shards, n, run.folder, done) if whole else {}
                 run.state["val_loss"] = val_loss
                 metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0
@@ -249,8 +250,9 @@ def _steps(run: _Run) -> Result:
     finished = run.state["step"] == config.max_steps or run.watch.exhausted
     if run.watch.exhausted:
         say(f"stopped early at step {run.state['step']}: {config.patience} validations without a better one")
-    if config.init and finished and run.ranks.first:
-        say(report(model, run.tokenizer, run.folder))
+    whole = run.parallel.whole(model.device)
+    if config.init and finished and whole is not None:
+        say(report(whole, run.tokenizer, run.folder))
     return Result(
         run=run.folder,
         checkpoint=saved,
@@ -261,7 +263,7 @@ def _steps(run: _Run) -> Result:
         seconds=run.state["seconds"],
         interrupted=not finished,
         best=run.watch.best,
-        model=model,
+        model=whole or model,
         tokenizer=run.tokenizer,
     )
 
@@ -275,6 +277,7 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
     total = torch.zeros((), device=model.device)
     n_micro = -(-len(batch.ids) // micro_rows(config, run.setup, batch))
     for i, tensors in enumerate(micro_batches(config, run.setup, batch, model.device)):
+        run.parallel.begin_micro(last=i + 1 == n_micro)
         loss = loss_of(*tensors) / n_targets
         run.precision.backward(loss, model.parameters())
         total += loss.detach()
@@ -283,13 +286,13 @@ def train_step(run: _Run, batch: Batch, loss_of: LossFunction, interrupt: Interr
             model.zero_grad(set_to_none=True)
             return None
     params = list(model.parameters())
-    run.ranks.sum_gradients(params)
+    run.parallel.sum_gradients()
     run.ranks.sum(total)
     norm = run.precision.clip(params, run.optimizers, config.grad_clip, step_seed(config.seed, run.state["step"]))
     where, overflow = "", run.precision.overflowed(norm)
     trouble = None if overflow else run.guard.trouble(total, norm)
     if trouble:
-        where = first_bad(model, run.setup, micro_batches(config, run.setup, batch, model.device))
+        where = first_bad(model, run.setup, micro_batches(config, run.setup, batch, model.device), run.ranks)
     elif not overflow:
         for optimizer in run.optimizers:
             optimizer.step()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minilm.training.spread import spread_as, whole
+
 BATCH_NUMBERS = 1 << 26  # worked out at once: a bound on scratch memory, which is some four times as large
 
 
@@ -33,12 +35,12 @@ class Muon(torch.optim.Muon):
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """One step of matrices of one shape."""
-        directions = torch.stack([self._direction(p, group["momentum"], group["nesterov"]) for p in matrices])
+        directions = torch.stack([whole(self._direction(p, group["momentum"], group["nesterov"])) for p in matrices])
         directions = directions.to(product_dtype(directions.device))
         updates = orthogonal(directions, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5
         for p, update in zip(matrices, updates, strict=True):
-            p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+            p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(spread_as(update, p), alpha=-rate)
 
     def _direction(self, p: Tensor, momentum: float, nesterov: bool) -> Tensor:
         assert p.grad is not None

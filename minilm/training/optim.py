@@ -81,8 +81,9 @@ def _adam(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | N
 def _sgd(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
     """SGD with momentum, Nesterov's or heavy ball; weight_decay is L2."""
     nesterov = config.nesterov and config.momentum > 0
-    # torch's fused kernel cannot have tensors with and without a momentum in one group, as unfreezing makes them.
-    fused = not config.unfreeze_every_steps
+    # torch's fused kernel cannot have tensors with and without a momentum in one group, as unfreezing makes them, and
+    # none that are spread over ranks.
+    fused = not config.unfreeze_every_steps and config.parallel != "fsdp"
     return [_on(groups, torch.optim.SGD, config, momentum=config.momentum, nesterov=nesterov, fused=fused)]
 
 

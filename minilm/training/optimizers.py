@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from minilm.training.spread import own, spread_as, whole
+
 
 class Adafactor(torch.optim.Optimizer):
     """Shazeer & Stern 2018: a second moment kept as row and column means, n + m numbers for an n x m matrix.
@@ -19,6 +21,8 @@ class Adafactor(torch.optim.Optimizer):
 
     clip 0: off. relative_step: rate = min(lr, 1 / sqrt(t)) max(1e-3, rms(X)), the paper's with lr 1e-2; else lr.
     beta1: decay of a first moment of the updates, None for none. weight_decay is decoupled.
+    Of a matrix that is spread over ranks the gradient is gathered, and the update worked out whole on every rank; its
+    first moment is spread, its row and column means are not.
     """
 
     def __init__(
@@ -41,8 +45,8 @@ class Adafactor(torch.optim.Optimizer):
                     self._update(p, self.state[p], group)
 
     def _update(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        grad = p.grad
-        assert grad is not None
+        assert p.grad is not None
+        grad = whole(p.grad) if p.dim() >= 2 else p.grad
         if not state:
             state["step"] = torch.zeros(())
             if p.dim() >= 2:
@@ -65,7 +69,7 @@ class Adafactor(torch.optim.Optimizer):
             update = state["square"].lerp_(square, fresh).rsqrt() * grad
         if group["clip"]:
             update /= (_rms(update) / group["clip"]).clamp(min=1.0)
-        update *= rate
+        update = spread_as(update * rate, p)
         if group["beta1"] is not None:
             update = state["moment"].lerp_(update, 1.0 - group["beta1"])
         p.mul_(1.0 - rate * group["weight_decay"]).sub_(update)
@@ -91,7 +95,8 @@ class Lion(torch.optim.Optimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p]["moment"] = torch.zeros_like(p)
-            grads, moments = [p.grad for p in params], [self.state[p]["moment"] for p in params]
+            grads, moments = [own(p.grad) for p in params], [own(self.state[p]["moment"]) for p in params]
+            params = [own(p) for p in params]
             (b1, b2), lr = group["betas"], group["lr"]
             update = torch._foreach_lerp(moments, grads, 1.0 - b1)
             torch._foreach_sign_(update)
@@ -101,4 +106,4 @@ class Lion(torch.optim.Optimizer):
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x.norm() / math.sqrt(x.numel())
+    return whole(x.norm()) / math.sqrt(x.numel())

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minilm.training.spread import is_spread, map_rows, rank_of, whole
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16}
 SCALED = ("fp16", "pure_fp16")
@@ -77,8 +79,9 @@ class Precision:
         if not self.stored:
             if self.scale:
                 torch._foreach_mul_(grads, unscale)
-            return torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf)
-        norm = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]).norm() * unscale
+            return whole(torch.nn.utils.clip_grad_norm_(params, max_norm or math.inf))
+        norms = [whole(torch.linalg.vector_norm(g, dtype=torch.float32)) for g in grads]
+        norm = torch.stack(norms).norm() * unscale
         factor = unscale * torch.clamp((max_norm or math.inf) / (norm + 1e-6), max=1.0)
         for optimizer in optimizers:
             assert isinstance(optimizer, Stored16)
@@ -124,6 +127,9 @@ class LossScale:
         return True
 
 
+Draws = dict[tuple[torch.device, bool], torch.Generator]
+
+
 class Stored16(torch.optim.Optimizer):
     """Another optimizer, one parameter at a time in fp32, with its state and what it updates stored in 16 bits.
 
@@ -141,16 +147,14 @@ class Stored16(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        generators: dict[torch.device, torch.Generator] = {}
+        draws: Draws = {}
         for group in self.param_groups:
             options = {key: value for key, value in group.items() if key != "params"}
             for p in group["params"]:
                 if p.grad is not None:
-                    if p.device not in generators:
-                        generators[p.device] = torch.Generator(p.device).manual_seed(self.seed)
-                    self._update(p, self.state[p], options, generators[p.device])
+                    self._update(p, self.state[p], options, draws)
 
-    def _update(self, p: nn.Parameter, state: dict[str, Any], options: dict[str, Any], draw: torch.Generator) -> None:
+    def _update(self, p: nn.Parameter, state: dict[str, Any], options: dict[str, Any], draws: Draws) -> None:
         exact = nn.Parameter(p.float() + state["rest"].float() if "rest" in state else p.float().clone())
         assert p.grad is not None
         exact.grad = p.grad.float() * self.grad_factor
@@ -158,16 +162,22 @@ class Stored16(torch.optim.Optimizer):
         if state:
             inner.state[exact] = {key: self._exact(key, value) for key, value in state.items() if key != "rest"}
         inner.step()
-        stochastic = self.rounding == "stochastic"
-        new = round_stochastic(exact.data, self.dtype, draw) if stochastic else exact.data.to(self.dtype)
+        new = self._rounded(exact.data, draws)
         if self.rounding == "kahan":
             state["rest"] = (exact.data - new.float()).to(self.dtype)
         p.copy_(new)
         for key, value in inner.state[exact].items():
             if isinstance(value, Tensor) and value.dim():
-                value = value.sqrt() if key in SQUARES else value
-                value = round_stochastic(value, self.dtype, draw) if stochastic else value.to(self.dtype)
+                value = self._rounded(value.sqrt() if key in SQUARES else value, draws)
             state[key] = value
+
+    def _rounded(self, x: Tensor, draws: Draws) -> Tensor:
+        if self.rounding != "stochastic":
+            return x.to(self.dtype)
+        key = x.device, is_spread(x)  # what every rank has is rounded alike on each, and rows of their own are not
+        if key not in draws:
+            draws[key] = torch.Generator(x.device).manual_seed(self.seed ^ rank_of(x) << 40)
+        return map_rows(lambda rows: round_stochastic(rows, self.dtype, draws[key]), x)
 
     def _exact(self, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dim():

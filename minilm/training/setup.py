@@ -69,8 +69,14 @@ def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1
     peak = runtime.peak_flops(device, sixteen.get(precision.removeprefix("pure_"), torch.float32))
     flops = model.flops_per_token(config.model.block_size)
     total = flops * config.batch_size * config.model.block_size * config.max_steps
+    spread = config.parallel == "fsdp" and world > 1
+    if spread and config.compile == "on":
+        raise UsageError("what FSDP spreads over ranks runs eager: leave out --compile on, or take --parallel ddp")
     compiled = config.compile == "on" or (
-        config.compile == "auto" and device.type != "mps" and total / (EAGER_SHARE * peak) > COMPILE_FROM_SECONDS
+        config.compile == "auto"
+        and not spread
+        and device.type != "mps"
+        and total / (EAGER_SHARE * peak) > COMPILE_FROM_SECONDS
     )
     if compiled and device.type == "cpu" and (why := runtime.compiler_missing()):
         say(f"running eager: {why}")
@@ -90,7 +96,9 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
     T = config.model.block_size
     if device.type == "cuda":
         one = memory(model, config, precision, 1)
-        free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - one.gradients - one.optimizer  # weights are there
+        shares = world if config.parallel == "fsdp" else 1
+        kept = (one.gradients + one.optimizer) / shares  # weights are there
+        free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - kept
         limit = free / one.activations
     else:
         limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (model.flops_per_token(T) * T))
@@ -98,19 +106,23 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
     return max(n for n in range(1, share + 1) if share % n == 0 and (n == 1 or n <= limit))
 
 
-def loss_function(objective: Objective, setup: Setup) -> LossFunction:
+def loss_function(
+    objective: Objective, setup: Setup, through: Callable[[LossFunction], LossFunction] = lambda function: function
+) -> LossFunction:
     """(ids, targets) or (ids, targets, weights) -> summed loss, under autocast and compiled as the setup says.
 
     On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
+    through: what stands between this and the model where its weights are spread over ranks.
     """
+    reached = through(objective)
 
     def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
         if setup.recompute:  # Chen 2016; dropout draws the same again
             whole = objective.model.h if blocks is None else blocks
             blocks = [partial(checkpoint, block, use_reentrant=False) for block in whole]
         with setup.autocast():
-            return objective(*batch, blocks=blocks)
+            return reached(*batch, blocks=blocks)
 
     if not setup.compile:
         return plain

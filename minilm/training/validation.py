@@ -35,15 +35,18 @@ def evaluate(
     total, count = 0.0, 0
     size = setup.micro_batch_size
     batches = eval_batches(split, block_size=model.config.block_size, batch_size=size, max_tokens=max_tokens)
-    for batch in islice(batches, ranks.rank, None, ranks.world):
+    while among_ranks := list(islice(batches, ranks.world)):
+        # In the last round a rank may have none of its own: it runs another's, since spread weights need every rank.
+        batch = among_ranks[min(ranks.rank, len(among_ranks) - 1)]
         with setup.autocast():
             ids, targets = to_device(batch.ids, model.device), to_device(batch.targets, model.device)
             documents = None
             if attend == "document":
                 documents = to_device(documents_of(batch.ids, split.shards[0].eot), model.device)
             loss = model.loss(ids, targets, documents, reduction="sum")
-        total += loss.item()
-        count += int((batch.targets != IGNORE).sum())
+        if ranks.rank < len(among_ranks):
+            total += loss.item()
+            count += int((batch.targets != IGNORE).sum())
     model.train()
     # A device of Apple's has no float64.
     sums = torch.tensor([total, count], dtype=torch.float64, device="cpu" if ranks.world == 1 else model.device)
