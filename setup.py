@@ -21,10 +21,11 @@ extras = {
     "test": [
         *("pytest>=8", "hypothesis>=6.100", "transformers>=4.57", "matplotlib>=3.8", "pyarrow>=17", "zstandard>=0.22"),
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
-        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11"),
+        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4"),
     ],
     "log": ["tensorboard>=2.16", "wandb>=0.17"],
-    "lab": ["matplotlib>=3.8"],
+    "lab": ["matplotlib>=3.8", "optuna>=4"],
+    "cluster": ["ray>=2.9"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
@@ -36,7 +37,16 @@ setup(
     python_requires=">=3.11",
     packages=["minilm", *(f"minilm.{room}" for room in rooms), "minilm.datasets"],
     package_dir={"minilm": "minilm", "minilm.datasets": "data"},
-    package_data={"minilm": ["presets/*.toml", "presets/*.json", "text/tales/*.toml", "evaluation/*.toml", "py.typed"]},
+    package_data={
+        "minilm": [
+            "presets/*.toml",
+            "presets/*.json",
+            "text/tales/*.toml",
+            "evaluation/*.toml",
+            "lab/*.toml",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",

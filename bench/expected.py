@@ -79,9 +79,10 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
         "made": where() | {"precision": precision, "max_steps": config.max_steps, "seconds": round(result.seconds)},
     }
     if preset in PROTOCOLS and not result.interrupted:
-        found = perplexity(result.model, data, PROTOCOLS[preset], tokenizer=result.tokenizer)
+        # nanoGPT's own figure is bf16's on a card and fp32's on a CPU: the run's precision in both.
+        found = perplexity(result.model, data, PROTOCOLS[preset], tokenizer=result.tokenizer, precision=precision)
         loss, error = round(found.nats_per_token, 4), round(found.standard_error or 0.0, 4)
-        record["protocol"] = {"name": found.protocol.name, "loss": loss, "error": error}
+        record["protocol"] = {"name": PROTOCOLS[preset], "precision": precision, "loss": loss, "error": error}
     path = PRESETS / f"{preset}.{device}.json"
     path.write_text(json.dumps(record, indent=None) + "\n", encoding="utf-8")
 
@@ -100,7 +101,11 @@ def table() -> str:
         made, best = record["made"], min(record["losses"])
         at = record["steps"][record["losses"].index(best)]
         protocol = record.get("protocol")
-        by = f"`{protocol['name']}` {protocol['loss']:.3f} ± {protocol['error']:.3f}" if protocol else ""
+        by = (
+            f"`{protocol['name']}` in {protocol['precision']}: {protocol['loss']:.3f} ± {protocol['error']:.3f}"
+            if protocol
+            else ""
+        )
         steps = f"{record['steps'][-1]:,} of {made['max_steps']:,}"
         lines.append(
             f"| `{path.name.split('.')[0]}` | {steps} | {best:.3f} after {at:,} | {by} | {duration(made['seconds'])} "

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from minilm.config import GPTConfig, TrainConfig
+from minilm.model import lora
 from minilm.model.freeze import set_trained
 from minilm.model.gpt import GPT
 from minilm.training.optim import build_optimizers, optimizer_state
@@ -24,23 +26,27 @@ HEADING = "## Measured\n"
 MODEL = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, vocab_size=8192)
 B = 4
 ROUNDS = 6
-CASES: dict[str, dict[str, tuple[str, ...]]] = {
+CASES: dict[str, dict[str, Any]] = {
     "everything": {},
     "`--freeze embeddings`": {"freeze": ("embeddings",)},
     "`--freeze embeddings h.0-2`": {"freeze": ("embeddings", "h.0-2")},
     "`--train_only top:1 ln_f`": {"train_only": ("top:1", "ln_f")},
     "`--train_only attention`": {"train_only": ("attention",)},
-    "`--train_only norms`": {"train_only": ("norms",)},
-    "`--train_only biases`": {"train_only": ("biases",)},
+    "`--train_only norms` (preset `norms`)": {"train_only": ("norms",)},
+    "`--train_only biases` (preset `biases`)": {"train_only": ("biases",)},
+    "`--lora_rank 16` (preset `lora`)": {"lora_rank": 16},
 }
 
 
 class Case:
     """A model, its optimizers, and what its steps cost."""
 
-    def __init__(self, **patterns: tuple[str, ...]) -> None:
+    def __init__(self, lora_rank: int = 0, **patterns: tuple[str, ...]) -> None:
         torch.manual_seed(0)
         self.model = GPT(MODEL)
+        if lora_rank:
+            lora.add(self.model, ["attention", "mlp"], lora_rank, alpha=32.0)
+            patterns = {"train_only": ("lora",)}
         set_trained(self.model, **patterns)
         self.n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.optimizers = build_optimizers(self.model, TrainConfig(model=MODEL))

@@ -17,6 +17,7 @@ DOORS = {
     "eval": ("minilm.eval_cli", "measure a model, or grade tales"),
     "plot": ("minilm.plot_cli", "curves of runs, to a file and into the terminal"),
     "compare": ("minilm.compare_cli", "models on one text: which is better, or is it chance"),
+    "plan": ("minilm.plan_cli", "what a run takes on this machine or that card, and what to do with a budget"),
     "lab": ("minilm.lab_cli", "research questions: run them, write what was found"),
     "bench": ("minilm.bench", "this machine's limits, and what training and decoding reach"),
 }

@@ -1,4 +1,5 @@
-"""`minilm lab`: research questions as commands. `list` names them, `run` runs one, `report` writes what was found."""
+"""`minilm lab`: research questions as commands. `list` names them, `run` runs one, `report` writes what was found,
+`present` trains and packages two models to show."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from minilm.errors import UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
-JOBS = ("list", "run", "report")
+JOBS = ("list", "run", "report", "present")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="questions (run: at least one, or `all`)")
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="that run cells, one thread each (cores)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="that runs cells (%(default)s)")
+    parser.add_argument("--address", default="", help="of a Ray cluster (one is started on this machine)")
     parser.add_argument("--folder", default="lab", help="results, and work in progress under work/ (%(default)s)")
+    parser.add_argument("--models", default="models", help="folder that `present` writes to (%(default)s)")
     parser.add_argument("--out", default="docs/findings", help="folder of the report (%(default)s)")
     import sys
 
@@ -36,7 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # One card is not shared: its cells run one after the other.
         processes = options.processes or (1 if runtime.pick_device().type != "cpu" else runner.cores())
-        runner.run(names, options.scale, places, processes)
+        if options.engine == "ray":
+            from minilm.lab import cluster
+
+            cluster.run(names, options.scale, places, processes, options.address)
+        else:
+            runner.run(names, options.scale, places, processes)
+    elif options.job == "present":
+        from minilm.lab import present
+
+        for folder in present.present(Path(options.models), places.work / "present"):
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            kept = "" if size <= present.LARGEST_BYTES else ", too large for the repository: made again by this command"
+            print(f"{folder}: {size / 1e6:.1f} MB{kept}")
     else:
         from minilm.lab import report
 
@@ -58,12 +74,14 @@ def chosen(job: str, names: Sequence[str]) -> list[str]:
 
 def told(name: str, scale_name: str, places: Places) -> str:
     """What `list` says of a question."""
-    from minilm.lab.cells import all_cells, done_cells, total_tokens
+    from minilm.lab.cells import all_cells, done_cells, total_flops
+    from minilm.lab.question import CORE_FLOPS
     from minilm.lab.questions import load_question
 
     question = load_question(name)
     scale = question.scale(scale_name)
     done = done_cells(question, scale, places.results(name, scale_name))
-    tokens = total_tokens(question, scale) / 1e6
+    flops = total_flops(question, scale)
     cells = f"{done} of {all_cells(question, scale)} cells done at scale {scale_name}"
-    return f"{name}: {question.asks}\n  {cells}, {tokens:,.1f} M tokens of training in all"
+    minutes = f", {flops / CORE_FLOPS / 120:,.0f} minutes on two cores" if scale_name == "laptop" else ""
+    return f"{name}: {question.asks}\n  {cells}, {flops / 1e12:,.1f} TFLOP of training in all{minutes}"

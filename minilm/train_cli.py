@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 3
 SAMPLE_TOKENS = 120
+WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _prepared(command)
         if ranks.first:
             ranks.wait()
+            if told := warn_of(config):
+                say(f"warning: {told}")
         result = train(config)
         if result.interrupted:
             say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
@@ -109,6 +112,15 @@ def _prepared(command: CommandLine) -> TrainConfig:
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
     name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
     return replace(config, data=data, out_dir=config.out_dir or f"runs/{Path(command.preset).stem}-{name}")
+
+
+def warn_of(config: TrainConfig) -> str:
+    """What the planner says against the run, where it would not fit or take days; silent on a run that goes on."""
+    from minilm.lab.plan import warning
+
+    if config.existing == "resume" or config.max_steps < WARN_FROM_STEPS:
+        return ""
+    return warning(config, config.device)
 
 
 def _name_of(data: str) -> str:

@@ -21,8 +21,9 @@ from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
+from minilm.training.distributed import Ranks
 from minilm.training.loop import train
-from minilm.training.parallel import PARALLEL
+from minilm.training.parallel import PARALLEL, share_out
 from minilm.training.setup import settle
 
 FSDP: dict[str, Any] = {"parallel": "fsdp", "schedule": "constant"}
@@ -113,7 +114,7 @@ def test_each_optimizer_on_four_ranks(data: Path, tmp_path: Path, name: str) -> 
     ids=lambda changes: next(iter(changes)),
 )
 def test_from_given_weights(data: Path, base: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    one, many = assert_like_one(data, tmp_path, 2, {"init": str(base), **changes})
+    one, many = assert_like_one(data, tmp_path, 2, {"init": str(base), "lr": 1e-3, **changes})
     assert (many / "moved.json").is_file()
     assert (step_folders(many)[-1] / "adapter").is_dir() == ("lora_rank" in changes)
     ids = torch.arange(32)[None]
@@ -210,8 +211,9 @@ def test_damaged_shards_are_refused_and_pickles_never_read(
 
 def test_compiling_is_refused(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run", **FSDP, compile="on", vocab_size=257)
+    model, device = GPT(config.model), torch.device("cpu")
     with pytest.raises(UsageError, match="runs eager"):
-        settle(config, GPT(config.model), torch.device("cpu"), world=2)
-    assert not settle(
-        replace(config, compile="auto", max_steps=10**9), GPT(config.model), torch.device("cpu"), 2
-    ).compile
+        settle(config, model, device, world=2)
+    with pytest.raises(UsageError, match="began compiled"):
+        share_out(model, "fsdp", Ranks(0, 2), compiled=True)
+    assert not settle(replace(config, compile="auto", max_steps=10**9), model, device, world=2).compile

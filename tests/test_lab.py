@@ -23,10 +23,23 @@ from minilm.lab import cells as cells_module
 from minilm.lab import runner, trial
 from minilm.lab.analysis import Analysis, analyse, is_equal_effort
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
-from minilm.lab.cells import all_cells, best_rate, done_cells, paired, ready, sweep, timed
+from minilm.lab.cells import all_cells, best_rate, done_cells, paired, ready, sweep, timed, total_flops
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, STEPS_TO_REFERENCE
 from minilm.lab.places import Places
-from minilm.lab.question import SMOKE, SWEEP_SEED, Arm, Claim, Line, Picture, Question, Scale, address, grid, middle
+from minilm.lab.question import (
+    CORE_FLOPS,
+    SMOKE,
+    SWEEP_SEED,
+    Arm,
+    Claim,
+    Line,
+    Picture,
+    Question,
+    Scale,
+    address,
+    grid,
+    middle,
+)
 from minilm.lab.questions import QUESTIONS, load_question
 from minilm.options import build
 from minilm.training.loop import train
@@ -70,8 +83,10 @@ TWO = Question(
 )
 
 
-FIRST = QUESTIONS[:6]
-MORE = [pytest.param(name, marks=pytest.mark.slow) for name in QUESTIONS[6:]]
+LONGER = ["loss", "schedules", "warmup", "epochs", "data_size", "components", "precision", "metrics", "domains"]
+LONGER += ["defaults"]
+FIRST = [name for name in QUESTIONS if name not in LONGER]
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in LONGER]
 
 
 @pytest.mark.parametrize("name", [*FIRST, *MORE])
@@ -103,7 +118,7 @@ def test_every_question_runs_and_is_reported(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", QUESTIONS)
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
 def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
+    monkeypatch.setattr(cells_module, "fingerprint", lambda options: "that of the text")
     question = load_question(name)
     at = question.scale(scale)
     arms = question.arms(at)
@@ -124,6 +139,8 @@ def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest
         assert (cell.config.batch_size * cell.config.model.block_size) % cell.config.model.block_size == 0
     assert {cell.seed for cell in cells if cell.kind == "sweep"} <= {SWEEP_SEED}
     assert SWEEP_SEED not in {cell.seed for cell in cells if cell.kind == "paired"}
+    if scale == "laptop":
+        assert total_flops(question, at) <= question.minutes * 60 * 2 * CORE_FLOPS
     labels = {arm.label for arm in question.arms(question.scale("laptop"))} | {a.name for a in arms}
     assert all(label in labels for claim in question.published for label in claim.says)
 
@@ -337,14 +354,19 @@ def test_processes_share_a_question(tmp_path: Path) -> None:
     """Two processes, one killed and started again: every cell once, as a single process would have had it."""
     command = [sys.executable, "-c", "import sys; from minilm.cli import main; sys.exit(main())", "lab", "run"]
     command += ["context", "--scale=smoke", f"--folder={tmp_path / 'lab'}"]
+    results = tmp_path / "lab" / "results" / "context.jsonl"
     killed = subprocess.Popen([*command, "--processes=1"])
-    time.sleep(12)
-    killed.kill()
+    while killed.poll() is None and not (results.is_file() and results.read_text("utf-8").count("\n") >= 2):
+        time.sleep(0.05)
+    killed.kill()  # in the middle of a sweep: nothing is asked, nothing is saved
     killed.wait()
+    before = results.read_text("utf-8").splitlines()
+    assert 2 <= len(before) < all_cells(load_question("context"), load_question("context").scale("smoke"))
     subprocess.run([*command, "--processes=2"], check=True)
+    assert results.read_text("utf-8").splitlines()[: len(before)] == before
     question, places = load_question("context"), Places(tmp_path / "lab")
     lines = places.results_file("context").read_text("utf-8").splitlines()
-    assert len(lines) == len(places.results("context", "smoke")) == all_cells(question, SMOKE)
+    assert len(lines) == len(places.results("context", "smoke")) == all_cells(question, question.scale("smoke"))
     runner.work(["context"], "smoke", Places(tmp_path / "alone"))
     alone = Places(tmp_path / "alone").results("context", "smoke")
     for key, line in places.results("context", "smoke").items():
@@ -417,7 +439,7 @@ def test_more_that_numbers_say() -> None:
 
 
 def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells_module, "_fingerprint", lambda options: "that of the text")
+    monkeypatch.setattr(cells_module, "fingerprint", lambda options: "that of the text")
     folder = f"--folder={tmp_path}"
     assert cli.run_door("lab", ["list", folder]) == 0
     listed = capsys.readouterr().out
@@ -434,3 +456,61 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_smoke_runs_of_the_preset_build() -> None:
     assert build(dict(SMOKE.run)).model.n_layer == 1
+
+
+@pytest.mark.slow
+def test_presented_models_have_a_card_and_load(tmp_path: Path) -> None:
+    """Both models, small: packaged whole, loaded again with the same logits, a card with what was measured."""
+    import torch
+
+    from minilm import GPT, get_tokenizer
+    from minilm.lab.present import Size, present
+
+    shape = {"block_size": 32, "batch_size": 4, "warmup_steps": 1, "eval_tokens": 200, "precision": "fp32"}
+    size = Size(2, 0.02, 2, ("width 24", "width 48"), tuple({**shape, "compile": "off"}.items()))
+    folders = present(tmp_path / "models", tmp_path / "work", size)
+    assert [folder.name for folder in folders] == ["tales-writer", "tales-smallest"]
+    for folder in folders:
+        card = (folder / "README.md").read_text("utf-8")
+        model, tokenizer = GPT.from_pretrained(folder), get_tokenizer(folder)
+        assert f"{model.num_params():,} parameters" in card
+        assert "Wilson 95 %" in card
+        ids = torch.tensor([[tokenizer.eot, 1, 2]])
+        run = {"tales-writer": "writer", "tales-smallest": "width-48"}[folder.name]
+        assert torch.equal(model(ids), GPT.from_pretrained(tmp_path / "work" / run)(ids))
+    assert "does not reach 90 %, as none did, at level 1" in card
+    assert card.count("coherence, level") == 1
+    again = present(tmp_path / "models", tmp_path / "work", size)  # what is trained stays trained
+    assert again == folders
+
+
+@pytest.mark.slow
+def test_ray_runs_as_one_process_does(tmp_path: Path) -> None:
+    """A local cluster of two workers: the same cells with the same losses."""
+    pytest.importorskip("ray", reason="it needs the extra `cluster`")
+    from minilm.lab import cluster
+
+    question, places = load_question("context"), Places(tmp_path / "ray")
+    cluster.run(["context"], "smoke", places, 2)
+    found = places.results("context", "smoke")
+    assert len(found) == all_cells(question, question.scale("smoke"))
+    alone = Places(tmp_path / "alone")
+    runner.work(["context"], "smoke", alone)
+    for key, line in alone.results("context", "smoke").items():
+        if line["kind"] != "timed":
+            assert found[key]["metrics"]["val_loss"] == pytest.approx(line["metrics"]["val_loss"], rel=1e-6)
+    cluster.run(["context"], "smoke", places, 2)  # nothing is left to do
+    assert places.results_file("context").read_text("utf-8").count("\n") == len(found)
+
+
+def test_every_source_that_a_question_cites_is_in_the_bibliography() -> None:
+    pages = Path(__file__).resolve().parent.parent / "docs"
+    papers, lab = (pages / "papers.md").read_text("utf-8"), (pages / "lab.md").read_text("utf-8")
+    for name in QUESTIONS:
+        question = load_question(name)
+        assert f"| `{name}` | {question.asks} |" in lab
+        assert question.threats
+        for claim in question.published:
+            assert claim.text in papers or "arXiv" not in claim.source
+            for number in re.findall(r"arXiv:(\d{4}\.\d{5})", claim.source):
+                assert f"[{number}](https://arxiv.org/abs/{number})" in papers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -164,3 +165,10 @@ def test_help_tells_every_option_without_torch() -> None:
     assert "Frozen" not in documented
     assert "Largest gradient norm. 0: off." in documented
     assert len(fields(TrainConfig)) - 1 + len(fields(GPTConfig)) == len(TRAIN_FIELDS + MODEL_FIELDS)
+
+
+def test_every_value_of_a_preset_has_its_reason() -> None:
+    for name in presets():
+        for line in (PRESETS / f"{name}.toml").read_text(encoding="utf-8").splitlines():
+            if re.match(r"\w+ = ", line):
+                assert len(line.partition("#")[2]) > 3, f"{name}: {line}"

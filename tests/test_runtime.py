@@ -97,3 +97,27 @@ def test_metrics_forget_what_is_done_again(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3]
     Metrics(path, keep_until_step=2).write(step=3, loss=9.0)
     assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(0, 0.0), (1, 1.5), (2, 3.0), (3, 9.0)]
+
+
+def test_lines_of_steps_that_run_again_are_dropped(tmp_path: Path) -> None:
+    """After a rollback to step 2 what went wrong stays; after a resume it is what the run says again."""
+    path, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"
+    metrics = Metrics(path, keep_until_step=0)
+
+    def written() -> list[tuple[int, str]]:
+        return [(row["step"], next(key for key in row if key != "step")) for row in read_metrics(path)]
+
+    metrics.write(step=0, val_loss=5.0)
+    for step in range(1, 5):
+        metrics.write(step=step, loss=1.0)
+        with samples.open("a") as file:
+            file.write(f'{{"step": {step}, "text": "once"}}\n')
+    metrics.write(step=4, trouble="loss is nan")
+    metrics.back_to(2)
+    assert written() == [(0, "val_loss"), (1, "loss"), (2, "loss"), (4, "trouble")]
+    assert [row["step"] for row in read_metrics(samples)] == [1, 2]
+    Metrics(path, keep_until_step=1)
+    assert written() == [(0, "val_loss"), (1, "loss")]
+    assert [row["step"] for row in read_metrics(samples)] == [1]
+    Metrics(path, keep_until_step=0)  # validated again before the first step
+    assert written() == []

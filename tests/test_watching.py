@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import struct
+import time
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -50,6 +54,43 @@ def test_tensorboard_gets_every_number(data: Path, tmp_path: Path) -> None:
     for name in ("loss", "val_loss", "lr"):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
         assert logged == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in rows if name in row]
+
+
+@pytest.mark.slow
+def test_wandb_gets_every_number(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library, offline; its log is read as it lies on the disk (LevelDB's log format behind 7 bytes)."""
+    pytest.importorskip("wandb")
+    record_of: Any = importlib.import_module("wandb.proto.wandb_internal_pb2").Record.FromString
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = train(tiny_config(data, tmp_path / "run", max_steps=4, eval_every_steps=2, loggers=("wandb",))).run
+    (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    records: list[Any] = []
+    for _ in range(600):  # its own process writes, some time after `finish`
+        content, at, records = path.read_bytes(), 7, []
+        assert len(content) < 1 << 15  # one block: a record is a check sum, a length, 1 for whole, and itself
+        while at + 7 <= len(content):
+            n_bytes, kind = struct.unpack("<4xHB", content[at : at + 7])
+            assert kind == 1
+            if at + 7 + n_bytes > len(content):
+                break
+            records.append(record_of(content[at + 7 : at + 7 + n_bytes]))
+            at += 7 + n_bytes
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    names, logged = [], []
+    for record in records:
+        if record.WhichOneof("record_type") == "run":
+            names.append((record.run.project, record.run.display_name))
+        if record.WhichOneof("record_type") == "history":
+            logged.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
+    assert names == [("minilm", "run")]
+    rows = read_metrics(run / "metrics.jsonl")
+    for name in ("loss", "val_loss", "lr", "grad_norm"):
+        assert [(row["step"], row[name]) for row in logged if name in row] == [
+            (row["step"], row[name]) for row in rows if name in row
+        ]
 
 
 def test_loggers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

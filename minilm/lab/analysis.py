@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from minilm.lab.cells import Results, best_rate, paired, sweep, timed
+from minilm.lab.cells import Chosen, Results, best_rate, paired, sweep, timed
 from minilm.lab.question import Arm, Line, Question, Scale, middle
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
@@ -24,8 +24,8 @@ class ArmResult:
     """What an arm came to."""
 
     arm: Arm
-    rate: float | None
-    """Chosen by the sweep; None where there was none, or where every rate diverged."""
+    chosen: Chosen
+    """By the sweep or search; None where there was none, or where everything tried diverged."""
     swept: tuple[tuple[float, float], ...]
     """(rate, validation loss) of the sweep; infinite where it diverged."""
     values: Mapping[str, tuple[float, ...]]
@@ -34,10 +34,14 @@ class ArmResult:
     """Paired runs whose loss was no longer finite."""
 
     @property
+    def rate(self) -> float | None:
+        return self.chosen if self.chosen is None or isinstance(self.chosen, float) else self.chosen.get("lr")
+
+    @property
     def at_edge(self) -> bool:
         """Whether the best rate is the lowest or highest tried: a better one may lie beyond."""
         rates = [rate for rate, _ in self.swept]
-        return len(rates) > 1 and self.rate in (min(rates), max(rates))
+        return not self.arm.search and len(rates) > 1 and self.rate in (min(rates), max(rates))
 
     def mean(self, measure: str) -> float:
         """Over the seeds that have a value; NaN where none has."""
@@ -81,8 +85,8 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
     """Raises nothing for what is missing: it is named."""
     found, missing, lines = [], [], []
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm)
-        rate = best_rate(swept, results) if all(c.address in results for c in swept) else None
+        swept = sweep(question, scale, arm, results)
+        rate = best_rate(swept, results, arm) if all(c.address in results for c in swept) else None
         cells = paired(question, scale, arm, rate) if not swept or rate is not None else []
         clock = timed(question, scale, arm, rate) if question.timed and cells else None
         wanted = [*swept, *cells, *([clock] if clock else [])]
@@ -158,8 +162,8 @@ def _steps_to_reference(
         steps = []
         if reference is not None and result.rate is not None and reference.rate is not None:
             pairs = zip(
-                paired(question, scale, result.arm, result.rate),
-                paired(question, scale, reference.arm, reference.rate),
+                paired(question, scale, result.arm, result.chosen),
+                paired(question, scale, reference.arm, reference.chosen),
                 strict=True,
             )
             for mine, theirs in pairs:
@@ -168,10 +172,10 @@ def _steps_to_reference(
                 reached = crossing([step for step, _ in curve], [loss for _, loss in curve], target)
                 steps.append(math.nan if reached is None else reached)
         values = {**result.values, "steps_to_reference": tuple(steps)}
-        complete.append(ArmResult(result.arm, result.rate, result.swept, values, result.diverged))
+        complete.append(ArmResult(result.arm, result.chosen, result.swept, values, result.diverged))
     return complete
 
 
 def is_equal_effort(question: Question, scale: Scale) -> bool:
-    """Whether every arm has as many rates tried."""
-    return len({len(middle(arm.rates, scale.n_rates)) for arm in question.arms(scale)}) == 1
+    """Whether every arm has as many rates tried, those that are left alone aside."""
+    return len({len(middle(arm.rates, scale.n_rates)) for arm in question.arms(scale) if arm.rates}) < 2

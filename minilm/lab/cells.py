@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from minilm.config import TrainConfig
-from minilm.lab.question import SWEEP_SEED, Arm, Cell, Kind, Line, Question, Scale, config_of, flat, middle
-from minilm.text.scripts import load_dataset
+import torch
+
+from minilm.config import GPTConfig, TrainConfig
+from minilm.errors import UsageError
+from minilm.lab.question import SWEEP_SEED, Arm, Cell, Kind, Line, Question, Scale, address, config_of, flat, middle
+from minilm.lab.texts import fingerprint, sources_of
+from minilm.model.gpt import GPT
 
 Results = Mapping[str, Line]
 """Address -> the line of a cell that is done."""
+NONE: Results = {}
+VOCABULARY = 700  # words of tales, roughly
+Chosen = float | Mapping[str, Any] | None
+"""What a sweep came to: a rate, or the fields that a search found."""
 
 
 def ready(question: Question, scale: Scale, results: Results) -> list[Cell]:
     """Cells without a result whose settings are known by now; timed ones last. Empty: the question is done."""
     found = []
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm)
+        swept = sweep(question, scale, arm, results)
         missing = [cell for cell in swept if cell.address not in results]
-        rate = None if missing else best_rate(swept, results)
+        rate = None if missing else best_rate(swept, results, arm)
         found += missing
         if not missing and (not swept or rate is not None):
             found += [c for c in paired(question, scale, arm, rate) if c.address not in results]
@@ -30,68 +39,118 @@ def ready(question: Question, scale: Scale, results: Results) -> list[Cell]:
     return sorted(found, key=lambda cell: cell.kind == "timed")
 
 
-def sweep(question: Question, scale: Scale, arm: Arm) -> list[Cell]:
-    """One cell a rate, on the sweep's seed; none where the arm has no rates."""
+def sweep(question: Question, scale: Scale, arm: Arm, results: Results = NONE) -> list[Cell]:
+    """One cell a rate, on the sweep's seed; none where the arm has no rates. Of a search those that are done, and the
+    next one."""
     if not question.trains:
         return []
+    if arm.search:
+        return _searched(question, scale, arm, results)
     rates = middle(arm.rates, scale.n_rates)
     return [_cell(question, scale, arm, "sweep", SWEEP_SEED, {"lr": rate}) for rate in rates]
 
 
-def paired(question: Question, scale: Scale, arm: Arm, rate: float | None) -> list[Cell]:
-    run = {} if rate is None else {"lr": rate}
+def _searched(question: Question, scale: Scale, arm: Arm, results: Results) -> list[Cell]:
+    """The first trial is the arm as it stands; the others Optuna's TPE (Bergstra 2011) asks for, which is told every
+    result in the same order, so that a search goes on where it was killed. Raises UsageError without Optuna."""
+    found = [_cell(question, scale, arm, "sweep", SWEEP_SEED, {})]
+    if found[0].address not in results or scale.extra["trials"] == 1:
+        return found
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError('the search needs Optuna: pip install "minilm[lab]"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kinds = optuna.distributions
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SWEEP_SEED))
+    study.enqueue_trial({name: found[0].settings["config"][name] for name in arm.search})
+    space: dict[str, Any] = {
+        name: kinds.FloatDistribution(values[0], values[1], log=True)
+        if kind == "log"
+        else kinds.CategoricalDistribution(values)
+        for name, (kind, *values) in arm.search.items()
+    }
+    found = []
+    for _ in range(scale.extra["trials"]):
+        trial = study.ask(space)
+        found.append(_cell(question, scale, arm, "sweep", SWEEP_SEED, trial.params))
+        if found[-1].address not in results:
+            break
+        study.tell(trial, min(results[found[-1].address]["metrics"].get("val_loss", math.inf), 1e3))
+    return found
+
+
+def paired(question: Question, scale: Scale, arm: Arm, rate: Chosen) -> list[Cell]:
+    run = _fields(rate)
     return [_cell(question, scale, arm, "paired", seed, run) for seed in range(scale.n_seeds)]
 
 
-def timed(question: Question, scale: Scale, arm: Arm, rate: float | None) -> Cell:
-    run = {"lr": rate} if rate is not None else {}
+def timed(question: Question, scale: Scale, arm: Arm, rate: Chosen) -> Cell:
     short = {"max_steps": scale.timed_steps, "eval_every_steps": 0, "save_every_steps": 0, "eval_tokens": 100}
-    return _cell(question, scale, arm, "timed", 0, {**run, **short})
+    return _cell(question, scale, arm, "timed", 0, {**_fields(rate), **short})
 
 
-def best_rate(swept: list[Cell], results: Results) -> float | None:
-    """The rate of the lowest validation loss; None where there was no sweep, or where all of it diverged."""
-    losses = [(results[c.address]["metrics"].get("val_loss", math.inf), c.config.lr) for c in swept]
-    finite = [pair for pair in losses if math.isfinite(pair[0])]
-    return min(finite)[1] if finite else None
+def _fields(rate: Chosen) -> Mapping[str, Any]:
+    return {"lr": rate} if isinstance(rate, float) else rate or {}
+
+
+def best_rate(swept: list[Cell], results: Results, arm: Arm | None = None) -> Chosen:
+    """The rate of the lowest validation loss, of an arm that is searched all its fields; None where there was no sweep,
+    or where all of it diverged."""
+    losses = [results[cell.address]["metrics"].get("val_loss", math.inf) for cell in swept]
+    finite = [(loss, cell.config.lr, cell) for loss, cell in zip(losses, swept, strict=True) if math.isfinite(loss)]
+    if not finite:
+        return None
+    _, rate, cell = min(finite, key=lambda found: found[:2])
+    return {name: cell.settings["config"][name] for name in arm.search} if arm and arm.search else rate
 
 
 def all_cells(question: Question, scale: Scale) -> int:
     """How many there are in the end, all arms converging."""
-    arms = question.arms(scale)
-    return sum(len(sweep(question, scale, arm)) + scale.n_seeds + question.timed for arm in arms)
+    tries = [scale.extra["trials"] if arm.search else len(sweep(question, scale, arm)) for arm in question.arms(scale)]
+    return sum(n + scale.n_seeds + question.timed for n in tries)
 
 
 def done_cells(question: Question, scale: Scale, results: Results) -> int:
     """How many of them have a result."""
     done = 0
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm)
+        swept = sweep(question, scale, arm, results)
         done += sum(cell.address in results for cell in swept)
-        rate = best_rate(swept, results) if all(cell.address in results for cell in swept) else None
+        rate = best_rate(swept, results, arm) if all(cell.address in results for cell in swept) else None
         if not swept or rate is not None:
             cells = [*paired(question, scale, arm, rate), *([timed(question, scale, arm, rate)] * question.timed)]
             done += sum(cell.address in results for cell in cells)
     return done
 
 
-def total_tokens(question: Question, scale: Scale) -> int:
-    """Tokens that all training of a question comes to, the base's too."""
-    total = 0
-    if question.base is not None:
-        base = question.base(scale)
-        config = config_of(scale, base.run, 0)
-        total += _tokens(config) * (scale.n_seeds if base.per_seed else 1)
-    if question.trains:
-        for arm in question.arms(scale):
-            cells = [*sweep(question, scale, arm), *paired(question, scale, arm, None)]
-            cells += [timed(question, scale, arm, None)] if question.timed else []
-            total += sum(_tokens(cell.config) for cell in cells)
-    return total
+def total_flops(question: Question, scale: Scale) -> float:
+    """Of all training of a question, the bases' too; as if everything was trained."""
+    total, bases = 0.0, dict[str, Line]()
+    for arm in question.arms(scale):
+        swept = sweep(question, scale, arm)
+        cells = [*swept[:1] * (scale.extra["trials"] if arm.search else 0), *swept[bool(arm.search) :]]
+        cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
+        total += sum(_flops(cell.config) for cell in cells) if question.trains else 0
+        bases |= {base_address(cell.base): cell.base["config"] for cell in cells if cell.base}
+    return total + sum(_flops(config_of(scale, tuples(base), base["seed"])) for base in bases.values())
 
 
-def _tokens(config: TrainConfig) -> int:
-    return config.max_steps * config.batch_size * config.model.block_size
+def _flops(config: TrainConfig) -> float:
+    T = config.model.block_size
+    return config.max_steps * config.batch_size * T * flops_per_token(replace(config.model, vocab_used=0))
+
+
+@cache
+def flops_per_token(model: GPTConfig) -> float:
+    """Training FLOPs at the model's context; an open vocabulary counts as VOCABULARY rows."""
+    with torch.device("meta"):
+        made = GPT(replace(model, vocab_size=model.vocab_size or VOCABULARY))
+    return made.flops_per_token(model.block_size)
+
+
+def tuples(values: Mapping[str, Any]) -> Line:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run: Mapping[str, Any]) -> Cell:
@@ -102,30 +161,27 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
         seed=seed,
         config=config_of(scale, {**arm.run, **run}, seed),
         data=with_fingerprint({**scale.data, **arm.data}),
-        base=base_settings(question, scale, seed),
+        base=base_settings(question, scale, arm, seed),
         measure={**arm.measure, "n_stories": scale.n_stories if kind == "paired" else 0},
         scale=scale.name,
     )
 
 
-def base_settings(question: Question, scale: Scale, seed: int) -> Line | None:
+def base_settings(question: Question, scale: Scale, arm: Arm, seed: int) -> Line | None:
     """What decides the weights that arms start from: no question's name, so that all share them."""
-    if question.base is None:
+    base = arm.base or (question.base(scale) if question.base else None)
+    if base is None:
         return None
-    base = question.base(scale)
     config = config_of(scale, base.run, seed if base.per_seed else 0)
-    return {"config": flat(config), "data": with_fingerprint({**scale.data, **base.data})}
+    made = {"config": flat(config), "data": with_fingerprint({**scale.data, **base.data})}
+    return made if base.weights else {**made, "weights": False}
+
+
+def base_address(base: Mapping[str, Any]) -> str:
+    return address({"config": base["config"], "data": base["data"]})
 
 
 def with_fingerprint(data: Mapping[str, Any]) -> Line:
-    """Options of tales, and what tells this text from what another version of minilm would tell."""
-    options = {name: value for name, value in data.items() if name not in ("tokenizer", "vocabulary")}
-    key = tuple(sorted(options.items()))
-    return {**data, "fingerprint": _fingerprint(key)}
-
-
-@cache
-def _fingerprint(options: tuple[tuple[str, Any], ...]) -> str:
-    tales = load_dataset("tales")
-    assert tales.made is not None
-    return tales.made(**tales.check_options(dict(options))).fingerprint
+    """Options of a text, and what tells it from what another version of minilm would tell."""
+    marks = [fingerprint(options) for options in sources_of(data)]
+    return {**data, "fingerprint": marks[0] if len(marks) == 1 else marks}

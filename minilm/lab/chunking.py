@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Question, Scale, grid
+from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, STORY_LOSS
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.text.packing import PACKINGS, PackingOptions
-
-STORY_LOSS = Measure("story_loss", "loss of stories, each from its beginning", "nats per token", digits=4)
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -36,11 +34,7 @@ def _scale(scale: Scale, documents: int) -> Scale:
 
 
 QUESTION = Question(
-    name="chunking",
-    asks="Should a row be a chunk of the stream, one story, stories packed whole, or a sliding window?",
-    varied="How tokens become rows.",
-    fixed="Model, rows and places a step (so compute), steps, schedule, text; as many rates tried for each.",
-    would_change="A packing that predicts stories better than chunks, which are the default, for the same compute.",
+    **prose("chunking"),
     measures=(
         STORY_LOSS,
         LOSS,
@@ -58,23 +52,6 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP, 200),
         "gpu": _scale(GPU, 1000),
     },
-    published=(
-        Claim(
-            "Packing whole documents by best fit costs no more than chunks and writes with fewer made-up names.",
-            "Ding 2024, arXiv:2404.10830",
-            {"best_fit": "better"},
-        ),
-        Claim(
-            "A document a row wastes most of each row on padding where documents are short.",
-            "Krell 2021, arXiv:2107.02027",
-            {"documents": "worse"},
-        ),
-    ),
-    threats=(
-        "Rows differ, so the order of batches cannot be the same; text and seed are.",
-        "Equal compute, not equal targets: what pads learns less from a step.",
-        "A tale is one line: a line a row is a story a row here, and is no arm of its own.",
-    ),
     timed=True,
     measure=rows_and_stories,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minilm.lab.measures import BEFORE, COHERENT, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.weights import load_pretrained
@@ -44,11 +44,7 @@ def _scale(scale: Scale, contexts: tuple[int, ...], documents: int, **run: int) 
 
 
 QUESTION = Question(
-    name="context",
-    asks="How long a context is worth training with, and does a model read a longer one than it was trained with?",
-    varied="The training context, at equal tokens a step; then, by the same weights, the evaluation context.",
-    fixed="Model (rope), tokens, steps, validation stories, schedule; as many rates tried for each context.",
-    would_change="A shorter training context that loses nothing at the longest evaluation context.",
+    **prose("context"),
     measures=(
         Measure("loss_at_longest", "loss at the longest context", "nats per token", digits=4),
         *(Measure(f"loss_at_{C}", f"loss at context {C}", "nats per token", digits=4) for C in (32, 64, 128, 256)),
@@ -64,22 +60,6 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP, (32, 64, 128, 256), DOCUMENTS),
         "gpu": _scale(GPU, (32, 64, 128, 256), DOCUMENTS, batch_size=128),
     },
-    published=(
-        Claim(
-            "Loss falls as a power law in the position within the context: later tokens are predicted better.",
-            "Kaplan 2020, arXiv:2001.08361, appendix D.5",
-            {"32": "worse", "64": "worse"},
-        ),
-        Claim(
-            "Rotary positions do not extrapolate: perplexity rises beyond the training context.",
-            "Press 2021, arXiv:2108.12409, figure 1",
-            {"32": "worse", "64": "worse", "128": "worse"},
-        ),
-    ),
-    threats=(
-        "The order of batches cannot be the same where windows differ; their tokens are.",
-        "Stories are short: beyond the longest one a context holds other stories, which tell nothing about this one.",
-    ),
     pictures=(Picture("lines", "training context, tokens", "loss_at_longest", log=True),),
     timed=True,
     measure=loss_by_context,

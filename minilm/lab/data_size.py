@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
 PASSES = 4  # over the text; more gains little (Muennighoff 2023)
 BYTES_PER_TOKEN = 4.5  # of tales in words, roughly: it decides how many steps there are, nothing else
@@ -28,22 +28,17 @@ def arms(scale: Scale) -> list[Arm]:
 
 
 QUESTION = Question(
-    name="data_size",
-    asks="How much text does a writer need?",
-    varied="The amount of text, four passes over each.",
-    fixed="Model, schedule, optimizer, validation; as many rates tried for each.",
-    would_change="Less text than the most that writes as well: less of tales would be made by default.",
+    **prose("data_size"),
     measures=(BEFORE, COHERENT, LOSS),
     margin=2.0,
     reference="most",
     arms=arms,
+    minutes=120,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
-        "laptop": LAPTOP.but(n_rates=3, extra={"megabytes": (0.2, 0.6, 2.0, 6.0, 20.0), "fewest_steps": 50}),
+        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 2.0, 6.0, 16.0), "fewest_steps": 50}),
         "gpu": GPU.but(n_rates=3, extra={"megabytes": (2.0, 6.0, 20.0, 60.0, 200.0), "fewest_steps": 100}),
     },
-    published=(Claim("Loss falls as a power law in the amount of text.", "Kaplan 2020, arXiv:2001.08361", {}),),
-    threats=("More text means more steps too: compute grows with data, as it does where one has more text.",),
     pictures=(
         Picture("lines", "text, bytes", "val_loss", log=True),
         Picture("lines", "text, bytes", "before", log=True),

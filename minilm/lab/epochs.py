@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.trial import Trained
 
 EPOCHS = Measure("epochs", "passes over the text", "", digits=1)
@@ -32,30 +32,17 @@ def passes(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="epochs",
-    asks="What does it cost to repeat little text many times instead of reading more of it, and does decay help?",
-    varied="The amount of text (most: as much as the run reads once or less), at equal training tokens; weight decay.",
-    fixed="Model, steps, schedule, optimizer, validation; as many rates tried for each.",
-    would_change="A weight decay for repeated text that loses less than 0.1, the default.",
+    **prose("epochs"),
     measures=(LOSS, EPOCHS, BEFORE, COHERENT),
     margin=0.01,
     reference="most",
     arms=arms,
+    minutes=35,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"decays": (0.1,), "megabytes": (0.02, 0.05)}),
-        "laptop": LAPTOP.but(
-            {"max_steps": 400}, n_rates=3, extra={"decays": DECAYS, "megabytes": (0.1, 0.5, 2.0, 20.0)}
-        ),
+        "laptop": LAPTOP.but(extra={"decays": DECAYS, "megabytes": (0.05, 0.25, 1.0, 20.0)}),
         "gpu": GPU.but(n_rates=3, extra={"decays": DECAYS, "megabytes": (1.0, 5.0, 20.0, 400.0)}),
     },
-    published=(
-        Claim(
-            "Up to four passes cost next to nothing; from some forty on more of them are worth nothing.",
-            "Muennighoff 2023, arXiv:2305.16264",
-            {},
-        ),
-    ),
-    threats=("Tales are made by a grammar: a little text holds much of what can be learnt of it.",),
     pictures=(Picture("lines", "different text, bytes", "val_loss", log=True),),
     measure=passes,
 )

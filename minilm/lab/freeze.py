@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from minilm.lab.finetune import FORGOTTEN, base, finetuning, forgetting, unseen
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, TRAINED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale, grid
-from minilm.lab.stories import story_loss, validation_stories
-from minilm.lab.trial import Trained
-from minilm.model.weights import load_pretrained
+from minilm.lab.question import Arm, Picture, Question, Scale, grid, prose
 
-FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the base had", "nats per token", digits=4)
 PARTS: dict[str, tuple[dict[str, Any], float]] = {  # fields of the run, middle of its rates
     "everything": ({}, 1e-3),
     "biases": ({"train_only": ("biases",)}, 1e-2),
@@ -30,7 +27,7 @@ def arms(scale: Scale) -> list[Arm]:
             {**scale.extra["finetune"], **run},
             grid(rate),
             group=f"{megabytes:g} MB",
-            data={"style": scale.extra["style"], "megabytes": megabytes, "vocabulary": "base"},
+            data=unseen(megabytes),
             measure={"documents": scale.extra["documents"]},
             x=1e6 * megabytes,
         )
@@ -39,62 +36,19 @@ def arms(scale: Scale) -> list[Arm]:
     ]
 
 
-def forgetting(trained: Trained) -> dict[str, float]:
-    """How much worse the base's own validation stories are predicted than before finetuning."""
-    assert trained.base_data is not None
-    assert trained.base_checkpoint is not None
-    texts = validation_stories(trained.base_data, trained.tokenizer, trained.cell.measure["documents"])
-    before = load_pretrained(trained.base_checkpoint)[0].to(trained.model.device).eval()
-    now, then = (story_loss(model, trained.tokenizer, texts) for model in (trained.model, before))
-    return {"forgotten": now - then}
-
-
-def _scale(scale: Scale, megabytes: tuple[float, ...], steps: int, documents: int, warmup: int = 20) -> Scale:
-    finetune = {"optimizer": "adamw", "schedule": "linear", "beta2": 0.999, "max_steps": steps, "warmup_steps": warmup}
-    every = max(steps // 10, 2)
-    finetune |= {"weight_decay": 0.01, "eval_every_steps": every, "save_every_steps": every}
-    extra = {"finetune": finetune, "megabytes": megabytes, "style": "letter", "documents": documents}
-    return scale.but(
-        {"attn_bias": True, "mlp_bias": True, "norm_bias": True}, {"tokenizer": scale.extra["bpe"]}, extra=extra
-    )
-
-
 QUESTION = Question(
-    name="freeze",
-    asks="Which weights are worth training when a pretrained model learns a new style from much or little text?",
-    varied="What is trained; how much text there is.",
-    fixed="The pretrained model (tales in three other styles), steps, batches, validation; as many rates for each.",
-    would_change="A part that loses nothing against everything and forgets less: it would become the preset finetune.",
+    **prose("freeze"),
     measures=(LOSS, FORGOTTEN, BEFORE, COHERENT, TRAINED, SPEED),
     margin=0.01,
     reference="everything",
     arms=arms,
-    scales={
-        "smoke": _scale(SMOKE.but(extra={"bpe": "bpe:300"}, n_rates=1, n_stories=1), (0.02,), 2, 2, 1),
-        "laptop": _scale(LAPTOP.but({"block_size": 192}, n_rates=3, extra={"bpe": "bpe:512"}), (0.02, 0.5), 120, 100),
-        "gpu": _scale(GPU.but({"block_size": 512}, extra={"bpe": "bpe:2048"}), (0.02, 0.5, 10.0), 1000, 500, 100),
-    },
-    published=(
-        Claim(
-            "Biases alone come near full finetuning where there is little text, and stay behind where there is much.",
-            "Ben Zaken 2022 (BitFit), arXiv:2106.10199",
-            {"biases / 0.02 MB": "same", "biases / 0.5 MB": "worse"},
-        ),
-        Claim(
-            "LoRA on all layers learns as much as full finetuning while its capacity holds the data.",
-            "Schulman 2025, LoRA without regret; Biderman 2024, arXiv:2405.09673 disagrees, and finds less forgetting",
-            {"lora 16 / 0.02 MB": "same", "lora 16 / 0.5 MB": "same"},
-        ),
-    ),
-    threats=(
-        "The new style is of the same world: less is to be learnt than in another domain.",
-        "A fixed number of steps: little text is repeated many times, and every arm may overfit it.",
-    ),
+    scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.5)}, {"megabytes": (0.02, 0.5, 10.0)}),
+    minutes=40,
     pictures=(
         Picture("lines", "text of the new style, bytes", "val_loss", log=True),
         Picture("points", "forgotten", "val_loss"),
     ),
-    base=lambda scale: Base({}, {"style": "plain,fable,news"}),
+    base=base,
     timed=True,
     measure=forgetting,
 )

@@ -7,7 +7,7 @@ from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import tell_stories
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Measure, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.trial import Trained
 
 TERMS: dict[str, dict[str, float]] = {
@@ -20,7 +20,9 @@ TERMS: dict[str, dict[str, float]] = {
 
 
 def arms(scale: Scale) -> list[Arm]:
-    return [Arm(name, terms, grid(1e-2)) for name, terms in TERMS.items()]
+    teacher = Base(scale.extra["teacher"], {})
+    distilled = Arm("distilled", {"teacher": "base", "distill": 1.0}, grid(1e-2), base=teacher)
+    return [*(Arm(name, terms, grid(1e-2)) for name, terms in TERMS.items()), distilled]
 
 
 def greedy_text(trained: Trained) -> dict[str, float]:
@@ -36,11 +38,7 @@ def greedy_text(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="loss",
-    asks="Does anything beside cross-entropy write better stories?",
-    varied="The terms that are minimised, at their published weights.",
-    fixed="Model, data, order of batches, steps, schedule, optimizer; as many rates tried for each.",
-    would_change="A term whose stories hold together longer than those of cross-entropy alone, the default.",
+    **prose("loss"),
     measures=(
         BEFORE,
         COHERENT,
@@ -52,24 +50,12 @@ QUESTION = Question(
     margin=2.0,
     reference="cross-entropy",
     arms=arms,
-    scales={"smoke": SMOKE.but(n_rates=1), "laptop": LAPTOP, "gpu": GPU},
-    published=(
-        Claim(
-            "Unlikelihood training repeats far less, at little cost in perplexity.",
-            "Welleck 2020, arXiv:1908.04319",
-            {"unlikelihood 0.5": "better"},
-        ),
-        Claim(
-            "SimCTG's contrastive loss costs no perplexity and helps its own search most.",
-            "Su 2022, arXiv:2202.06417",
-            {"contrastive 1": "same"},
-        ),
-    ),
-    threats=(
-        "Weights are the published ones, for larger models and vocabularies; none is tuned.",
-        "Rates are chosen by plain cross-entropy on validation text, which favours cross-entropy.",
-        "Distillation and sequence-level unlikelihood are not among the arms.",
-    ),
+    minutes=20,
+    scales={
+        "smoke": SMOKE.but(n_rates=1, extra={"teacher": {"n_embd": 24}}),
+        "laptop": LAPTOP.but(extra={"teacher": {"n_embd": 192, "max_steps": 400}}),
+        "gpu": GPU.but(extra={"teacher": {"n_embd": 1152, "max_steps": 4000}}),
+    },
     pictures=(Picture("points", "val_loss", "before"),),
     timed=True,
     measure=greedy_text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SECONDS_ALONE, SPEED, TERAFLOPS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
 SHAPES = {  # layers, heads, width; parameters in blocks are about 12 x layers x width^2
     "width 24": (2, 1, 24),
@@ -34,14 +34,11 @@ def arms(scale: Scale) -> list[Arm]:
 
 
 QUESTION = Question(
-    name="model_size",
-    asks="How small a model writes coherent stories, and what do parameters, compute and time buy beyond that?",
-    varied="Width and depth, each with its own rate; the level of difficulty.",
-    fixed="Tokens, schedule, optimizer, data and its order within a level; as many rates tried for each size.",
-    would_change="A smaller model as coherent as the preset tiny's (width 192) at level 1.",
+    **prose("model_size"),
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
     margin=2.0,
     reference="width 192",
+    minutes=120,
     arms=arms,
     scales={
         "smoke": SMOKE.but(
@@ -51,8 +48,7 @@ QUESTION = Question(
             extra={"levels": (1,), "shapes": ("width 24", "width 192"), "context": 32},
         ),
         "laptop": LAPTOP.but(
-            {"batch_size": 64, "max_steps": 1200},
-            n_rates=3,
+            {"max_steps": 1100},
             extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
         ),
         "gpu": GPU.but(
@@ -62,23 +58,6 @@ QUESTION = Question(
             extra={"levels": (1, 2, 3, 4), "shapes": tuple(SHAPES)},
         ),
     },
-    published=(
-        Claim(
-            "Models of a few million parameters, some with one block, write fluent and coherent simple stories; "
-            "those of one million and less do not yet.",
-            "Eldan & Li 2023 (TinyStories), arXiv:2305.07759",
-            {"width 24 / level 1": "worse", "width 24 / level 2": "worse"},
-        ),
-        Claim(
-            "Loss falls as a power law in parameters.",
-            "Kaplan 2020, arXiv:2001.08361",
-            {},
-        ),
-    ),
-    threats=(
-        "Equal tokens, not equal compute: a small model could see more in the same time.",
-        "Depth and width change together.",
-    ),
     pictures=(
         Picture("lines", "parameters in blocks", "coherent", log=True),
         Picture("lines", "parameters in blocks", "before", log=True),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from minilm.config import GPTConfig, TrainConfig
@@ -22,6 +24,7 @@ from minilm.options import MODEL_FIELDS, build, read_preset
 Line = dict[str, Any]
 Kind = Literal["sweep", "paired", "timed"]
 SWEEP_SEED = 100  # no paired seed: what chose the rate does not judge it
+CORE_FLOPS = 28e9  # a second that a step of LAPTOP's model reached on one core (Zen 4, fp32 with AVX2, eager)
 FORMAT = 1  # raised when the same settings give other measurements than before
 SCALES = ("smoke", "laptop", "gpu")
 
@@ -62,12 +65,12 @@ SMOKE = Scale(
 )
 LAPTOP = Scale(
     "laptop",
-    {**_TINY, "n_layer": 3, "n_head": 3, "n_embd": 96, "block_size": 128, "batch_size": 32, "max_steps": 500}
-    | {"eval_every_steps": 50, "save_every_steps": 100, "eval_tokens": 50_000, "log_every_steps": 10}
-    | {"precision": "fp32", "compile": "on", "micro_batch_size": 32, "keep_checkpoints": 1},
+    {**_TINY, "n_layer": 3, "n_head": 3, "n_embd": 96, "block_size": 128, "batch_size": 16, "max_steps": 250}
+    | {"eval_every_steps": 50, "save_every_steps": 100, "eval_tokens": 20_000, "log_every_steps": 10}
+    | {"warmup_steps": 20, "precision": "fp32", "compile": "on", "micro_batch_size": 16, "keep_checkpoints": 1},
     {"level": 1, "megabytes": 20.0, "tokenizer": "words"},
     n_seeds=3,
-    n_rates=4,
+    n_rates=3,
     n_stories=200,
     timed_steps=60,
 )
@@ -97,6 +100,10 @@ class Arm:
     """Options of tales that differ."""
     measure: Mapping[str, Any] = field(default_factory=dict)
     """For the question's own measurements."""
+    base: Base | None = None
+    """What it starts from, where that is not the question's."""
+    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields that Optuna chooses instead of a sweep: ("log", low, high), or ("of", value, value ...)."""
     x: float = math.nan
     """Its place on a picture's axis, where the arms have one."""
 
@@ -126,6 +133,18 @@ class Claim:
     text: str
     source: str
     says: Mapping[str, Literal["better", "worse", "same"]]
+
+
+def prose(name: str) -> Line:
+    """What questions.toml says of a question: the fields of `Question` that are prose."""
+    table = _catalogue()[name]
+    published = [Claim(claim["text"], claim["source"], claim.get("says", {})) for claim in table["published"]]
+    return {"name": name, **table, "threats": tuple(table["threats"]), "published": tuple(published)}
+
+
+@cache
+def _catalogue() -> Line:
+    return tomllib.loads((Path(__file__).parent / "questions.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -167,10 +186,14 @@ class Question:
     """Whether arms train; else they measure the base."""
     goal: tuple[str, float] | None = None
     """(measure, value): the report names the smallest arm that reaches it."""
+    minutes: int = 15
+    """Stated budget at laptop scale, on two quiet cores: its training FLOPs at `CORE_FLOPS`."""
     timed: bool = False
     """Whether each arm's speed is taken, alone on the machine."""
     measure: Callable[..., dict[str, float]] | None = None
     """(Trained) -> more of a cell's numbers."""
+    tells: Callable[[Any], list[str]] | None = None
+    """(Analysis) -> more sentences of the report, worked out from its numbers."""
 
     def scale(self, name: str) -> Scale:
         if name not in self.scales:
@@ -180,11 +203,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Base:
-    """A model that arms start from or measure: trained once and kept for every question."""
+    """A model that arms start from or measure: trained once and kept for every question. Model fields in which an arm
+    differs from it are switched. An arm whose `teacher` is "base" distills it instead."""
 
     run: Mapping[str, Any]
     data: Mapping[str, Any]
     per_seed: bool = False
+    weights: bool = True
+    """False: an arm takes its tokenizer alone, and starts from scratch."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from minilm.errors import UsageError
 from minilm.lab.question import Question
 
 QUESTIONS: tuple[str, ...] = ("optimizers", "freeze", "chunking", "context", "sampling", "model_size")
-QUESTIONS += ("loss", "schedules", "warmup", "epochs", "data_size", "components")
+QUESTIONS += ("loss", "schedules", "warmup", "epochs", "data_size", "components", "leak", "precision")
+QUESTIONS += ("double_descent", "overfit", "mixing", "order", "domains", "small_vs_large", "budget", "steer")
+QUESTIONS += ("metrics", "transfer", "theory", "defaults")
 
 
 def load_question(name: str) -> Question:

@@ -118,7 +118,8 @@ def section(analysis: Analysis) -> list[Block]:
         Text(answer(analysis)),
         Text(f"Would change a default: {question.would_change} {change_of_default(analysis)}"),
     ]
-    if more := [*reached(analysis), *fits(analysis), loss_and_text(analysis)]:
+    told = question.tells(analysis) if question.tells else []
+    if more := [*told, *reached(analysis), *fits(analysis), loss_and_text(analysis)]:
         blocks += [Text(text) for text in more if text]
     blocks += [Drawing(f"{question.name}_{i}", title, svg) for i, (title, svg) in enumerate(pictures(analysis), 1)]
     blocks += [table(analysis), *setting, Heading("Threats to validity", 3), Items(tuple(threats(analysis)))]

@@ -7,8 +7,8 @@ from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import judge, tell_stories
-from minilm.lab.measures import BEFORE, COHERENT
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Claim, Measure, Picture, Question, Scale
+from minilm.lab.measures import BEFORE, COHERENT, COPIED
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, prose
 from minilm.lab.trial import Trained, copies_of
 
 DUPLICATE = Measure("duplicate", "stories told more than once", "%", digits=1)
@@ -53,18 +53,14 @@ def written(trained: Trained) -> dict[str, float]:
 
 
 QUESTION = Question(
-    name="sampling",
-    asks="Which way of drawing tokens writes the most coherent stories, and what does it cost in diversity?",
-    varied="The strategy and its one number.",
-    fixed="Models (one a seed), stories, seeds, prompt, length limit, grader; nothing is tuned.",
-    would_change="A strategy that is more coherent than plain sampling and not less diverse.",
+    **prose("sampling"),
     measures=(
         COHERENT,
         BEFORE,
         DISTINCT,
         DUPLICATE,
         Measure("repeated", "repeated 4-grams within a story", "%", digits=1),
-        Measure("copied", "stories copied from the training text", "%", digits=1),
+        COPIED,
     ),
     margin=2.0,
     reference="temperature 1",
@@ -74,23 +70,6 @@ QUESTION = Question(
         "laptop": LAPTOP.but({"max_steps": 1000}),
         "gpu": GPU.but(n_stories=500, n_seeds=3),
     },
-    published=(
-        Claim(
-            "Search for the likeliest text repeats itself; cutting off the tail of the distribution writes better.",
-            "Holtzman 2020, arXiv:1904.09751",
-            {"greedy": "worse", "top_p 0.95": "better"},
-        ),
-        Claim(
-            "Methods that cut the tail differ in where they stand between quality and diversity, not in what is "
-            "possible: at equal entropy they are hardly told apart.",
-            "Nadeem 2020, arXiv:2009.07243",
-            {},
-        ),
-    ),
-    threats=(
-        "Duplicates count as failures, so a strategy without diversity is not called coherent.",
-        "Tales have a small vocabulary and a strict grammar: what is right for them may be too cautious for prose.",
-    ),
     pictures=(Picture("points", "distinct_3", "coherent"),),
     base=lambda scale: Base({}, {}, per_seed=True),
     trains=False,

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,22 @@ from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import MinilmError
 from minilm.evaluation.text_metrics import coherence, copy_check
+from minilm.lab.cells import base_address, tuples
 from minilm.lab.places import Places
-from minilm.lab.question import Cell, Line, Question, address
+from minilm.lab.question import Cell, Line, Question
+from minilm.lab.texts import prepared
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.model.weights import load_pretrained
-from minilm.options import build, read_preset
-from minilm.text.prepare import prepare
-from minilm.text.shards import ShardFolder, open_shards
+from minilm.model.weights import load_pretrained, read_config
+from minilm.options import MODEL_FIELDS, build, read_preset
+from minilm.text.mixture import MixedFolder, open_data
+from minilm.text.shards import ShardFolder
 from minilm.text.tales.copying import CopyCheck
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.loop import Result, train
+from minilm.training.setup import settle
+from minilm.training.validation import evaluate
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Trained:
     base_checkpoint: Path | None
     base_data: ShardFolder | None
     """What the base was trained on."""
+    metrics: Mapping[str, Any]
+    """What training came to, `curve` among it."""
 
 
 def run_cell(question: Question, cell: Cell, places: Places) -> Line:
@@ -55,24 +61,28 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
     load = os.getloadavg()[0]
     with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
         base, base_data = _base(cell, places)
-        data = open_shards(_prepared(cell.data, base_data, places))
+        named = prepared(cell.data, base_data, places)
+        data = open_data(named, cell.config.mix_temperature)
         folder = places.work / "runs" / cell.address
-        if question.trains:
-            # A model left alone is that of `init`.
-            config = replace(cell.config, model=GPTConfig()) if base else cell.config
-            metrics, result = _train(config, data, folder, base)
+        if question.trains and cell.config.lr:
+            config, init = _settled(cell, base)
+            metrics, result = _train(replace(config, data=named), data, folder, init)
             trained = (
                 None
                 if result is None
-                else Trained(cell, result.model, result.tokenizer, data, result.checkpoint, base, base_data)
+                else Trained(cell, result.model, result.tokenizer, data, result.checkpoint, base, base_data, metrics)
             )
         else:
             assert base is not None, f"{question.name} neither trains nor has a base"
-            model = load_pretrained(base)[0]
-            metrics, trained = {}, Trained(cell, model, data.tokenizer(), data, base, base, base_data)
+            switched = _settled(cell, base)[0].model if question.trains else GPTConfig()
+            changes = {} if switched == GPTConfig() else asdict(switched)
+            model = load_pretrained(base, **changes)[0].to(runtime.pick_device())
+            metrics = _left_alone(model, cell.config, data) if question.trains else {}
+            trained = Trained(cell, model, data.tokenizer(), data, base, base, base_data, metrics)
         if trained is not None and cell.kind == "paired":
             trained.model.eval()
             metrics |= _coherence(trained) if question.trains else {}
+            trained = replace(trained, metrics=metrics)
             metrics |= question.measure(trained) if question.measure else {}
     line = {
         "arm": cell.arm,
@@ -94,6 +104,22 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
     return line
 
 
+def _settled(cell: Cell, base: Path | None) -> tuple[TrainConfig, Path | None]:
+    """The config, and where its weights come from: fields of the model that differ from the base's are switched."""
+    if base is None or cell.base is None or not cell.base.get("weights", True):
+        return cell.config, None
+    if cell.config.teacher:
+        return replace(cell.config, teacher=str(base)), None
+    of_base = _config(cell.base).model
+    switched = {n: v for n in MODEL_FIELDS if (v := getattr(cell.config.model, n)) != getattr(of_base, n)}
+    # A model left alone is that of `init`.
+    return replace(cell.config, model=replace(read_config(base), **switched) if switched else GPTConfig()), base
+
+
+def _config(base: Mapping[str, Any]) -> TrainConfig:
+    return build(tuples(base["config"]))
+
+
 @cache
 def _commit() -> str:
     return runtime.git_commit()
@@ -104,7 +130,7 @@ def _train(
 ) -> tuple[dict[str, Any], Result | None]:
     """(metrics, the result; None where training diverged)."""
     try:
-        result = _trained(config, data.folder, folder, base)
+        result = _trained(config, folder, base)
     except MinilmError as error:
         if "lower --lr" not in str(error):  # what the guard advises where a loss is no longer finite
             raise
@@ -112,29 +138,39 @@ def _train(
     logged = read_metrics(folder / "metrics.jsonl")
     speeds = [row["tokens_per_second"] for row in logged if row.get("tokens_per_second")]
     assert result.val_loss is not None
-    split = data.meta.splits["val"]
     model = result.model
     return {
-        "val_loss": result.val_loss,
-        "bits_per_byte": result.val_loss / math.log(2) * data.splits["val"].n_tokens / split.bytes,
+        **_losses(result.val_loss, model, data),
         "curve": [[row["step"], row["val_loss"]] for row in logged if "val_loss" in row],
         "tokens": result.tokens,
         "train_seconds": round(result.seconds, 2),
         "tokens_per_second": speeds[-1] if speeds else math.nan,
-        "parameters": model.num_params(),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "state_megabytes": (result.checkpoint / "train_state.pt").stat().st_size / 1e6,
         "teraflops": result.tokens * model.flops_per_token(model.config.block_size) / 1e12,
     }, result
 
 
-def _trained(config: TrainConfig, data: Path, folder: Path, base: Path | None) -> Result:
+def _losses(val_loss: float, model: GPT, data: ShardFolder) -> dict[str, float]:
+    per_byte = data.splits["val"].n_tokens / data.meta.splits["val"].bytes
+    bits = math.nan if isinstance(data, MixedFolder) else val_loss / math.log(2) * per_byte
+    return {"val_loss": val_loss, "bits_per_byte": bits, "parameters": model.num_params()}
+
+
+def _left_alone(model: GPT, config: TrainConfig, data: ShardFolder) -> dict[str, Any]:
+    """What training would have logged of a model that it does not change: a rate of 0 asks for none."""
+    setup = settle(replace(config, model=model.config, compile="off"), model, model.device)
+    loss = evaluate(model, setup, data.splits["val"], config.eval_tokens)
+    return {**_losses(loss, model, data), "curve": [], "tokens": 0, "trained": 0, "teraflops": 0.0}
+
+
+def _trained(config: TrainConfig, folder: Path, base: Path | None) -> Result:
     """Trains in `folder`, from its newest checkpoint where it has one. KeyboardInterrupt where it was interrupted."""
     if step_folders(folder):
         config = replace(build(read_preset(str(folder / "config.toml"))), existing="resume", out_dir=str(folder))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        config = replace(config, data=str(data), out_dir=str(folder), init=str(base or ""), existing="refuse")
+        config = replace(config, out_dir=str(folder), init=str(base or ""), existing="refuse")
     result = train(config)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -145,27 +181,23 @@ def _base(cell: Cell, places: Places) -> tuple[Path | None, ShardFolder | None]:
     """The checkpoint that the cell starts from and its data, trained here where no cell has needed it before."""
     if cell.base is None:
         return None, None
-    data = open_shards(_prepared(cell.base["data"], None, places))
-    key = address({**cell.base, "base": None})
+    named = prepared(cell.base["data"], None, places)
+    key = base_address(cell.base)
     folder = places.work / "bases" / key
     with places.lock(f"base-{key}"):
-        config = build(dict(cell.base["config"]) | _tuples(cell.base["config"]))
+        config = replace(_config(cell.base), data=named)
         folders = step_folders(folder)
         if not folders or int(folders[-1].name.removeprefix("step_")) < config.max_steps:
-            _trained(config, data.folder, folder, None)
-    return step_folders(folder)[-1], data
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            _trained(config, folder, None)
+    return step_folders(folder)[-1], open_data(named)
 
 
 def _coherence(trained: Trained) -> dict[str, Any]:
     """What the model writes, judged as always."""
-    n_stories = trained.cell.measure["n_stories"]
-    if not n_stories:
+    n_stories, data = trained.cell.measure["n_stories"], trained.cell.data
+    if not n_stories or "local" in data or not data.get("codes", True):
         return {}
-    level, style = trained.cell.data["level"], trained.cell.data.get("style", "plain")
+    level, style = data["level"], data.get("style", "plain")
     copies = copies_of(trained.data)
     graded = coherence(
         trained.model, trained.tokenizer, train=copies, level=level, style=style.split(",")[0], n_stories=n_stories
@@ -189,23 +221,3 @@ def copies_of(data: ShardFolder) -> CopyCheck:
         _copies.clear()
         _copies[data.folder] = found
     return _copies[data.folder]
-
-
-def _prepared(data: Mapping[str, Any], base_data: ShardFolder | None, places: Places) -> Path:
-    """The folder of shards for options of tales. vocabulary "base": the tokenizer is that of the base's data; a number:
-    that of so many megabytes, so that losses per token of unlike amounts can be compared."""
-    options = {k: v for k, v in data.items() if k not in ("tokenizer", "vocabulary", "fingerprint")}
-    tokenizer = data["tokenizer"]
-    if data.get("vocabulary") == "base":
-        assert base_data is not None
-        tokenizer = str(base_data.folder)
-    with places.lock("data"):
-        if isinstance(data.get("vocabulary"), float):
-            more = {**options, "megabytes": data["vocabulary"]}
-            tokenizer = str(_prepare(tokenizer, tuple(sorted(more.items())), os.environ.get("MINILM_DATA", "")))
-        return _prepare(tokenizer, tuple(sorted(options.items())), os.environ.get("MINILM_DATA", ""))
-
-
-@cache
-def _prepare(tokenizer: str, options: tuple[tuple[str, Any], ...], data_folder: str) -> Path:
-    return prepare("tales", tokenizer=tokenizer, **dict(options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Claim, Picture, Question, Scale, grid
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3)
 
@@ -18,27 +18,16 @@ def arms(scale: Scale) -> list[Arm]:
 
 
 QUESTION = Question(
-    name="warmup",
-    asks="How much of a run should the learning rate take to rise to its peak?",
-    varied="The share of warmup, for two optimizers, each with its own peak rate.",
-    fixed="Model, data, order of batches, steps, schedule after warmup; as many rates tried for each.",
-    would_change="A share that beats 3 %, near which the presets are.",
+    **prose("warmup"),
     measures=(LOSS, BEFORE, COHERENT),
     margin=0.01,
     reference="3 %",
     arms=arms,
+    minutes=30,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 400}, n_rates=3),
+        "laptop": LAPTOP,
         "gpu": GPU,
     },
-    published=(
-        Claim(
-            "Warmup lets Adam bear a higher peak rate; without it a lower rate must do.",
-            "Kalra & Barkeshli 2024, arXiv:2406.09405",
-            {"0 % / adamw": "worse"},
-        ),
-    ),
-    threats=("The model has norms on queries and keys, which bear high rates without warmup better than GPT-2.",),
     pictures=(Picture("lines", "warmup, % of the run", "val_loss"),),
 )

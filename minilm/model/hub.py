@@ -25,7 +25,7 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
 
     None: the newest run in `runs`. A run: its newest or best step folder (steps without model.safetensors and
     state.json do not count). A folder with config.json, or a file: itself. A folder with one foreign checkpoint: that
-    file. A Hub name: the folder in Hugging Face's cache that it was downloaded into.
+    file. A name in models/. A Hub name: the folder in Hugging Face's cache that it was downloaded into.
 
     Raises UsageError where there is nothing, MinilmError where the Hub cannot be reached.
     """
@@ -45,6 +45,9 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
         what = "several files of weights: name one of them" if files else "neither config.json nor weights"
         raise UsageError(f"{path} holds {what}")
     name = str(name_or_path)
+    packaged = Path(__file__).resolve().parents[2] / "models" / name  # what `minilm lab present` made, by its name
+    if len(path.parts) == 1 and (packaged / "config.json").is_file():
+        return packaged
     if _HUB_NAME.fullmatch(name) is None or path.suffix in SUFFIXES or path.parts[0] == Path(runs).name:
         raise UsageError(f"there is no {path}: name a run, a folder or file of weights, or a model on the Hub")
     if len(path.parts) > 1 and Path(path.parts[0]).is_dir():

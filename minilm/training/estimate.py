@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ def optimizer_numbers(model: nn.Module, config: TrainConfig) -> int:
     return held
 
 
+@lru_cache(maxsize=64)
 def kept_for_backward(config: GPTConfig, precision: str, recompute: bool, n_sequences: int) -> int:
     """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside."""
     kept: dict[int, int] = {}

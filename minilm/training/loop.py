@@ -151,7 +151,7 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
         )
     precision = Precision(setup.precision, config.rounding, device)
     precision.prepare(model)
-    parallel = share_out(model, config.parallel, ranks)
+    parallel = share_out(model, config.parallel, ranks, setup.compile)
     optimizers = precision.wrap(build_optimizers(model, config))
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
     guard = Guard(config, device)

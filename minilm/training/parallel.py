@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minilm.errors import UsageError
 from minilm.model import surgery
 from minilm.model.gpt import GPT
 from minilm.training.distributed import Ranks
@@ -140,6 +141,12 @@ class _Pass(nn.Module):
 PARALLEL: dict[str, type[Replicated]] = {"ddp": Replicated, "fsdp": Sharded}
 
 
-def share_out(model: GPT, parallel: str, ranks: Ranks) -> Replicated:
-    """The model, in place, as `--parallel` says; alone there is nothing to share out."""
-    return PARALLEL[parallel if ranks.world > 1 else "ddp"](model, ranks)
+def share_out(model: GPT, parallel: str, ranks: Ranks = ALONE, compiled: bool = False) -> Replicated:
+    """The model, in place, as `--parallel` says; alone there is nothing to share out.
+
+    Raises UsageError where a run that began compiled is to be spread.
+    """
+    kind = PARALLEL[parallel if ranks.world > 1 else "ddp"]
+    if compiled and kind is Sharded:
+        raise UsageError("this run began compiled, and what FSDP spreads over ranks runs eager: take --parallel ddp")
+    return kind(model, ranks)

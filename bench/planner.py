@@ -1,0 +1,164 @@
+"""How near the planner's forecasts are: peak memory and seconds of 12 configurations, predicted and then measured.
+
+    OMP_NUM_THREADS=1 python bench/planner.py --threads 1 --clock cpu
+
+Each configuration trains a few steps in a process of its own, eager, on random tokens. Memory is what tensors take at
+their most, as torch's allocator reports it (a machine may reclaim resident pages behind a process's back); seconds are
+the fastest step's of the run. --clock cpu counts processor seconds instead of the wall's, for a machine
+that others use: with one thread the two are the same on a quiet one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = 3
+CASES: dict[str, dict[str, Any]] = {
+    "tiny": {"preset": "tiny", "batch_size": 16},
+    "tiny, adamw": {"preset": "tiny", "batch_size": 16, "optimizer": "adamw", "lr": 1e-3},
+    "tiny, 32 rows": {"preset": "tiny", "batch_size": 32},
+    "tiny, width 384": {"preset": "tiny", "batch_size": 16, "n_embd": 384, "n_head": 6},
+    "tiny, 8 layers": {"preset": "tiny", "n_layer": 8, "batch_size": 16},
+    "tiny, recompute": {"preset": "tiny", "n_layer": 8, "batch_size": 16, "recompute": True},
+    "tiny, lion": {"preset": "tiny", "batch_size": 16, "optimizer": "lion", "lr": 1e-3},
+    "tiny, adafactor": {"preset": "tiny", "batch_size": 16, "optimizer": "adafactor"},
+    "characters": {"preset": "shakespeare_char", "batch_size": 4, "vocab_size": 65},
+    "GPT-2's vocabulary": {"preset": "tiny", "vocab_size": 50257, "batch_size": 8},
+    "half of GPT-2 small, lora": {"preset": "lora", "n_layer": 6, "batch_size": 1, "block_size": 256, "init": "gpt2"},
+    "half of GPT-2 small": {"preset": "finetune", "n_layer": 6, "batch_size": 1, "block_size": 256, "init": "gpt2"},
+}
+
+
+def config_of(name: str) -> Any:
+    from minilm.options import build, read_preset
+
+    case = dict(CASES[name])
+    values = read_preset(case.pop("preset"), "cpu") | {"precision": "fp32", "compile": "off", "micro_batch_size": 0}
+    values |= case
+    values["vocab_size"] = values.get("vocab_size") or 700
+    values["micro_batch_size"] = min(values["batch_size"], 16)
+    return build(values)
+
+
+def clock_of(kind: str) -> Any:
+    return time.process_time if kind == "cpu" else time.perf_counter
+
+
+def measure(name: str, clock: str) -> None:
+    """In a process of its own: trains and prints what it took."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from minilm import runtime
+    from minilm.model.gpt import GPT
+    from minilm.training.finetune import adapt
+    from minilm.training.objective import Objective
+    from minilm.training.optim import build_optimizers
+    from minilm.training.setup import Setup, loss_function
+
+    runtime.tune_allocator()
+    now, config = clock_of(clock), config_of(name)
+    model = GPT(config.model)
+    adapt(model, config)
+    model.train()
+    optimizers = build_optimizers(model, config)
+    setup = Setup("cpu", "fp32", False, config.micro_batch_size, 1e11, config.recompute)
+    loss_of = loss_function(Objective(model, config), setup)
+    params = [p for p in model.parameters() if p.requires_grad]
+    shape = (config.micro_batch_size, config.model.block_size)
+
+    def step() -> None:
+        for _ in range(config.batch_size // config.micro_batch_size):
+            ids = torch.randint(0, config.model.vocab_size, shape)
+            loss_of(ids, ids).sum().backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+
+    seconds = []
+    for _ in range(STEPS):
+        started = now()
+        step()
+        seconds.append(now() - started)
+    held = sum(p.numel() * 4 for p in model.parameters()) + sum(p.numel() * 4 for p in params)
+    held += sum(
+        t.numel() * t.element_size()
+        for o in optimizers
+        for s in o.state.values()
+        for t in s.values()
+        if hasattr(t, "numel")
+    )
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    most = now_held = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now_held += event.nbytes()
+            most = max(most, now_held)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": min(seconds[1:]), "bytes": held + most, "resident": resident}))
+
+
+def predict(name: str, clock: str) -> dict[str, float]:
+    from minilm.lab.plan import forecast, this_machine
+
+    told = forecast(config_of(name), this_machine("cpu"), rows=0, clock=clock_of(clock))
+    return {"seconds": told.step_seconds, "bytes": told.tensors}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--case", default="", help="measure this one, in this process")
+    parser.add_argument("--out", default="", help="write the table to this file too")
+    options = parser.parse_args()
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.case:
+        measure(options.case, options.clock)
+        return
+    lines = [
+        "| configuration | memory, predicted | measured | off by | seconds a step, predicted | measured | off by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    errors: dict[str, list[float]] = {"bytes": [], "seconds": []}
+    for name in CASES:
+        words = [sys.executable, __file__, "--case", name, "--clock", options.clock, "--threads", str(options.threads)]
+        found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        told = predict(name, options.clock)
+        off = {key: 100 * (told[key] / found[key] - 1) for key in errors}
+        for key in errors:
+            errors[key].append(abs(off[key]))
+        lines.append(
+            f"| {name} | {told['bytes'] / 1e6:,.0f} MB | {found['bytes'] / 1e6:,.0f} MB | {off['bytes']:+.0f} % | "
+            f"{told['seconds']:.3f} | {found['seconds']:.3f} | {off['seconds']:+.0f} % |"
+        )
+        print(lines[-1], flush=True)
+    worst = {key: max(values) for key, values in errors.items()}
+    within = {"bytes": 10, "seconds": 20}
+    told_within = [
+        f"{sum(e <= within[key] for e in errors[key])} of {len(CASES)} within {within[key]} %" for key in errors
+    ]
+    lines.append(
+        f"\nMemory: {told_within[0]}, worst {worst['bytes']:.0f} %. Seconds ({options.clock} clock): {told_within[1]}, "
+        f"worst {worst['seconds']:.0f} %. Load average {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads."
+    )
+    print(lines[-1])
+    if options.out:
+        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Double descent: whether loss falls, rises and falls again, by width or by epochs, with and without label noise."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from minilm.lab.measures import LOSS, PARAMETERS, TRAIN_LOSS
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, prose
+from minilm.lab.stories import some_stories, story_loss
+from minilm.lab.trial import Trained
+
+NOISES = (0.0, 0.2)
+
+
+def arms(scale: Scale) -> list[Arm]:
+    return [
+        Arm(
+            "widest" if width == scale.extra["widths"][-1] else f"width {width}",
+            # The best rate falls about with the root of the width: a law that is given, not tuned.
+            {"n_embd": width, "n_head": 2, "lr": 1e-2 * (192 / width) ** 0.5},
+            group=f"{100 * noise:g} % noise",
+            data={"noise": noise} if noise else {},
+            measure={"documents": scale.extra["documents"]},
+            x=width,
+        )
+        for noise in NOISES
+        for width in scale.extra["widths"]
+    ]
+
+
+def by_epochs(trained: Trained) -> dict[str, float]:
+    """How far the curve rose above its lowest, how far it then fell again; and the loss of training text."""
+    losses = [loss for _, loss in trained.metrics["curve"]]
+    lowest = losses.index(min(losses))
+    peak = max(losses[lowest:])
+    texts = some_stories(trained.data, trained.tokenizer, trained.cell.measure["documents"], "train")
+    split = trained.data.splits["train"].n_tokens
+    return {
+        "rise": peak - losses[lowest],
+        "fall": peak - losses[-1],
+        "train_loss": story_loss(trained.model, trained.tokenizer, texts),
+        "epochs": trained.metrics["tokens"] / split,
+    }
+
+
+def told(analysis: Any) -> list[str]:
+    """How the loss goes from width to width, in each group."""
+    found = []
+    for group in dict.fromkeys(r.arm.group for r in analysis.arms):
+        mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
+        steps = [f"{b.mean('val_loss') - a.mean('val_loss'):+.4f} to width {b.arm.x:g}" for a, b in pairwise(mine)]
+        losses = [r.mean("val_loss") for r in mine]
+        inner = [i for i in range(1, len(losses) - 1) if losses[i] > max(min(losses[:i]), min(losses[i + 1 :]))]
+        shape = "there is a rise between two falls" if inner else "no width stands above both sides"
+        found.append(f"{group}: validation loss by width {', '.join(steps)}: {shape}.")
+    return found
+
+
+def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], documents: int, **run: Any) -> Scale:
+    run = {"schedule": "constant", "weight_decay": 0.0, "position": "learned", **run}
+    return scale.but(run, {"megabytes": megabytes}, extra={"widths": widths, "documents": documents})
+
+
+QUESTION = Question(
+    **prose("double_descent"),
+    measures=(
+        LOSS,
+        TRAIN_LOSS,
+        Measure("rise", "rise of the loss above its lowest during training", "nats per token", digits=4),
+        Measure("fall", "its fall after that peak", "nats per token", "higher", 4),
+        Measure("epochs", "passes over the text", "", digits=0),
+        PARAMETERS,
+    ),
+    margin=0.02,
+    reference="widest",
+    arms=arms,
+    scales={
+        "smoke": _scale(SMOKE.but(n_stories=0), 0.02, (8, 16, 24), 2),
+        "laptop": _scale(LAPTOP.but(n_stories=0), 0.05, (8, 16, 32, 64, 128), 50, max_steps=400, eval_every_steps=20),
+        "gpu": _scale(GPU.but(n_stories=0), 0.5, (32, 64, 128, 256, 512), 200, max_steps=20_000),
+    },
+    minutes=30,
+    pictures=(
+        Picture("lines", "width", "val_loss", log=True),
+        Picture("lines", "width", "train_loss", log=True),
+    ),
+    measure=by_epochs,
+    tells=told,
+)

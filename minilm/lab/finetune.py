@@ -1,0 +1,66 @@
+"""Finetuning as several questions do it: from one base, on text that it has not seen, in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Base, Measure, Scale
+from minilm.lab.stories import story_loss, validation_stories
+from minilm.lab.trial import Trained
+from minilm.model.weights import load_pretrained
+
+STYLES = "plain,fable,news"  # what the base reads
+UNSEEN = "letter"  # the style that the base has not read
+LEFT_ALONE: dict[str, Any] = {"max_steps": 1, "lr": 0.0}  # an arm that is the base as it stands
+LARGE: dict[str, Any] = {"n_layer": 4, "n_embd": 192, "n_head": 3}  # beside width 96: some five times the compute
+FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the base had", "nats per token", digits=4)
+
+
+def base(scale: Scale, styles: str = STYLES) -> Base:
+    """What is finetuned, four times as long in training as other laptop runs; shared by all questions."""
+    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles})
+
+
+def large(scale: Scale) -> tuple[dict[str, Any], Base]:
+    """Fields of an arm with the large model, and its base."""
+    shape = scale.extra.get("large", LARGE)
+    return shape, Base({**base(scale).run, **shape}, {"style": STYLES})
+
+
+def finetuning(
+    smoke: Mapping[str, Any], laptop: Mapping[str, Any], gpu: Mapping[str, Any], **changes: Any
+) -> dict[str, Scale]:
+    """The three scales, with what each question needs beside what it takes to finetune. changes: of the laptop's."""
+    return {
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), "bpe:300", 2, 1, 4, smoke),
+        "laptop": _scale(LAPTOP.but({"block_size": 192}, **changes), "bpe:512", 60, 5, 1000, laptop),
+        "gpu": _scale(GPU.but({"block_size": 512}), "bpe:2048", 1000, 100, 8000, gpu),
+    }
+
+
+def _scale(scale: Scale, bpe: str, steps: int, warmup: int, base_steps: int, extra: Mapping[str, Any]) -> Scale:
+    finetune = {"optimizer": "adamw", "schedule": "linear", "beta2": 0.999, "max_steps": steps, "warmup_steps": warmup}
+    every = max(steps // 6, 2)
+    finetune |= {"weight_decay": 0.01, "eval_every_steps": every, "save_every_steps": every}
+    gpt2 = {"attn_bias": True, "mlp_bias": True, "norm_bias": True}
+    documents = {"smoke": 2, "laptop": 100, "gpu": 500}[scale.name]
+    more = {"finetune": finetune, "documents": documents, "base_steps": base_steps, **extra}
+    if scale.name == "smoke":
+        more["large"] = {"n_layer": 1, "n_embd": 24, "n_head": 2}
+    return scale.but(gpt2, {"tokenizer": bpe}, extra=more)
+
+
+def unseen(megabytes: float, **options: Any) -> dict[str, Any]:
+    """So much text of the style that the base has not read, in the base's tokens."""
+    return {"style": UNSEEN, "megabytes": megabytes, "vocabulary": "base", **options}
+
+
+def forgetting(trained: Trained) -> dict[str, float]:
+    """How much worse the base's own validation stories are predicted than before finetuning."""
+    assert trained.base_data is not None
+    assert trained.base_checkpoint is not None
+    texts = validation_stories(trained.base_data, trained.tokenizer, trained.cell.measure["documents"])
+    before = load_pretrained(trained.base_checkpoint)[0].to(trained.model.device).eval()
+    now, then = (story_loss(model, trained.tokenizer, texts) for model in (trained.model, before))
+    return {"forgotten": now - then}

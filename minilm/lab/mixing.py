@@ -1,0 +1,64 @@
+"""Whether other data sets beside one's own help or hurt; control codes, and whether they are obeyed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minilm.evaluation.text_metrics import sample_documents
+from minilm.lab.measures import LOSS, OBEYED
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
+from minilm.lab.stories import behind_code, obeyed
+from minilm.lab.texts import without_code
+from minilm.lab.trial import Trained
+from minilm.text.tales import stories
+from minilm.text.tales.grammar import grammar
+
+OWN, OTHERS = "letter", ("plain", "fable", "news")
+OWN_LOSS = Measure("own_loss", "loss of one's own style, its code given", "nats per token", digits=4)
+
+
+def arms(scale: Scale) -> list[Arm]:
+    few, many = scale.extra["few"], scale.extra["many"]
+    own = {"style": OWN, "megabytes": few}
+    words = {"vocabulary": {"style": ",".join((*OTHERS, OWN)), "megabytes": many}}
+    found = []
+    for codes in (True, False):
+        how = "codes" if codes else "no codes"
+        plain: dict[str, Any] = {**words, **({} if codes else {"codes": False})}
+        for name, share in (("half others", 0.5), ("nine tenths others", 0.9)):
+            parts = [{**own, "weight": round(1 - share, 3)}]
+            parts += [{"style": s, "megabytes": many / 3, "weight": round(share / 3, 3)} for s in OTHERS]
+            found.append(Arm(f"{name}, {how}", {}, grid(1e-2), data={**plain, "parts": parts}))
+    alone = Arm("own alone", {}, grid(1e-2), data={**words, **own})
+    measure = {"documents": scale.extra["documents"]}
+    return [Arm(a.name, a.run, a.rates, data=a.data, measure=measure) for a in (alone, *found)]
+
+
+def own_style(trained: Trained) -> dict[str, float]:
+    """The loss of fresh stories of one's own style without their code, and whether stories asked for are of it."""
+    cell, model, tokenizer = trained.cell, trained.model, trained.tokenizer
+    level, n = cell.data["level"], cell.measure["documents"]
+    code = grammar(level, OWN).code if cell.data.get("codes", True) else ""
+    texts = [without_code(text) for text in stories(n=n, level=level, style=OWN, split="fresh")]
+    told = sample_documents(model, tokenizer, code, n, max_new_tokens=40, seed=cell.seed)
+    first = [without_code(text.strip()) for text in told]
+    return {"own_loss": behind_code(model, tokenizer, texts, code), "obeyed": obeyed(first, level, OWN)}
+
+
+def _scale(scale: Scale, few: float, many: float, documents: int) -> Scale:
+    return scale.but(extra={"few": few, "many": many, "documents": documents})
+
+
+QUESTION = Question(
+    **prose("mixing"),
+    measures=(OWN_LOSS, OBEYED, LOSS),
+    margin=0.01,
+    reference="own alone",
+    arms=arms,
+    scales={
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.02, 0.03, 2),
+        "laptop": _scale(LAPTOP.but(n_stories=0), 0.1, 3.0, 200),
+        "gpu": _scale(GPU.but(n_stories=0), 1.0, 60.0, 500),
+    },
+    measure=own_style,
+)

@@ -1,0 +1,258 @@
+"""What a run will take, before it starts: memory from shapes, seconds from a block or two timed here, or from a card's
+data sheet; expected loss from the lab's own fits, where they have been made.
+
+Seconds: a step of the model with one block and with two, at the run's own shapes; the difference is what each further
+block adds. A machine that is not this one is its data sheet times `CARD_SHARE`, an assumption.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from minilm import runtime
+from minilm.config import GPTConfig, TrainConfig
+from minilm.errors import UsageError
+from minilm.lab.analysis import analyse
+from minilm.lab.cells import VOCABULARY, flops_per_token
+from minilm.lab.places import Places
+from minilm.lab.questions import load_question
+from minilm.lab.statistics import power_law
+from minilm.model.gpt import GPT
+from minilm.model.losses import CHUNK_BYTES
+from minilm.model.losses import fits as fits_at_once
+from minilm.training.estimate import GIB, kept_for_backward, memory
+from minilm.training.finetune import adapt
+from minilm.training.optim import build_optimizers
+from minilm.training.precision import autocast
+from minilm.training.setup import micro_batch_size
+
+CARD_MEMORY = {
+    "B200": 180,
+    "H200": 141,
+    "H100": 80,
+    "A100": 80,
+    "L40S": 48,
+    "L4": 24,
+    "A10": 24,
+    "4090": 24,
+    "3090": 24,
+}
+CARD_MEMORY |= {"V100": 16, "T4": 16}  # GB, the smaller variant where there are two, A100's common one
+CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
+PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
+HEAP_SHARE = 1.0  # of activations again: what the heap of a CPU loses between tensors (263 MB for 151, preset tiny)
+EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device: this machine's, or a card that is not here."""
+
+    name: str
+    device_type: str
+    memory: float
+    """Bytes that a run may take."""
+    peak_flops: float = 0.0
+    """Of a card's data sheet; 0: steps are timed here."""
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """The device that would train. On a CPU memory is what is free now."""
+    found = runtime.pick_device(device)
+    if found.type == "cuda":
+        return Machine(torch.cuda.get_device_name(found), "cuda", float(torch.cuda.mem_get_info(found)[0]))
+    return Machine(f"{runtime.versions()['processor']}, {torch.get_num_threads()} threads", found.type, free_memory())
+
+
+def card(name: str) -> Machine:
+    """A card by name. Raises UsageError with those that are known."""
+    known = {key.lower(): key for key in CARD_MEMORY}
+    if name.lower() not in known:
+        raise UsageError(f"there is no card {name!r} in the table: it has {', '.join(CARD_MEMORY)}")
+    key = known[name.lower()]
+    return Machine(key, "cuda", 1e9 * CARD_MEMORY[key], runtime.PEAK_FLOPS[key])
+
+
+def free_memory() -> float:
+    """Bytes that can be had without swapping."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        lines = dict(line.split(":") for line in info.read_text().splitlines())
+        return 1024.0 * int(lines["MemAvailable"].split()[0])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one run takes."""
+
+    config: TrainConfig
+    bytes: float
+    """Peak, the process and its libraries included on a CPU."""
+    tensors: float
+    """Of it, what tensors take: what `bench/planner.py` holds it to."""
+    step_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps; validations add about a third of a step's time for as many tokens."""
+        c = self.config
+        n_evals = c.max_steps // c.eval_every_steps if c.eval_every_steps else 1
+        validated = (n_evals + 1) * c.eval_tokens / (c.batch_size * c.model.block_size) / 3
+        return (c.max_steps + validated) * self.step_seconds
+
+
+def forecast(
+    config: TrainConfig,
+    machine: Machine,
+    *,
+    rows: int = 1,
+    turns: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Forecast:
+    """A run's peak memory and seconds. rows: sequences that steps are timed with, 0 for the run's own micro-batch;
+    turns: how often, after one that warms up; the fastest counts."""
+    precision = _precision(config, machine)
+    with torch.device("meta"):
+        model = GPT(config.model)
+        adapt(model, config)
+    n = config.micro_batch_size or micro_batch_size(config, model, precision, CPU)
+    tensors, activations = tensor_bytes(model, config, precision, n)
+    peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
+    if machine.peak_flops:
+        T = config.model.block_size
+        flops = flops_per_token(config.model) * config.batch_size * T * (4 / 3 if config.recompute else 1)
+        return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops))
+    device, made = torch.device(machine.device_type), []
+    for blocks in (1, 2):
+        made.append(_timed_step(config, precision, rows or n, blocks, device, turns, clock))
+    more = config.model.n_layer - 1
+    forward, update = (one + more * max(two - one, 0.0) for one, two in zip(*made, strict=True))
+    return Forecast(config, peak, tensors, forward * config.batch_size / (rows or n) + update)
+
+
+def _precision(config: TrainConfig, machine: Machine) -> str:
+    if machine.peak_flops:
+        return "bf16" if config.precision == "auto" else config.precision
+    return runtime.pick_precision(config.precision, torch.device(machine.device_type), config.model.n_embd)
+
+
+def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int) -> tuple[float, float]:
+    """(peak of a step's tensors, activations among them): `estimate.memory`, and what lives for a moment beside it."""
+    step, c = memory(model, config, precision, n_sequences), model.config
+    n_targets, V = n_sequences * c.block_size, len(model.head_rows())
+    # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
+    beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * CHUNK_BYTES + 4 * V * c.n_embd
+    if config.recompute:  # one block's activations at a time
+        two, one = (
+            kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)
+        )
+        beside = max(beside, two - one)
+    return step.total + beside, step.activations
+
+
+def _timed_step(
+    config: TrainConfig,
+    precision: str,
+    rows: int,
+    blocks: int,
+    device: torch.device,
+    turns: int,
+    clock: Callable[[], float],
+) -> tuple[float, float]:
+    """(seconds of forward and backward, seconds of the update) of a model with so many blocks."""
+    shape = replace(config.model, n_layer=blocks, n_unique_layer=0, skip_attn=(), skip_mlp=())
+    model = GPT(shape).to(device)
+    try:
+        adapt(model, replace(config, model=shape))
+    except UsageError:  # it freezes blocks that are not here: as if all were trained
+        model.requires_grad_(True)
+    optimizers = build_optimizers(model, config)
+    params = [p for p in model.parameters() if p.requires_grad]
+    ids = torch.randint(0, config.model.vocab_used or config.model.vocab_size, (rows, shape.block_size), device=device)
+    through = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if config.recompute else None
+    best = [math.inf, math.inf]
+    for turn in range(turns + 1):
+        started = clock()
+        with autocast(device.type, precision):
+            loss = model.loss(ids, ids, reduction="sum", blocks=through)
+        loss.backward()
+        _finish(device)
+        middle = clock()
+        torch.nn.utils.clip_grad_norm_(params, config.grad_clip or math.inf)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        _finish(device)
+        if turn:
+            best = [min(best[0], middle - started), min(best[1], clock() - middle)]
+    return best[0], best[1]
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[str, float]:
+    """On paper, bytes a rank holds and sends in a step (docs/lab.md). DDP: everything everywhere; a ring all-reduces
+    the gradients, 2 (n - 1) / n of them. FSDP: a share of weights, gradients and state; two gathers of the weights and
+    one scatter of the gradients, (n - 1) / n of each."""
+    share = 1 / world if sharded else 1.0
+    held = sum(model_bytes[name] for name in ("weights", "gradients", "optimizer")) * share + model_bytes["activations"]
+    sent = 2 * model_bytes["weights"] + model_bytes["gradients"] if sharded else 2 * model_bytes["gradients"]
+    return {"held": held, "sent": sent * (world - 1) / world}
+
+
+def expected_loss(text_bytes: float, places: Places, scale: str = "laptop") -> tuple[float, float] | None:
+    """(validation loss, 95 % half width) that the lab's question `data_size` expects of so much text of tales, at its
+    model; None where it has not been run. Beyond its largest text the fit is stretched."""
+    question = load_question("data_size")
+    found = analyse(question, question.scale(scale), places.results("data_size", scale))
+    points = [(r.arm.x, r.mean("val_loss")) for r in found.arms if math.isfinite(r.mean("val_loss"))]
+    if len(points) < 4:
+        return None
+    law = power_law([x for x, _ in points], [y for _, y in points])
+    left = len(points) - 3  # numbers fitted
+    return law(text_bytes), 2.0 * law.error * math.sqrt(len(points) / left)
+
+
+def with_length(config: TrainConfig, text_tokens: float) -> TrainConfig:
+    """Not more steps than EPOCHS passes over the text; 0 tokens: as the preset says."""
+    most = EPOCHS * text_tokens / (config.batch_size * config.model.block_size)
+    return replace(config, max_steps=max(1, min(config.max_steps, math.ceil(most)))) if text_tokens else config
+
+
+def warning(config: TrainConfig, device: str = "auto", days: float = 1.0) -> str:
+    """One sentence where the run cannot fit or takes more than so many days; else empty. It takes a second or two."""
+    machine = this_machine(device)
+    model = replace(config.model, vocab_size=config.model.vocab_size or VOCABULARY)
+    told = forecast(replace(config, model=model), machine, turns=1)
+    if told.bytes > machine.memory:
+        return (
+            f"this run needs about {told.bytes / GIB:.1f} GiB and {machine.memory / GIB:.1f} are free: lower "
+            "--micro_batch_size, add --recompute true, or see `minilm plan`"
+        )
+    if told.seconds > 86_400 * days:
+        return (
+            f"this run takes about {told.seconds / 86_400:.1f} days here ({told.step_seconds:.1f} s a step): "
+            "`minilm plan` tells what fits"
+        )
+    return ""
+
+
+def gpt2(size: str) -> GPTConfig:
+    """The shape of a pretrained GPT-2: the preset that trains it from scratch has it."""
+    from minilm.options import build, read_preset
+
+    return build(read_preset({"gpt2": "small"}.get(size, size.removeprefix("gpt2-")))).model

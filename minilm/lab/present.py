@@ -1,0 +1,141 @@
+"""`minilm lab present`: two models to look at, each a folder with its card: a writer of several styles by control code,
+and the smallest that writes coherent tales of level 1.
+
+Packaged under models/<name>, where `from_pretrained("<name>")` finds them. The second is found by training sizes from
+small to large until one passes; that none did is said in its card.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minilm.config import TrainConfig
+from minilm.evaluation.text_metrics import Coherence, coherence, copy_check
+from minilm.lab.model_size import CONTEXT, SHAPES
+from minilm.lab.question import prose
+from minilm.lab.texts import STYLES
+from minilm.log import duration
+from minilm.model.hub import step_folders
+from minilm.model.weights import save_pretrained
+from minilm.options import build, read_preset
+from minilm.text.prepare import prepare
+from minilm.text.shards import open_shards
+from minilm.training.loop import Result, train
+
+GOAL = 0.9  # share of coherent stories of level 1
+LARGEST_BYTES = 5_000_000  # of a model that is kept in the repository
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained: a reader's, or a test's."""
+
+    steps: int = 2600
+    megabytes: float = 20.0
+    n_stories: int = 200
+    shapes: tuple[str, ...] = ("width 48", "width 96", "width 192", "width 256")
+    run: tuple[tuple[str, Any], ...] = ()
+    """Fields on top of the preset tiny's."""
+
+
+FULL = Size()
+
+
+def present(folder: Path, work: Path, size: Size = FULL) -> list[Path]:
+    """Trains (or goes on with) both models in `work` and writes them under `folder`. Raises KeyboardInterrupt when it
+    is interrupted; the same call goes on."""
+    return [writer(folder, work, size), smallest(folder, work, size)]
+
+
+def writer(folder: Path, work: Path, size: Size = FULL) -> Path:
+    """All styles of level 1, each by its control code."""
+    config, data = _config("width 192", size), {"level": 1, "style": ",".join(STYLES)}
+    result = _trained(config, data, work / "writer", size)
+    graded = [_graded(result, 1, style, size) for style in STYLES]
+    return _package(folder / "tales-writer", result, data, graded, "Writes short tales in six styles, by control code.")
+
+
+def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
+    """The first size, from the smallest on, whose stories of level 1 are coherent; of none, the last."""
+    for shape in size.shapes:
+        data = {"level": 1}
+        result = _trained(_config(shape, size), data, work / shape.replace(" ", "-"), size)
+        graded = _graded(result, 1, "plain", size)
+        if graded.share >= GOAL:
+            break
+    reached = f"reaches {100 * GOAL:g} %" if graded.share >= GOAL else f"does not reach {100 * GOAL:g} %, as none did,"
+    harder = _trained(_config(shape, size, level=2), {"level": 2}, work / f"{shape.replace(' ', '-')}-level-2", size)
+    told = (
+        f"Smallest of {', '.join(size.shapes)} tried in turn: {shape} {reached} at level 1. Trained on level 2 alike, "
+    )
+    told += f"the same size has {100 * _graded(harder, 2, 'plain', size).share:.1f} % there."
+    return _package(folder / "tales-smallest", result, data, [graded], told)
+
+
+def _config(shape: str, size: Size, level: int = 1) -> TrainConfig:
+    n_layer, n_head, n_embd = SHAPES[shape]
+    values = read_preset("tiny") | {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "max_steps": size.steps}
+    values |= {"block_size": CONTEXT[level], "batch_size": 8192 // CONTEXT[level], "micro_batch_size": 0}
+    values |= {"lr": 1e-2 * (192 / n_embd) ** 0.5, "eval_every_steps": 500, "save_every_steps": 500}
+    return build({**values, "keep_checkpoints": 1, **dict(size.run)})
+
+
+def _trained(config: TrainConfig, data: dict[str, Any], run: Path, size: Size) -> Result:
+    shards = prepare("tales", megabytes=size.megabytes, tokenizer="words", **data)
+    if step_folders(run):
+        config = replace(build(read_preset(str(run / "config.toml"))), existing="resume")
+    else:
+        config = replace(config, existing="overwrite")
+    result = train(replace(config, data=str(shards), out_dir=str(run)))
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _graded(result: Result, level: int, style: str, size: Size) -> Coherence:
+    config = build(read_preset(str(result.run / "config.toml")))
+    copies = copy_check(open_shards(config.data).splits["train"], result.tokenizer)
+    return coherence(
+        result.model, result.tokenizer, train=copies, level=level, style=style, n_stories=size.n_stories
+    )  # fmt: skip
+
+
+def _package(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Coherence], about: str) -> Path:
+    """Weights, tokenizer and card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_pretrained(result.model, folder, result.tokenizer)
+    (folder / "README.md").write_text(card(folder, result, data, graded, about), encoding="utf-8")
+    return folder
+
+
+def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Coherence], about: str) -> str:
+    """The model card: nothing in it is typed."""
+    model = result.model
+    n_bytes = (folder / "model.safetensors").stat().st_size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    c = model.config
+    told = ", ".join(f"{name}={value}" for name, value in data.items())
+    lines = [
+        f"# {folder.name}",
+        "",
+        about,
+        "",
+        f"- {model.num_params():,} parameters ({c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, context "
+        f"{c.block_size}); {n_bytes / 1e6:.1f} MB",
+        f"- trained on `tales:{told}` (made by minilm; MIT): {result.tokens:,} tokens in {duration(result.seconds)}",
+        f"- the process took {peak / 1e6:,.0f} MB at most, tales and grading included; {time.strftime('%Y-%m-%d')}",
+        f"- validation loss {result.val_loss:.4f} nats per token (tokenizer {result.tokenizer.name})",
+        "- coherence: stories sampled at temperature 1, no filter, graded by the world they tell of (docs/tales.md)",
+        "",
+        f'`minilm.GPT.from_pretrained("{folder.name}")`; made again by `minilm lab present`.',
+        "",
+        *(f"{text}\n" for one in graded for text in str(one).splitlines()),
+        f"Which size does it is a question of the lab: {prose('model_size')['asks']}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,119 @@
+"""`minilm plan`: this machine or that card, so much text, so many hours or dollars: what fits, and what it takes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minilm.command_line import Parser
+from minilm.config import TrainConfig
+from minilm.errors import UsageError
+from minilm.log import duration
+from minilm.options import build, read_preset
+
+if TYPE_CHECKING:
+    from minilm.lab.plan import Forecast, Machine
+
+BYTES_PER_TOKEN = 4.3  # of English in GPT-2's tokens, roughly
+SCRATCH = ("tiny", "small", "medium", "large", "xl")
+METHODS = ("finetune", "lora", "biases", "norms")
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+LITTLE_BYTES = 100_000  # under it, training everything repeats a few pages: adapters or biases first
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to spend the budget."""
+
+    command: str
+    forecast: Forecast
+    reason: str
+    """Why not, where it cannot be done within the budget."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="minilm plan", description=__doc__)
+    parser.add_argument("--text", default="", help="your text, a file or folder")
+    parser.add_argument("--megabytes", type=float, default=0.0, help="of text, where --text is not given (no limit)")
+    parser.add_argument("--hours", type=float, default=24.0, help="at most (%(default)s)")
+    parser.add_argument("--dollars", type=float, default=0.0, help="at most, with --dollars_per_hour; 0: no limit")
+    parser.add_argument("--dollars_per_hour", type=float, default=0.0, help="of the machine")
+    parser.add_argument("--card", default="", help="a card that is not here: H100, A100, 4090 ... (this machine)")
+    parser.add_argument("--folder", default="lab", help="the lab's results, for expected losses (%(default)s)")
+    options = parser.parse_words(sys.argv[2:] if argv is None else argv)
+    if options.dollars and not options.dollars_per_hour:
+        raise UsageError("--dollars needs --dollars_per_hour: what the machine costs")
+    from minilm.lab import plan
+    from minilm.lab.places import Places
+
+    machine = plan.card(options.card) if options.card else plan.this_machine()
+    text = size_of(options.text) if options.text else 1e6 * options.megabytes
+    hours = min([options.hours, *([options.dollars / options.dollars_per_hour] if options.dollars else [])])
+    print(f"{machine.name}, {machine.memory / 1e9:.1f} GB; {told_text(text)}; at most {hours:.3g} h")
+    rows = list(ways(machine, text, hours))
+    for row in rows:
+        f = row.forecast
+        cost = f", ${options.dollars_per_hour * f.seconds / 3600:,.2f}" if options.dollars_per_hour else ""
+        told = f"{f.bytes / 1e9:6.1f} GB{f.step_seconds:10.3g} s a step{f.config.max_steps:9,} steps"
+        print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{'; ' + row.reason if row.reason else ''}")
+    if text and (found := plan.expected_loss(text, Places(options.folder))):
+        print(f"tales of so much text, at the lab's size: loss {found[0]:.3f} ± {found[1]:.3f} nats per token (95 %)")
+    elif text:
+        print("no expected loss: the lab has no fit here yet (`minilm lab run data_size`)")
+    best = choose(rows, text)
+    print(
+        f"take: python train.py {best.command}" if best else "nothing fits: give more hours, or a smaller text or model"
+    )
+    return 0 if best else 1
+
+
+def size_of(path: str) -> float:
+    """Bytes of a file, or of all files in a folder."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UsageError(f"{path} does not exist: give --text a file or folder, or say --megabytes")
+    return float(sum(p.stat().st_size for p in ([found] if found.is_file() else found.rglob("*")) if p.is_file()))
+
+
+def told_text(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:,.3g} MB of text, some {n_bytes / BYTES_PER_TOKEN:,.0f} tokens" if n_bytes else "any text"
+
+
+def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
+    """Every preset from scratch, every way to finetune every pretrained size."""
+    from minilm.lab.plan import forecast, gpt2, with_length
+
+    kind = "cuda" if machine.peak_flops else machine.device_type
+    found: list[tuple[str, TrainConfig]] = []
+    for name in SCRATCH:
+        config = build(read_preset(name, kind))
+        rows = config.model.vocab_size or 700  # tiny's: the words of tales
+        found.append((f"--config {name}", replace(config, model=replace(config.model, vocab_size=rows))))
+    for size in PRETRAINED:
+        for method in METHODS:
+            config = replace(build(read_preset(method, kind)), model=gpt2(size), init=size)
+            name = f"--config {method}" + (f" --init {size}" if size != "gpt2" else "")
+            found.append((name, with_length(config, text_bytes / BYTES_PER_TOKEN)))
+    made = []
+    for command, config in found:
+        told = forecast(config, machine)
+        reason = (
+            "does not fit" if told.bytes > machine.memory else "takes too long" if told.seconds > 3600 * hours else ""
+        )
+        made.append(Row(command + (" --data YOURS" if "finetune" in command else ""), told, reason))
+    return made
+
+
+def choose(rows: list[Row], text_bytes: float) -> Row | None:
+    """With text: the largest pretrained model that can be finetuned within the budget; of little text (LITTLE_BYTES) by
+    adapters. Without: the largest preset from scratch. A rule of thumb until the lab's findings say better."""
+    able = [row for row in rows if not row.reason]
+    pretrained = [row for row in able if any(f"--config {method}" in row.command for method in METHODS)]
+    wanted = "lora" if text_bytes < LITTLE_BYTES else "finetune"
+    best = [row for row in pretrained if f"--config {wanted}" in row.command] or pretrained
+    if not text_bytes or not best:
+        best = [row for row in able if row not in pretrained]
+    return best[-1] if best else None

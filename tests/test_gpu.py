@@ -1,0 +1,145 @@
+"""Training on a card: what a CPU cannot show. bench/gpu_training.py runs it; MINILM_CARD=cpu what a CPU can of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import prepared, tiny_config
+
+from minilm import runtime
+from minilm.config import GPTConfig, TrainConfig
+from minilm.model.gpt import GPT
+from minilm.training.estimate import memory
+from minilm.training.loop import Result, train
+from minilm.training.muon import product_dtype
+from minilm.training.objective import Objective
+from minilm.training.optim import OPTIMIZERS, build_optimizers
+from minilm.training.setup import Setup, loss_function, settle
+
+CARD = os.environ.get("MINILM_CARD", "cuda")
+ON_CARD = CARD == "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ON_CARD and not torch.cuda.is_available(), reason="no CUDA device"),
+]
+PRECISIONS = [p for p in runtime.PRECISIONS if p not in (() if ON_CARD else ("tf32",))]
+NARROW: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "block_size": 16} if not ON_CARD else {}
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("data") / "sums")
+
+
+def config_of(sums: Path, out_dir: Path, **changes: Any) -> TrainConfig:
+    return tiny_config(sums, out_dir, **{"device": CARD, **NARROW, **changes})
+
+
+def missing(precision: str) -> bool:
+    return precision in runtime.missing_precisions(torch.device(CARD))
+
+
+def same(a: Result, b: Result, from_step: int = 0) -> None:
+    assert b.losses == a.losses[from_step:]
+    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_fp32_losses_are_the_cpu_s(sums: Path, tmp_path: Path) -> None:
+    card = train(config_of(sums, tmp_path / "card"))
+    cpu = train(config_of(sums, tmp_path / "cpu", device="cpu"))
+    assert card.losses == pytest.approx(cpu.losses, abs=1e-3)
+    assert card.model.device.type == CARD
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_learns_and_resumes_to_the_bit(sums: Path, tmp_path: Path, precision: str) -> None:
+    if missing(precision):
+        pytest.skip(f"this machine has no {precision}")
+    rounding = "stochastic" if precision.startswith("pure") else "nearest"
+    changes: dict[str, Any] = {"precision": precision, "rounding": rounding, "schedule": "constant"}
+    changes |= {"resid_dropout": 0.1, "max_steps": 24, "save_every_steps": 0} if ON_CARD else {}
+    config = config_of(sums, tmp_path / "whole", **changes)
+    whole = train(config)
+    assert whole.losses[-1] < whole.losses[0] - 0.2
+    broken = replace(config, out_dir=str(tmp_path / "broken"))
+    half = config.max_steps // 2
+    train(replace(broken, max_steps=half))
+    same(whole, train(replace(broken, existing="resume")), half)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_every_optimizer_learns(sums: Path, tmp_path: Path, optimizer: str) -> None:
+    result = train(config_of(sums, tmp_path / "run", optimizer=optimizer, lr=1e-2, max_steps=8, warmup_steps=0))
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_compiled_is_eager(sums: Path, tmp_path: Path) -> None:
+    eager = train(config_of(sums, tmp_path / "eager", max_steps=4))
+    compiled = train(config_of(sums, tmp_path / "compiled", max_steps=4, compile="on"))
+    assert compiled.losses == pytest.approx(eager.losses, abs=1e-3)
+
+
+@pytest.mark.skipif(not ON_CARD, reason="asks the card")
+def test_muon_multiplies_in_bf16_where_the_card_does() -> None:
+    native = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    assert (product_dtype(torch.device(CARD)) == torch.bfloat16) == native
+
+
+def test_recomputing_and_micro_batches_change_nothing_but_memory(sums: Path, tmp_path: Path) -> None:
+    plain = train(config_of(sums, tmp_path / "plain", max_steps=4, micro_batch_size=8))
+    again = train(config_of(sums, tmp_path / "again", max_steps=4, micro_batch_size=8, recompute=True))
+    cut = train(config_of(sums, tmp_path / "cut", max_steps=4, micro_batch_size=2))
+    assert again.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert cut.losses == pytest.approx(plain.losses, abs=1e-4)
+
+
+def test_an_overflow_is_told_on_a_card(sums: Path, tmp_path: Path) -> None:
+    """A card does not wait for the loss of each step, so that a run that diverged is told when it logs."""
+    from minilm.errors import MinilmError
+
+    with pytest.raises(MinilmError, match="lower --lr"):
+        train(config_of(sums, tmp_path / "run", lr=1e30, grad_clip=0.0, max_steps=10, optimizer="sgd"))
+
+
+@pytest.mark.skipif(not ON_CARD, reason="asks the card's allocator")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_takes_the_memory_that_was_estimated(precision: str, recompute: bool) -> None:
+    if missing(precision):
+        pytest.skip(f"this card has no {precision}")
+    model_config = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=512, vocab_size=8192)
+    config = TrainConfig(model=model_config, recompute=recompute)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model = GPT(model_config).cuda()
+    optimizers = build_optimizers(model, config)
+    loss_of = loss_function(Objective(model, config), Setup("cuda", precision, False, 8, 1.0, recompute))
+    ids = torch.zeros(8, 512, dtype=torch.long, device="cuda")
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        loss_of(ids, ids).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    taken = torch.cuda.max_memory_allocated() - before
+    assert memory(model, config, precision, 8).total == pytest.approx(taken, rel=0.35)
+
+
+@pytest.mark.skipif(not ON_CARD, reason="a card's choice")
+def test_micro_batches_fill_the_card_without_running_out(sums: Path, tmp_path: Path) -> None:
+    config = config_of(sums, tmp_path / "run", n_layer=6, n_embd=384, n_head=6, batch_size=4096, vocab_size=8192)
+    setup = settle(config, GPT(config.model).cuda(), torch.device("cuda"))
+    assert 1 <= setup.micro_batch_size <= 4096
+    train(replace(config, max_steps=1, eval_every_steps=0, save_every_steps=0))
+
+
+def test_sampling_and_validation_run_where_the_model_is(sums: Path, tmp_path: Path) -> None:
+    result = train(config_of(sums, tmp_path / "run", max_steps=2, eval_every_steps=1, eval_samples=1))
+    assert (result.run / "samples.jsonl").is_file()
+    tuned = replace(config_of(sums, tmp_path / "tuned", max_steps=2, lora_rank=2), model=GPTConfig())
+    assert train(replace(tuned, init=str(result.checkpoint))).val_loss

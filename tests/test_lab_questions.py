@@ -1,0 +1,221 @@
+"""What questions measure and what their text is made of, against closed forms and brute force."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minilm import runtime
+from minilm.config import GPTConfig
+from minilm.errors import UsageError
+from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
+from minilm.lab.places import Places
+from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale
+from minilm.lab.questions import load_question
+from minilm.lab.stories import behind_code, obeyed
+from minilm.lab.texts import STYLES, fingerprint, local, prepared, sources_of, without_code
+from minilm.lab.theory import change_of_weights
+from minilm.lab.transfer import hernandez
+from minilm.lab.trial import run_cell
+from minilm.model.gpt import GPT
+from minilm.text.mixture import MixedFolder, open_data
+from minilm.text.tales import stories
+from minilm.text.tales.grammar import grammar
+from minilm.text.tokenizer import get_tokenizer
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(autouse=True)
+def light(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINILM_DATA", str(shards))
+    monkeypatch.setattr(runtime, "peak_flops", lambda *_: 1e11)
+    monkeypatch.setattr(runtime, "git_commit", lambda: "0123456789abcdef")
+
+
+SMALL: dict[str, Any] = {"level": 1, "megabytes": 0.02, "tokenizer": "words"}
+TWO_PARTS = [{"style": "fable", "megabytes": 0.02}, {"style": "news", "megabytes": 0.01}]
+WORDS = {"vocabulary": {"style": "fable,news"}}
+
+
+def opened(data: dict[str, Any], folder: Path) -> Any:
+    return open_data(prepared(data, None, Places(folder)))
+
+
+def test_noise_replaces_its_share_of_training_tokens_alone(tmp_path: Path) -> None:
+    plain, noisy = opened(SMALL, tmp_path), opened({**SMALL, "noise": 0.25}, tmp_path)
+    for split, share in (("train", 0.25), ("val", 0.0)):
+        a, b = (side.splits[split] for side in (plain, noisy))
+        assert a.n_documents == b.n_documents
+        pairs = [(a.document(i), b.document(i)) for i in range(a.n_documents)]
+        before, after = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        changed = float((before != after).mean())
+        same_by_chance = float(((np.bincount(before) / len(before)) ** 2).sum())
+        assert changed == pytest.approx(share * (1 - same_by_chance), abs=0.02)
+        assert (changed == 0) == (share == 0)
+        if share:  # a token's frequency stays what it was
+            counts = [np.bincount(x, minlength=a.vocab_size) / len(x) for x in (before, after)]
+            assert np.abs(counts[0] - counts[1]).sum() < 0.2  # uniform draws would be 0.3 off
+    assert prepared({**SMALL, "noise": 0.25}, None, Places(tmp_path)) == str(noisy.folder)  # and is not made twice
+
+
+def test_sources_stand_side_by_side_or_in_turn(tmp_path: Path) -> None:
+    data = {**SMALL, **WORDS, "parts": TWO_PARTS}
+    mixed, turns = opened(data, tmp_path), opened({**data, "in_turn": True}, tmp_path)
+    assert isinstance(mixed, MixedFolder)
+    assert len(mixed.sources) == 2
+    tokenizer = turns.tokenizer()
+    whole = [tokenizer.decode(turns.splits["train"].document(i)) for i in range(turns.splits["train"].n_documents)]
+    kinds = [text.split(":")[0] for text in whole]
+    n = mixed.sources[0].n_documents
+    assert kinds == ["fable"] * n + ["news"] * mixed.sources[1].n_documents
+    assert turns.meta.splits["train"].bytes == sum(len(text.encode()) for text in whole)
+    weighed = opened({**data, "parts": [{**part, "weight": 0.5} for part in TWO_PARTS]}, tmp_path)
+    assert weighed.weights == (0.5, 0.5)
+    uncoded = opened({**data, "in_turn": True, "codes": False}, tmp_path).splits["train"]
+    bare = [tokenizer.decode(uncoded.document(i)) for i in range(uncoded.n_documents)]
+    assert bare == [f" {without_code(text)}" for text in whole]
+    assert not any(tokenizer.count_unknown(uncoded.document(i).tolist()) for i in range(uncoded.n_documents))
+    assert sources_of(data) == [tuple(sorted({"level": 1, **part}.items())) for part in TWO_PARTS]
+
+
+def test_local_text_is_read_as_far_as_asked(tmp_path: Path) -> None:
+    folder = opened({**SMALL, "local": "manual", "tokenizer": "bytes"}, tmp_path)
+    n_bytes = sum(split.bytes for split in folder.meta.splits.values())
+    assert n_bytes == pytest.approx(20_000, rel=0.05)
+    assert all(local("code"))
+    assert fingerprint((("local", "code"),)) != fingerprint((("local", "manual"),))
+
+
+def test_obedience_tells_every_style_from_every_other() -> None:
+    told = {s: [without_code(t) for t in stories(n=10, level=1, style=s, split="fresh")] for s in STYLES}
+    for style, texts in told.items():
+        assert [obeyed(texts, 1, asked) for asked in STYLES] == [100.0 * (asked == style) for asked in STYLES]
+
+
+def test_loss_behind_a_code_is_a_quotient_of_probabilities() -> None:
+    tokenizer = get_tokenizer("bytes")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=tokenizer.vocab_size)).eval()
+    texts, code = ["A cat sat.", "So it goes, he said."], grammar(1, "news").code
+    nats, n = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[tokenizer.eot, *tokenizer.encode(code + text)]])
+        logp = model(ids).detach().log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        nats -= float(logp[len(code.rstrip()) :].sum())
+        n += len(text)
+    assert behind_code(model, tokenizer, texts, code) == pytest.approx(nats / n, rel=1e-5)
+    alone = [torch.tensor([[tokenizer.eot, *tokenizer.encode(f" {text}")]]) for text in texts]
+    without = sum(model.loss(ids[:, :-1], ids[:, 1:], reduction="sum").item() for ids in alone)
+    assert behind_code(model, tokenizer, texts, "") == pytest.approx(without / (n + len(texts)), rel=1e-5)
+
+
+def test_change_of_weights_and_its_rank() -> None:
+    torch.manual_seed(0)
+    before = {
+        "h.0.attn.c_proj.weight": torch.eye(8),
+        "h.0.mlp.c_fc.weight": torch.eye(8),
+        "wte.weight": torch.ones(4, 8),
+    }
+    one, full = torch.outer(torch.ones(8), torch.ones(8)), 0.5 * torch.eye(8)
+    after = {"h.0.attn.c_proj.weight": torch.eye(8) + one, "h.0.mlp.c_fc.weight": torch.eye(8) + full}
+    found = change_of_weights(before, {**after, "wte.weight": 1.5 * torch.ones(4, 8)})
+    assert found["change_attention"] == pytest.approx(100 * 8 / math.sqrt(8), rel=1e-6)
+    assert found["change_feed-forwards"] == pytest.approx(50.0)
+    assert found["change_embeddings"] == pytest.approx(50.0)
+    assert found["stable_rank"] == pytest.approx((1 + 8) / 2, rel=1e-5)
+    assert "stable_rank" not in change_of_weights(before, before)
+
+
+def test_hernandez_law_is_found_again() -> None:
+    rows = [
+        (math.log(d), math.log(n), math.log(1.9e4) + 0.18 * math.log(d) + 0.38 * math.log(n))
+        for d in (1e4, 1e5, 1e6)
+        for n in (1e5, 1e6)
+    ]
+    told = hernandez(rows)
+    assert "alpha 0.18 (0.18 to 0.18), beta 0.38 (0.38 to 0.38)" in told
+    assert "ln k 9.85" in told
+    assert "beta" not in hernandez([(d, 1.0, 2 * d) for d in (1.0, 2.0, 4.0)]).split(":")[1]
+    assert "cannot be fitted" in hernandez(rows[:1])
+
+
+def searched(scale: Scale) -> list[Arm]:
+    space: dict[str, tuple[Any, ...]] = {"lr": ("log", 1e-4, 1e-1), "beta2": ("of", 0.9, 0.99)}
+    return [Arm("plain", {"lr": 1e-2, "beta2": 0.99}), Arm("other", {"lr": 1e-2, "beta2": 0.99}, search=space)]
+
+
+SEARCH: Question = replace(
+    load_question("optimizers"), reference="plain", arms=searched, scales={"smoke": SMOKE}, timed=False
+)
+
+
+def test_a_search_is_replayed_from_its_results() -> None:
+    """Every trial follows from the results before it, in whatever process; the first is the arm as it stands."""
+    pytest.importorskip("optuna", reason="the search needs the extra `lab`")
+    scale = SMOKE.but(extra={"trials": 8})
+    arm = searched(scale)[1]
+    results: dict[str, Line] = {}
+    asked = []
+    while len(cells := sweep(SEARCH, scale, arm, results)) > len(results):
+        assert len(cells) == len(results) + 1  # the trials before come out again, and one more
+        assert [cell.address for cell in cells[:-1]] == list(results)
+        rate = cells[-1].config.lr
+        results[cells[-1].address] = {"metrics": {"val_loss": abs(math.log(rate / 3e-2))}}
+        asked.append(rate)
+    assert len(asked) == 8
+    assert asked[0] == 1e-2
+    assert len(set(asked)) == 8
+    best = best_rate(cells, results, arm)
+    assert isinstance(best, dict)
+    assert best["lr"] == min(asked, key=lambda rate: abs(math.log(rate / 3e-2)))
+    assert {cell.config.lr for cell in paired(SEARCH, scale, arm, best)} == {best["lr"]}
+    assert {cell.config.beta2 for cell in paired(SEARCH, scale, arm, best)} == {best["beta2"]}
+    assert all_cells(SEARCH, scale) == scale.n_seeds + 8 + scale.n_seeds
+    assert {cell.kind for cell in ready(SEARCH, scale, results)} == {"paired"}
+
+
+def left_alone(scale: Scale) -> list[Arm]:
+    base = Base({"max_steps": 2}, {})
+    return [
+        Arm("plain", {"lr": 0.0, "max_steps": 1}, base=base),
+        Arm("switched", {"lr": 0.0, "max_steps": 1, "activation": "relu"}, base=base),
+        Arm("from scratch", {"lr": 1e-9}, base=replace(base, weights=False)),
+    ]
+
+
+def test_bases_are_left_alone_switched_or_lend_their_tokenizer(tmp_path: Path) -> None:
+    question = replace(SEARCH, arms=left_alone)
+    scale, places = SMOKE.but(n_stories=0), Places(tmp_path / "lab")
+    plain, switched, scratch = (
+        run_cell(question, paired(question, scale, arm, None)[0], places)["metrics"] for arm in left_alone(scale)
+    )
+    assert plain["tokens"] == 0
+    assert plain["teraflops"] == 0.0
+    base = next((tmp_path / "lab" / "work" / "bases").glob("*/metrics.jsonl"))
+    assert f'"val_loss": {plain["val_loss"]}' in base.read_text("utf-8")
+    assert switched["val_loss"] != plain["val_loss"]
+    assert switched["parameters"] == plain["parameters"]
+    assert scratch["val_loss"] > plain["val_loss"]
+    assert len(list((tmp_path / "lab" / "work" / "bases").iterdir())) == 1  # one base for all three
+
+
+def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    scale = SMOKE.but(extra={"trials": 2})
+    arm = searched(scale)[1]
+    first = sweep(SEARCH, scale, arm, {})
+    assert len(first) == 1
+    with pytest.raises(UsageError, match=r"minilm\[lab\]"):
+        sweep(SEARCH, scale, arm, {first[0].address: {"metrics": {"val_loss": 1.0}}})

@@ -1,0 +1,162 @@
+"""The planner: closed forms, a card's table, and that what it predicts is what torch then allocates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from minilm import cli, runtime
+from minilm.config import GPTConfig, TrainConfig
+from minilm.errors import UsageError
+from minilm.lab import plan
+from minilm.lab.places import Places
+from minilm.model.gpt import GPT
+from minilm.plan_cli import Row, choose
+from minilm.training.optim import build_optimizers
+
+MODEL = GPTConfig(n_layer=3, n_head=2, n_embd=64, block_size=64, vocab_size=500)
+RUN = TrainConfig(model=MODEL, batch_size=8, micro_batch_size=8, precision="fp32", max_steps=100, lr=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "peak_flops", lambda *_: 1e11)
+
+
+def test_a_cards_seconds_follow_from_its_data_sheet() -> None:
+    machine = plan.card("h100")
+    told = plan.forecast(RUN, machine)
+    flops = GPT(MODEL).flops_per_token(64) * 8 * 64
+    assert told.step_seconds == pytest.approx(flops / (plan.CARD_SHARE * 989e12))
+    assert machine.memory == 80e9
+    validated = (100_000 / (8 * 64)) * (1 + 100 // 250) / 3
+    assert told.seconds == pytest.approx((100 + validated) * told.step_seconds)
+    with pytest.raises(UsageError, match="it has B200"):
+        plan.card("H1000")
+
+
+@pytest.mark.parametrize("change", [{}, {"optimizer": "lion"}, {"vocab_size": 20_000}, {"recompute": True}])
+def test_tensors_take_what_is_predicted(change: dict[str, object]) -> None:
+    """Torch's allocator, over a whole step, against shapes: within the 10 % that the planner is held to."""
+    vocab_size = change.pop("vocab_size", 500)
+    assert isinstance(vocab_size, int)
+    config = replace(RUN, model=replace(MODEL, vocab_size=vocab_size), **change)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = GPT(config.model)
+    (optimizer,) = build_optimizers(model, config)
+    ids = torch.randint(0, vocab_size, (8, 64))
+
+    def step() -> None:
+        from functools import partial
+
+        from torch.utils.checkpoint import checkpoint
+
+        blocks = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if config.recompute else None
+        model.loss(ids, ids, reduction="sum", blocks=blocks).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step()
+    held = 2 * sum(p.numel() * 4 for p in model.parameters())
+    held += sum(t.numel() * 4 for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    now = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    told, _ = plan.tensor_bytes(model, config, "fp32", 8)
+    assert told == pytest.approx(held + most, rel=0.1)
+
+
+def test_blocks_that_are_not_timed_are_as_long_as_the_second() -> None:
+    """A clock that counts what has been multiplied stands for seconds: the forecast is linear in layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    machine = plan.Machine("here", "cpu", 1e12)
+    with FlopCounterMode(display=False) as counter:
+
+        def clock() -> float:
+            return float(counter.get_total_flops())
+
+        few, many = (
+            plan.forecast(replace(RUN, model=replace(MODEL, n_layer=n)), machine, rows=2, turns=1, clock=clock)
+            for n in (3, 7)
+        )
+    with FlopCounterMode(display=False) as counter:
+        model = GPT(replace(MODEL, n_layer=7))
+        ids = torch.randint(0, 500, (8, 64))
+        model.loss(ids, ids).backward()
+    assert many.step_seconds == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert many.step_seconds > few.step_seconds
+
+
+def test_per_rank_bytes_on_paper() -> None:
+    model = {"weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "activations": 2.0}
+    assert plan.per_rank(model, 4, sharded=False) == {"held": 18.0, "sent": 6.0}
+    assert plan.per_rank(model, 4, sharded=True) == {"held": 6.0, "sent": 9.0}
+    assert plan.per_rank(model, 1, sharded=True) == {"held": 18.0, "sent": 0.0}
+
+
+def test_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan.warning(RUN, "cpu") == ""
+    assert "takes about" in plan.warning(replace(RUN, max_steps=10**9), "cpu")
+    monkeypatch.setattr(plan, "free_memory", lambda: 1e6)
+    assert "are free" in plan.warning(RUN, "cpu")
+
+
+def test_expected_loss_needs_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minilm.lab import cells
+
+    monkeypatch.setattr(cells, "fingerprint", lambda options: "that of the text")
+    assert plan.expected_loss(1e6, Places(tmp_path)) is None
+
+
+def test_what_is_taken() -> None:
+    machine = plan.card("4090")
+
+    def row(command: str, reason: str = "") -> Row:
+        return Row(command, plan.forecast(RUN, machine), reason)
+
+    rows = [row("--config tiny"), row("--config small"), row("--config finetune"), row("--config lora")]
+    rows += [row("--config finetune --init gpt2-xl", "does not fit"), row("--config lora --init gpt2-xl")]
+    assert (best := choose(rows, 0.0))
+    assert best.command == "--config small"
+    assert (best := choose(rows, 1e6))
+    assert best.command == "--config finetune"
+    assert (best := choose(rows, 2e4))
+    assert best.command == "--config lora --init gpt2-xl"
+    assert choose([row("--config tiny", "takes too long")], 0.0) is None
+
+
+def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minilm import plan_cli
+    from minilm.lab import cells
+
+    monkeypatch.setattr(cells, "fingerprint", lambda options: "that of the text")
+    monkeypatch.setattr(plan_cli, "SCRATCH", ("tiny",))  # each size takes a second
+    monkeypatch.setattr(plan_cli, "PRETRAINED", ("gpt2",))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_bytes(b"x" * 5_000_000)
+    words = [
+        "--card=4090",
+        f"--text={tmp_path / 'text'}",
+        f"--folder={tmp_path}",
+        "--dollars_per_hour=0.5",
+        "--dollars=5",
+    ]
+    assert cli.run_door("plan", words) == 0
+    out = capsys.readouterr().out
+    assert "4090, 24.0 GB; 5 MB of text, some 1,162,791 tokens; at most 10 h" in out
+    assert out.count("s a step") == 1 + 4
+    assert "does not fit" not in out
+    assert "take: python train.py --config finetune" in out
+    assert cli.run_door("plan", ["--dollars=5"]) == 2
+    assert cli.run_door("plan", ["--text=/not/there"]) == 2
+    assert not math.isnan(plan.free_memory())
