@@ -1,7 +1,7 @@
 """Speed of protocol hf-stride-512 on GPT-2 small (random weights) beside transformers' documented loop as it comes.
 
-python bench/perplexity.py TEXT_FILE [TOKENS]; needs the extra `test` and GPT-2's vocabulary. Counts processor seconds,
-so that other programs on the machine matter less.
+python bench/perplexity.py TEXT_FILE [TOKENS ROUNDS [fp32 bf16]]; needs the extra `test` and GPT-2's vocabulary. Counts
+processor seconds, so that other programs on the machine matter less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ def documented_loop(model: torch.nn.Module, ids: torch.Tensor) -> tuple[float, i
     return math.exp(total / count), count, time.process_time() - start
 
 
-def main(file: str, n_tokens: int = 6144) -> None:
+def flops(config: GPTConfig, n_read: int, n_headed: int) -> float:
+    """Of the products of a forward pass over n_read tokens in windows of CONTEXT, the head on n_headed of them; half of
+    attention's scores are masked and counted as not computed."""
+    D, L = config.n_embd, config.n_layer
+    return n_read * L * (24 * D * D + 2 * CONTEXT * D) + n_headed * 2 * D * config.vocab_size
+
+
+def main(file: str, n_tokens: int = 2560, rounds: int = 2, *precisions: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -52,18 +59,29 @@ def main(file: str, n_tokens: int = 6144) -> None:
     text = tokenizer.decode(tokenizer.encode(text)[:n_tokens])
     ids = torch.tensor([tokenizer.encode(text)])
     theirs(ids[:, :64])
-    value, n, seconds = documented_loop(theirs, ids)
-    print(f"{torch.get_num_threads()} threads, {n:,} tokens scored, context {CONTEXT}, stride {STRIDE}")
-    print(f"transformers' loop  {n / seconds:8.1f} tokens/s of processor time            perplexity {value:.4f}")
-    for precision in ("fp32", "bf16"):
-        start = time.process_time()
-        found = perplexity(ours, text, "hf-stride-512", tokenizer=tokenizer, text="as_is", precision=precision)
-        mine = time.process_time() - start
-        print(
-            f"minilm {precision}         {found.n_tokens / mine:8.1f} tokens/s, x {seconds / mine:.2f}   "
-            f"perplexity {found.token_perplexity:.4f}"
-        )
+    loop, mine = [], {precision: list[float]() for precision in precisions or ("fp32",)}
+    for _ in range(rounds):  # in turns, so that what else the machine does falls on both
+        value, n, seconds = documented_loop(theirs, ids)
+        loop.append(seconds)
+        for precision, took in mine.items():
+            start = time.process_time()
+            found = perplexity(ours, text, "hf-stride-512", tokenizer=tokenizer, text="as_is", precision=precision)
+            took.append(time.process_time() - start)
+            assert found.n_tokens >= n
+            error = abs(math.log(found.token_perplexity) - math.log(value))
+            print(f"{precision}: x {seconds / took[-1]:.3f}; nats per token differ by {error:.1e}", flush=True)
+    print(
+        f"{torch.get_num_threads()} threads, {n:,} tokens scored, context {CONTEXT}, stride {STRIDE}, {rounds} rounds"
+    )
+    print(f"transformers' loop  {rounds * n / sum(loop):8.1f} tokens/s of processor time, perplexity {value:.4f}")
+    for precision, took in mine.items():
+        ratio = sum(loop) / sum(took)
+        print(f"minilm {precision}         {rounds * n / sum(took):8.1f} tokens/s, x {ratio:.2f}")
+    n_read = sum(min(CONTEXT, ids.shape[1] - begin) for begin in range(0, ids.shape[1] - STRIDE, STRIDE))
+    spared = (n_read - n) * 16 * GPTConfig().n_embd ** 2  # of the last feed-forward
+    bound = flops(GPTConfig(), n_read, n_read) / (flops(GPTConfig(), n_read, n) - spared)
+    print(f"products alone, head and last feed-forward on {n:,} tokens of {n_read:,}: x {bound:.2f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:3]))
+    main(sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:])

@@ -22,8 +22,8 @@ DATASET = Dataset(
     sources=(
         Source(
             "https://mattmahoney.net/dc/enwik8.zip",
-            bytes=35_012_219,
-            sha256="9591b88a79ef28eeef58b6213ffbbc1b793db83d67b7d451061829b38e0dcc69",
+            bytes=36_445_475,
+            sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
         ),
     ),
     tokenizer="bytes",

@@ -6,17 +6,29 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser
 from minilm.errors import UsageError
 from minilm.log import say
 
-FORMATS = ("table", "markdown", "csv", "json")
+if TYPE_CHECKING:
+    import numpy as np
+
+    from minilm.evaluation.protocols import Protocol
+    from minilm.model.gpt import GPT
+    from minilm.text.tokenizer import Tokenizer
+
+PROMPT_WORDS = 8
+WIDEST = 9  # columns
+
+KEYS = ("models", "differences")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("stored results cannot be compared with models: name either all files or all models")
         return _stored(options)
     rows, sentences = _measured(options)
-    print(told(rows, sentences, options.format))
+    print(told(rows, sentences, options.format, keys=KEYS))
     return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises UsageError, naming the nearest option."""
-    from minilm.eval_cli import add_device, add_protocol
+    from minilm.eval_cli import FORMATS, add_device, add_protocol
 
     parser = Parser(
         prog="minilm compare", description="Compares models on one text, paired; the first is the baseline."
@@ -46,6 +58,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--source", metavar="X", help="a local copy of the data set in its original form")
     parser.add_argument("--format", choices=FORMATS, default="table", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (%(default)s)")
+    add = parser.add_argument
+    add("--unlike", action="store_true", help="stored results of unlike protocols too, with what differs")
+    add("--contexts", type=int, nargs="+", default=[], metavar="N", help="perplexity with each of these contexts too")
+    add("--picture", metavar="FILE", help="draw all of it as svg, png or pdf")
+    add = parser.add_argument_group("generated text, paired by prompt").add_argument
+    add("--prompts", metavar="X", help="a file of prompts, or N: the first words of N documents of the text")
+    add("--judge", metavar="MODEL", help="a model whose nats per token are measured too")
+    add("--max_new_tokens", type=int, default=100, metavar="N", help="of each text at most (%(default)s)")
+    add("--temperature", type=float, default=1.0, metavar="T", help="(%(default)s)")
+    add("--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)")
+    add("--top_p", type=float, default=1.0, metavar="P", help="only the likeliest with mass P; 1: all (%(default)s)")
     add_device(parser)
     add_protocol(parser)
     return parser.parse_words(argv)
@@ -53,7 +76,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     from minilm.eval_perplexity import data_for, protocol_of, read_data
+    from minilm.evaluation.breakdown import breakdown
     from minilm.evaluation.compare import difference
+    from minilm.evaluation.compare_picture import Compared, draw
+    from minilm.evaluation.cost import peak_bytes, weight_bytes
+    from minilm.evaluation.intervals import bootstrap
+    from minilm.evaluation.paired_texts import text_differences
     from minilm.evaluation.perplexity import Part, perplexity
     from minilm.sample_cli import load
 
@@ -61,33 +89,105 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     options.model = options.models[0]
     data = data_for(options, protocol)
     options.precision = "fp32"
-    rows, measured = [], []
+    prompts = _prompts(options, data, protocol)
+    if len(prompts) == 1:
+        raise UsageError("--prompts gives one prompt, which cannot tell chance from difference: give two or more")
+    write = _writer(options, prompts)
+    rows, measured, texts, breakdowns, grid = [], [], [], [], {}
     for name in options.models:
         options.checkpoint = name
         model, tokenizer, what = load(options)
         say(what)
         source, data_name = read_data(data, protocol, tokenizer, options.source)
+        about = {"tokenizer": tokenizer, "model_name": name, "data_name": data_name, "max_tokens": options.eval_tokens}
         parts: list[Part] = []
         start = time.perf_counter()
-        found = perplexity(
-            model, source, protocol, tokenizer=tokenizer, model_name=name, data_name=data_name, parts=parts
-        )
+        found = perplexity(model, source, protocol, parts=parts, **about)
         seconds = time.perf_counter() - start
         measured.append((found, parts))
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        rows.append(
-            {
-                "model": name,
-                "parameters": model.num_params(),
-                "weights_mb": round(weights / 1e6, 2),
-                # A forward pass is a third of training's FLOPs.
-                "gflops_per_token": round(model.flops_per_token(found.protocol.context) / 3e9, 4),
-                "ms_per_token": round(1e3 * seconds / found.n_tokens, 4),
-                found.measure: round(found.value, 4),
-            }
+        breakdowns.append(breakdown(parts, found.protocol.documents == "each"))
+        row = {
+            "model": name,
+            "parameters": model.num_params(),
+            "weights_mb": round(weight_bytes(model) / 1e6, 2),
+            "peak_mb": round(peak_bytes(model, found.protocol.context) / 1e6, 2),
+            # A forward pass is a third of training's FLOPs.
+            "gflops_per_token": float(f"{model.flops_per_token(found.protocol.context) / 3e9:.4g}"),
+            "ms_per_token": round(1e3 * seconds / found.n_tokens, 4),
+            found.measure: round(found.value, 4),
+        }
+        for context in options.contexts:
+            if context <= model.wpe.max_tokens:
+                stride = {"stride": min(protocol.stride, context)}
+                grid[name, context] = perplexity(model, source, protocol, context=context, **stride, **about).value
+            row[f"context {context}"] = round(grid[name, context], 4) if (name, context) in grid else None
+        if prompts:
+            texts.append(write(model, tokenizer))
+            of_texts = {measure: bootstrap(each.tolist()).value for measure, each in texts[-1].items()}
+            row |= {measure: round(mean, 4) if math.isfinite(mean) else None for measure, mean in of_texts.items()}
+        rows.append(row)
+    first, seed = measured[0], options.seed
+    differences = [difference(*first, *other, seed=seed) for other in measured[1:]]
+    pairs = list(zip(options.models[1:], texts[1:], strict=False))
+    told_apart = [d for name, b in pairs for d in text_differences(options.models[0], texts[0], name, b, seed=seed)]
+    if options.picture:
+        values = [found.value for found, _ in measured]
+        draw(
+            Compared(first[0].measure, options.models, values, rows, differences, breakdowns, grid, told_apart),
+            options.picture,
         )
-    first = measured[0]
-    return rows, [str(difference(*first, *other, seed=options.seed)) for other in measured[1:]]
+    return rows, [*map(str, differences), *map(str, told_apart)]
+
+
+def _prompts(options: argparse.Namespace, data: str, protocol: Protocol) -> list[str]:
+    """Of a file (a prompt a line, or jsonl as `sample.py --prompts` reads it), or the first words of so many documents
+    of the text."""
+    from minilm.eval_perplexity import read_data
+    from minilm.sample_prompts import read_prompts
+    from minilm.text.shards import ShardFolder
+    from minilm.text.tokenizer import get_tokenizer
+
+    named = options.prompts
+    if not named:
+        return []
+    if named.isdigit():
+        plain = replace(protocol, documents="each")  # so that text is taken as it is
+        source, _ = read_data(data, plain, get_tokenizer("bytes"), options.source)
+        if isinstance(source, ShardFolder):
+            split, theirs = source.splits[protocol.split], source.tokenizer()
+            source = [theirs.decode(split.document(i)) for i in range(min(int(named), split.n_documents))]
+        return [" ".join(text.split()[:PROMPT_WORDS]) for text in source[: int(named)]]
+    if not named.endswith((".jsonl", ".ndjson")):
+        try:
+            return [line for line in Path(named).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--prompts {named} cannot be read ({error}): name a text file, a prompt a line") from None
+    lines, wrong = read_prompts(Path(named))
+    if wrong:
+        raise UsageError(f"{named}, {wrong[0]}: write a text, or an object with a prompt, on every line")
+    return [line.prompt for line in lines]
+
+
+def _writer(options: argparse.Namespace, prompts: list[str]) -> Callable[[GPT, Tokenizer], dict[str, np.ndarray]]:
+    """What measures a model's continuations of the prompts, by the same random numbers for every model."""
+    from minilm.evaluation.generated import tell
+    from minilm.evaluation.paired_texts import text_scores
+    from minilm.sample_cli import load
+
+    judge = judge_tokenizer = None
+    if options.judge:
+        options.checkpoint = options.judge
+        judge, judge_tokenizer, what = load(options)
+        say(f"judge {what}")
+
+    def write(model: GPT, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+        samples = tell(
+            model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, seed=options.seed,
+            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+        )  # fmt: skip
+        return text_scores(samples, judge=judge, judge_tokenizer=judge_tokenizer)
+
+    return write
 
 
 def _stored(options: argparse.Namespace) -> int:
@@ -99,19 +199,25 @@ def _stored(options: argparse.Namespace) -> int:
             found.append(Perplexity.from_json(Path(name).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{name} cannot be read ({error}): name a file that `minilm eval --out` wrote") from None
+    notes = ["stored results have no scores of single documents: whether a difference is chance cannot be said"]
     for other in found[1:]:
-        found[0].check_alike(other)
-    rows = [{"model": one.model, one.measure: round(one.value, 4)} for one in found]
-    note = "stored results have no scores of single documents: whether a difference is chance cannot be said"
-    print(told(rows, [note], options.format))
+        try:
+            found[0].check_alike(other)
+        except UsageError as error:
+            if not options.unlike:
+                raise UsageError(f"{error}, or pass --unlike to see them side by side all the same") from None
+            notes.append(f"{found[0].model} and {other.model}: {error}")
+    rows = [{"model": one.model, "value": round(one.value, 4), "measure": one.measure, "protocol": str(one.protocol)}
+            for one in found]  # fmt: skip
+    print(told(rows, notes, options.format, keys=KEYS))
     return 0
 
 
-def told(rows: list[dict[str, Any]], sentences: list[str], how: str) -> str:
-    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON."""
+def told(rows: list[dict[str, Any]], sentences: list[str], how: str, *, keys: tuple[str, str]) -> str:
+    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON, there under these keys."""
     names = list(rows[0])
     if how == "json":
-        return json.dumps({"models": rows, "differences": sentences}, indent=1)
+        return json.dumps({keys[0]: rows, keys[1]: sentences}, indent=1)
     if how == "csv":
         out = io.StringIO()
         writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -119,12 +225,15 @@ def told(rows: list[dict[str, Any]], sentences: list[str], how: str) -> str:
         writer.writerows(rows)
         return out.getvalue().rstrip("\n")
     cells = [[name.replace("_", " ") for name in names]]
-    cells += [[f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in names] for row in rows]
+    shown = {int: "{:,}".format, float: "{:,.6g}".format, type(None): lambda _: "-"}
+    cells += [[shown.get(type(row[name]), str)(row[name]) for name in names] for row in rows]
+    if len(names) > WIDEST:
+        cells = [list(line) for line in zip(*cells, strict=True)]  # a model is then a column
     if how == "markdown":
         lines = [f"| {' | '.join(line)} |" for line in cells]
-        lines.insert(1, "|---" * len(names) + "|")
+        lines.insert(1, "|---" * len(cells[0]) + "|")
         return "\n".join([*lines, "", *sentences])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))

@@ -208,6 +208,8 @@ class TrainConfig:
     """Newest checkpoints kept, beside the best by validation loss."""
     eval_samples: int = 0
     """Texts sampled at each validation into samples.jsonl, of tales with their coherence; training does not feel it."""
+    eval_metrics: tuple[str, ...] = ()
+    """Measured at each validation by name: protocols, benchmarks, measures of sampled texts (docs/evaluation.md)."""
     loggers: tuple[str, ...] = ()
     """Beside metrics.jsonl: tensorboard, wandb."""
     log_every_steps: int = 10

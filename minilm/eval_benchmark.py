@@ -1,4 +1,4 @@
-"""What `minilm eval --benchmark` does: LAMBADA, HellaSwag or CBT from a local file."""
+"""What `minilm eval --benchmark` does: LAMBADA, HellaSwag or CBT, from a local file or its official one."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 import json
 from dataclasses import asdict
 
-from minilm.errors import UsageError
 from minilm.log import say
 
 
 def measure(options: argparse.Namespace) -> int:
     """Prints what came of it, beside what others published."""
-    from minilm.evaluation.benchmarks import read_questions, run
+    from minilm.evaluation.benchmark_files import benchmark_file
+    from minilm.evaluation.benchmarks import check_benchmark, read_questions, run
     from minilm.evaluation.reference import published
     from minilm.sample_cli import load
 
-    if not options.source:
-        raise UsageError(f"name the file of {options.benchmark} with --source")
-    questions = read_questions(options.benchmark, options.source, options.limit)
+    check_benchmark(options.benchmark)
+    file = options.source or benchmark_file(options.benchmark)
+    questions = read_questions(options.benchmark, file, options.limit)
     options.checkpoint = options.model
     options.precision = "fp32" if options.precision == "auto" else options.precision
     model, tokenizer, what = load(options)

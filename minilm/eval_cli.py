@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from minilm.command_line import Parser
 from minilm.errors import UsageError
 
+FORMATS = ("table", "markdown", "csv", "json")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures as the command line says; returns the exit code."""
@@ -42,19 +44,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("model", nargs="?", metavar="MODEL", help="run, step folder, Hugging Face folder, file or Hub name")
     add("--json", action="store_true", help="print one JSON object instead")
     add("--data", metavar="X", help="prepared data, a data set's name, or text (the protocol's, else the run's own)")
-    add("--source", metavar="X", help="a local copy of the data set in its original form")
+    add("--source", metavar="X", help="a local copy of the data set in its original form; of --all: a folder of them")
     add("--seed", type=int, default=0, metavar="N", help="of whatever is drawn (%(default)s)")
     add_device(parser)
     add_protocol(parser)
-    parser.add_argument(
-        "--all", action="store_true", help="every protocol whose data can be had, beside published figures"
-    )
+    parser.add_argument("--all", action="store_true", help="every protocol and benchmark, beside published figures")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of --all (%(default)s)")
     parser.add_argument("--breakdown", action="store_true", help="loss by context, frequency, length of document too")
     parser.add_argument("--picture", metavar="FILE", help="draw the breakdown as svg, png or pdf")
     parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
     parser.add_argument("--out", metavar="FILE", help="write the perplexity with its protocol as JSON")
     add = parser.add_argument_group("benchmarks").add_argument
-    add("--benchmark", metavar="B", help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; its file is --source")
+    add(
+        "--benchmark",
+        metavar="B",
+        help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; by download or from --source",
+    )
     add("--limit", type=int, default=0, metavar="N", help="ask the first N questions; 0: all")
     add = parser.add_argument_group("generated text").add_argument
     add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
@@ -95,3 +100,4 @@ def add_protocol(parser: Parser) -> None:
     add("--unit", metavar="X", help="token, word, byte, character")
     add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
     add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")
+    add("--eval_tokens", type=int, default=0, metavar="N", help="of prepared data, the first N tokens; 0: all")

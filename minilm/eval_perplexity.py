@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minilm.errors import MinilmError, UsageError
 from minilm.log import say
@@ -22,6 +22,7 @@ FIELDS = ("split", "text", "documents", "first", "context", "stride", "unit")
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a perplexity, or a table of all."""
+    from minilm.compare_cli import told
     from minilm.evaluation.breakdown import breakdown, draw
     from minilm.evaluation.protocols import PROTOCOLS
     from minilm.sample_cli import load
@@ -42,19 +43,52 @@ def measure(options: argparse.Namespace) -> int:
             if options.picture:
                 draw({options.model: divided}, options.picture)
         return 0
-    print(f"{'protocol':26}{'ours':>12}  published")
+    notes = [f"{options.model}, {model.num_params():,} parameters"]
+    print(told(_all(options, model, tokenizer, protocols), notes, options.format, keys=("rows", "notes")))
+    return 0
+
+
+def _all(
+    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, protocols: list[Protocol]
+) -> list[dict[str, Any]]:
+    """A row for every protocol and benchmark: our number in its unit, the same sum in other units, what others
+    published of this model; or why there is none. Raises UsageError where there is none at all."""
+    from minilm.evaluation.benchmark_files import benchmark_file
+    from minilm.evaluation.benchmarks import READERS, read_questions, run
+
+    rows: list[dict[str, Any]] = []
     n_measured = 0
+
+    def row(name: str, ours: str, measure: str = "", others: str = "", **more: str) -> None:
+        units = dict.fromkeys(("per token", "per word", "bits per byte"), "") | more
+        rows.append({"protocol": name, "ours": ours, "measure": measure, **units, "published": others})
+        say(f"{name}: {ours} {measure}")
+
     for protocol in protocols:
         try:
             found = _measured(options, model, tokenizer, protocol, data_for(options, protocol))
         except MinilmError as error:
-            print(f"{protocol.name:26}{'-':>12}  ({error})")
+            row(protocol.name, "-", f"({error})")
             continue
         n_measured += 1
-        print(f"{protocol.name:26}{found.value:12.4f}  {_published(found)}")
+        units = {"per token": f"{found.token_perplexity:.4f}"}
+        units |= {"per word": f"{found.word_perplexity:.4f}"} if found.n_words else {}
+        units |= {"bits per byte": f"{found.bits_per_byte:.4f}"} if found.n_bytes else {}
+        row(protocol.name, f"{found.value:.4f}", found.measure, _published(found), **units)
+    for name in READERS:
+        try:
+            asked = read_questions(name, _copy_of(options, name) or benchmark_file(name), options.limit)
+            answered = run(name, model, tokenizer, asked, model_name=options.model)
+        except MinilmError as error:
+            row(name, "-", f"({error})")
+            continue
+        n_measured += 1
+        for measure, value in answered.measures.items():
+            others = "" if options.limit else _listed(options.model, f"{name}/{measure}")
+            row(name, f"{value:.2f}", measure.replace("_", " per "), others)
     if not n_measured:
         raise UsageError("no protocol could be measured: the reasons stand above")
-    return 0
+    return rows
 
 
 def protocol_of(options: argparse.Namespace, name: str = "") -> Protocol:
@@ -76,10 +110,17 @@ def _measured(
 ) -> Perplexity:
     from minilm.evaluation.perplexity import perplexity
 
-    source, name = read_data(data, protocol, tokenizer, options.source)
+    source, name = read_data(data, protocol, tokenizer, _copy_of(options, data) if options.all else options.source)
     return perplexity(
-        model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts
-    )
+        model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts,
+        max_tokens=options.eval_tokens,
+    )  # fmt: skip
+
+
+def _copy_of(options: argparse.Namespace, name: str) -> str | None:
+    """Of a data set or benchmark in the folder --source, under its name; None: download."""
+    copy = Path(options.source or "", name)
+    return str(copy) if options.source and copy.exists() else None
 
 
 def data_for(options: argparse.Namespace, protocol: Protocol) -> str:
@@ -144,8 +185,12 @@ def _report(found: Perplexity, options: argparse.Namespace) -> str:
 
 def _published(found: Perplexity) -> str:
     """Figures of this model by this protocol, where it was measured on the data that they are about."""
-    from minilm.evaluation.reference import published
-
     if found.data != f"{found.protocol.data}, {found.protocol.split}":
         return ""
-    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(found.model, found.protocol.name))
+    return _listed(found.model, found.protocol.name)
+
+
+def _listed(model: str, key: str) -> str:
+    from minilm.evaluation.reference import published
+
+    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(model, key))

@@ -13,7 +13,7 @@ from minilm.eval_tales import read_stories
 from minilm.log import say
 
 if TYPE_CHECKING:
-    from minilm.evaluation.generated import Sample
+    from minilm.evaluation.generated import Row, Sample
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -41,6 +41,8 @@ def measure(options: argparse.Namespace) -> int:
         train_tokenizer=shards.tokenizer() if shards else None,
         mauve_tokens=options.mauve_tokens,
     )
+    if options.level is not None or any("tales" in (name or "").lower() for name in (options.reference, options.data)):
+        rows.append(_coherent(samples, reference[: len(samples)], options.level))
     if options.json:
         print(json.dumps([_plain(row._asdict()) for row in rows], indent=1))
         return 0
@@ -50,6 +52,20 @@ def measure(options: argparse.Namespace) -> int:
     )
     print("\n".join(map(str, rows)))
     return 0
+
+
+def _coherent(samples: list[Sample], real: list[Sample], level: int | None) -> Row:
+    """Share of tales that the grader passes, in the style that their control code asks for; Wilson's interval."""
+    from minilm.eval_tales import grade_at
+    from minilm.evaluation.generated import Row
+    from minilm.evaluation.intervals import Estimate, wilson
+
+    def share(side: list[Sample]) -> Estimate:
+        passed = sum(grade_at(one.text, level, one.label or "plain")[1].passed for one in side)
+        return Estimate(passed / len(side), *wilson(passed, len(side)))
+
+    at = "the lowest level that each passes" if level is None else f"level {level}"
+    return Row("coherent tales", share(samples), share(real) if real else None, f"graded at {at}, Wilson")
 
 
 def read_samples(name: str, split: str | None = None) -> list[Sample]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from minilm.errors import UsageError
 
@@ -61,3 +62,25 @@ def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> Non
         raise UsageError(f"{path} cannot be drawn: {error}") from None
     finally:
         plt.close(figure)
+
+
+def panels(drawers: Sequence[Callable[[Any], None]], path: str | Path) -> None:
+    """Writes a picture of several axes, three in a row, each filled by a drawer that is called with it.
+
+    Raises UsageError without matplotlib, or where the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+    rows = -(-len(drawers) // 3)
+    figure = Figure(figsize=(13, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
+    for axis, drawer in zip(axes, drawers, strict=False):
+        drawer(axis)
+    for axis in axes[len(drawers) :]:
+        axis.set_axis_off()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be written ({error}): name a .svg, .png or .pdf file") from None

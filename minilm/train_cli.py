@@ -111,7 +111,16 @@ def _prepared(command: CommandLine) -> TrainConfig:
     codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
     name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
-    return replace(config, data=data, out_dir=config.out_dir or f"runs/{Path(command.preset).stem}-{name}")
+    measures = tuple(map(_with_file, config.eval_metrics))
+    out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{name}"
+    return replace(config, data=data, eval_metrics=measures, out_dir=out_dir)
+
+
+def _with_file(measure: str) -> str:
+    """hellaswag as hellaswag@FILE, which is downloaded where it is not there; anything else as it is."""
+    from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
+
+    return f"{measure}@{benchmark_file(measure)}" if measure in ORIGINS else measure
 
 
 def warn_of(config: TrainConfig) -> str:

@@ -167,9 +167,9 @@ def test_cbts_file(shared_data: Path, tmp_path: Path) -> None:
     first, second = read_questions("cbt-ne", path)
     assert first == second
     assert len(first.choices) == 10
-    assert first.choices[first.gold] == "Chuck looked up to see a dog almost upon her ."
-    assert first.context.endswith("gave a little scream of fright . Johnny")
-    assert first.context.startswith("At first she would n't go")
+    assert first.choices[first.gold] == "Chuck looked up to see a dog almost upon her."
+    assert first.context.endswith("gave a little scream of fright. Johnny")
+    assert first.context.startswith("At first she wouldn't go")
     assert len(read_questions("cbt-ne", path, limit=1)) == 1
 
 
@@ -212,8 +212,8 @@ def test_the_door(
     found = json.loads(capsys.readouterr().out)
     expected = run("lambada-openai", model, tokenizer, read_questions("lambada-openai", file, 1))
     assert found["perplexity"] == pytest.approx(expected.perplexity)
-    assert run_door("eval", words[:2]) == 2
-    assert "name the file of lambada-openai with --source" in capsys.readouterr().err
+    assert run_door("eval", ["gpt2", "--benchmark=lambda"]) == 2
+    assert "there is no benchmark 'lambda'" in capsys.readouterr().err
 
 
 TASKS: dict[str, dict[str, Any]] = {

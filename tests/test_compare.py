@@ -19,9 +19,13 @@ from training_helpers import prepared, sums
 from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
+from minilm.evaluation import ngram
 from minilm.evaluation.compare import difference, paired
+from minilm.evaluation.generated import Sample, tell
+from minilm.evaluation.paired_texts import text_differences, text_scores
 from minilm.evaluation.perplexity import Part, Perplexity, perplexity
 from minilm.model.gpt import GPT
+from minilm.text.shards import open_shards
 from minilm.text.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
@@ -120,12 +124,15 @@ def test_the_door(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.Captur
     assert rows[0]["parameters"] == models[0].num_params()
     assert rows[0]["weights_mb"] == round(4 * models[0].num_params() / 1e6, 2)
     assert rows[0]["ms_per_token"] > 0
+    # Beside the weights at least the logits of one window, fp32, and less than ten times them.
+    logits = 32 * 257 * 4 / 1e6
+    assert rows[0]["weights_mb"] + logits < rows[0]["peak_mb"] < rows[0]["weights_mb"] + 10 * logits
     assert len(found["differences"]) == 1
     assert "12 documents" in found["differences"][0]
     assert run_door("compare", [*words, "--format=csv"]) == 0
     assert [row["model"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == names
     assert run_door("compare", [*words, "--format=markdown"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "|---|---|---|---|---|---|"
+    assert capsys.readouterr().out.splitlines()[1] == "|---" * 7 + "|"
     assert run_door("compare", [names[0], *words]) == 0
     assert "cannot be told apart" in capsys.readouterr().out.splitlines()[-2]
 
@@ -136,11 +143,88 @@ def test_stored_results(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.
         Path(file).write_text(measured(model, sums(texts, 3), file)[0].to_json())
     assert run_door("compare", files[:2]) == 0
     assert "whether a difference is chance cannot be said" in capsys.readouterr().out
+    assert run_door("compare", [*files, "--unlike", "--format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in found["models"]] == files
+    assert "the text: text and text" in found["differences"][1]
     for words, message in (
         (files, "not measured alike"),
+        ([*files[:2], files[2]], "pass --unlike to see them side by side"),
         ([files[0], "runs/x"], "stored results cannot be compared with models"),
         (files[:1], "name two models or more"),
         (["runs/x", "runs/y"], "there is no runs/x"),
     ):
         assert run_door("compare", words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_texts_are_paired_by_prompt(models: tuple[GPT, GPT], tmp_path: Path) -> None:
+    a = {"length in words": np.arange(20.0), "rep-r": np.full(20, np.nan), "ended": np.ones(20)}
+    b = {"length in words": np.arange(20.0) + 3 + np.tile([0.5, -0.5], 10), "rep-r": np.full(20, np.nan)}
+    (found,) = text_differences("A", a, "B", b)
+    assert found.value.value == pytest.approx(3.0)
+    assert (found.n_prompts, found.p) == (20, pytest.approx(1 / 10_001))
+    assert str(found).startswith("length in words: B has 3 more than A (95 % +2.")
+    expected, p = paired(a["length in words"], b["length in words"], np.ones(20))
+    assert (found.value, found.p) == (expected, p)
+    shuffled = text_differences("A", a, "B", {"length in words": b["length in words"][::-1].copy()})[0]
+    assert shuffled.value.high - shuffled.value.low > 5 * (found.value.high - found.value.low)  # pairing is what helps
+    assert "cannot be told apart" in str(text_differences("A", a, "A", a)[0])
+    with pytest.raises(UsageError, match="one prompt cannot tell"):
+        text_differences("A", {"rep-r": np.ones(1)}, "B", {"rep-r": np.ones(1)})
+
+
+def test_scores_of_texts() -> None:
+    torch.manual_seed(0)
+    judge = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=257)).eval()
+    samples = [Sample("a b a b a b", ended=True), Sample("the cat sat", ended=False), Sample("", ended=False)]
+    found = text_scores(samples, judge=judge, judge_tokenizer=BYTES)
+    assert found["length in words"].tolist() == [6, 3, 0]
+    assert found["ended by end-of-text"].tolist() == [1, 0, 0]
+    assert found["seq-rep-2"].tolist()[:2] == [1 - 2 / 5, 0.0]
+    for i in (0, 1):
+        alone = perplexity(judge, [samples[i].text], "minilm", tokenizer=BYTES)
+        assert found["nats per token under the judge"][i] == pytest.approx(alone.nats_per_token, rel=1e-5)
+    assert np.isnan(found["nats per token under the judge"][2])
+
+
+def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Contexts that a model can read are a grid, those beyond its table are empty; texts, a judge and the picture."""
+    pytest.importorskip("matplotlib")
+    folder = prepared(tmp_path / "sums")
+    torch.manual_seed(1)
+    short = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=257, position="rope")).eval()
+    names = [str(tmp_path / name) for name in ("long", "short")]
+    for name, model in zip(names, (models[0], short), strict=True):
+        model.save_pretrained(name, BYTES)
+    words = [*names, "--data", str(folder), "--device=cpu", "--contexts", "8", "16", "48", "--eval_tokens=600"]
+    words += ["--context=16", "--prompts=3", "--max_new_tokens=20", "--judge", names[0], "--format=json"]
+    assert run_door("compare", [*words, "--picture", str(tmp_path / "all.svg")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    long, other = found["models"]
+    assert long["context 48"] is None
+    assert other["context 48"] > 0
+    for context in (8, 16):
+        alone = perplexity(models[0], folder, "minilm", context=context, max_tokens=600)
+        assert long[f"context {context}"] == pytest.approx(alone.value, abs=1e-3)
+    assert long["context 16"] == long["perplexity per token"]
+    assert any(line.startswith("nats per token under the judge: ") for line in found["differences"])
+    assert any("3 prompts" in line for line in found["differences"])
+    prompts = [BYTES.decode(open_shards(folder).splits["val"].document(i)) for i in range(3)]
+    prompts = [" ".join(text.split()[:8]) for text in prompts]
+    told = tell(models[0], BYTES, prompts, max_new_tokens=20, seed=0, temperature=1.0)
+    assert long["length in words"] == pytest.approx(np.mean([len(ngram.words(one.text)) for one in told]), abs=1e-4)
+    drawn = (tmp_path / "all.svg").read_text()
+    assert all(f'id="axes_{i}"' in drawn for i in range(1, 11))
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+    words = [*names, "--data", str(folder), "--context=16", "--eval_tokens=300", "--device=cpu"]
+    assert run_door("compare", [*words, "--prompts", str(tmp_path / "prompts.txt"), "--max_new_tokens=5"]) == 0
+    assert "2 prompts" in capsys.readouterr().out
+    for options, message in (
+        (["--prompts=1"], "gives one prompt, which cannot tell chance"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
+        (["--picture", "x.xyz"], "name a .svg, .png or .pdf file"),
+        (["--judge", "runs/none", "--prompts=2"], "there is no runs/none"),
+    ):
+        assert run_door("compare", [*words, *options]) == 2
         assert message in capsys.readouterr().err

@@ -15,6 +15,8 @@ from minilm import eval_perplexity
 from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.errors import MinilmError
+from minilm.evaluation import benchmark_files
+from minilm.evaluation.benchmarks import READERS
 from minilm.evaluation.perplexity import Perplexity, perplexity
 from minilm.evaluation.protocols import PROTOCOLS
 from minilm.evaluation.reference import figures, published
@@ -96,12 +98,17 @@ def test_all_protocols_beside_published_figures(
             raise MinilmError(f"{data} cannot be downloaded")
         return [text], "wikitext2, test"
 
+    def benchmark_file(name: str) -> Path:
+        raise MinilmError(f"{name} cannot be downloaded")
+
     monkeypatch.setattr(eval_perplexity, "read_data", read_data)
+    monkeypatch.setattr(benchmark_files, "benchmark_file", benchmark_file)
     monkeypatch.chdir(tmp_path)
     assert run_door("eval", ["gpt2", "--all", "--data", str(folder)]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows[1:]] == list(PROTOCOLS)
+    assert [row.split()[0] for row in rows[1:-1]] == [*PROTOCOLS, *READERS]
     by_name = {row.split()[0]: row for row in rows}
+    assert "hellaswag cannot be downloaded" in by_name["hellaswag"]
     model = GPT.from_pretrained(checkpoint)
     for name, source in (("minilm", folder), ("training", folder), ("gpt2-paper-wikitext2", text), ("lm-eval", text)):
         ours = perplexity(model, source, name, tokenizer=BYTES).value

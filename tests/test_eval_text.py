@@ -15,6 +15,7 @@ from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.eval_text import read_samples
 from minilm.evaluation.generated import Sample, quality
+from minilm.evaluation.intervals import wilson
 from minilm.evaluation.likeness import document_nats
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import seq_rep_n
@@ -73,6 +74,19 @@ def test_the_table(judge: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["95", "%", "intervals", "12", "generated", "texts", "12", "real", "ones"]
     assert [line[:28].strip() for line in shown[1:]] == list(rows)
+
+
+def test_tales_are_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = list(stories(n=6, level=1, split="fresh"))
+    told = [Sample(real[0]), Sample("Tom had a boat. Tom gave Tom."), Sample("No tale."), Sample(real[1])]
+    texts = written(tmp_path / "told.jsonl", told)
+    reference = written(tmp_path / "real.jsonl", [Sample(text) for text in real])
+    assert run_door("eval", ["--text", str(texts), "--reference", str(reference), "--level=1", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["coherent tales"]["generated"] == [0.5, *wilson(2, 4)]
+    assert rows["coherent tales"]["real"][0] == 1.0
+    assert run_door("eval", ["--text", str(texts), "--json"]) == 0
+    assert "coherent tales" not in capsys.readouterr().out
 
 
 def test_texts_alone(tmp_path: Path) -> None:

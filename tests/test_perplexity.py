@@ -228,6 +228,30 @@ def test_counts_are_of_the_text_that_the_protocol_names() -> None:
     assert TEXTS["rows"](" \n a \n b \n") == "\n\n a \n\n\n b \n"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_position": "sandwich", "activation": "swiglu"},
+        {"norm_position": "post", "final_norm": False},
+        {"parallel_residual": True},
+        {"n_unique_layer": 1},
+        {"skip_mlp": (1,), "position": "rope"},
+        {"skip_attn": (1,), "vocab_used": 200, "logit_softcap": 5.0},
+    ],
+)
+def test_what_is_left_out_is_not_needed(changes: dict) -> None:
+    """The last feed-forward and the head run where something is scored: what they say there is the whole model's."""
+    torch.manual_seed(3)
+    model = GPT(replace(SMALL, n_layer=2, init_std=0.3, **changes)).eval()
+    random = np.random.default_rng(0)
+    requests = [Request(random.integers(200, size=n), scored) for n, scored in ((33, 1), (20, 13), (2, 1), (33, 32))]
+    for request, found in zip(requests, target_nats(model, requests), strict=True):
+        logits = model(torch.from_numpy(request.ids[None, :-1]))[0].double().log_softmax(-1)
+        expected = -logits[torch.arange(len(request.ids) - 1), torch.from_numpy(request.ids[1:])]
+        assert found == pytest.approx(expected[request.scored - 1 :].detach().numpy(), abs=2e-5)
+
+
 def test_the_batch_size_changes_nothing(model: GPT, text: str) -> None:
     for name in ("minilm", "hf-stride-512"):
         found = [

@@ -1,4 +1,4 @@
-"""LAMBADA, HellaSwag and the Children's Book Test from their local files: what a model makes of a context and its ends.
+"""LAMBADA, HellaSwag and the Children's Book Test: what a model makes of a context and its ends.
 
 Everything else is lm-evaluation-harness's business (`minilm/lm_eval.py`), whose way to split text into tokens this is:
 context and end are tokenized together, so that a word is the token that it is in running text.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.evaluation.benchmark_files import benchmark_lines
 from minilm.evaluation.intervals import wilson
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_scores
 from minilm.model.gpt import GPT
+from minilm.text.detokenize import DETOKENIZERS
 from minilm.text.tokenizer import Tokenizer
 
 
@@ -107,7 +111,8 @@ def hellaswag(lines: Iterable[str]) -> Iterator[Question]:
 
 def cbt(lines: Iterable[str]) -> Iterator[Question]:
     """The Children's Book Test: 20 sentences, then one with XXXXX for a word, of which ten are offered. A choice is the
-    word and the rest of its sentence (Radford 2019, 3.2)."""
+    word and the rest of its sentence; Penn Treebank's tokens become plain text (Radford 2019, 3.2)."""
+    plain = DETOKENIZERS["ptb"]
     for is_blank, block in groupby(lines, lambda line: not line.strip()):
         if is_blank:
             continue
@@ -115,8 +120,12 @@ def cbt(lines: Iterable[str]) -> Iterator[Question]:
         query, answer, _, candidates = last.split("\t")
         words = candidates.split("|")
         left, _, right = query.partition("XXXXX")
-        context = " ".join([*before, left.strip()]).strip()
-        yield Question(context, tuple(word + right for word in words), words.index(answer))
+        whole = [plain(f"{left}{word}{right}") for word in words]
+        start = plain(left)
+        while start and not all(one.startswith(f"{start} ") for one in whole):
+            start = start.rpartition(" ")[0]  # a quotation mark stands at the word without a blank
+        context = " ".join([*map(plain, before), start]).strip()
+        yield Question(context, tuple(one[len(start) :].strip() for one in whole), words.index(answer))
 
 
 def _without_brackets(text: str) -> str:
@@ -133,16 +142,20 @@ READERS: dict[str, Callable[[Iterable[str]], Iterator[Question]]] = {
 """lambada is the original, lower-case and tokenized; lambada-openai the text that GPT-2 was tested on."""
 
 
+def check_benchmark(name: str) -> None:
+    """Raises UsageError on a name that is none."""
+    if name not in READERS:
+        raise UsageError(f"there is no benchmark {name!r}{nearest(name, READERS)}: it is one of {', '.join(READERS)}")
+
+
 def read_questions(benchmark: str, file: str | Path, limit: int = 0) -> list[Question]:
-    """The questions of a local file, the first `limit` of them. Raises UsageError where it is not the benchmark's."""
-    if benchmark not in READERS:
-        known = ", ".join(READERS)
-        raise UsageError(f"there is no benchmark {benchmark!r}{nearest(benchmark, READERS)}: it is one of {known}")
+    """The questions of a local file (or its archive), the first `limit` of them. Raises UsageError where it is not the
+    benchmark's."""
+    check_benchmark(benchmark)
     try:
-        with Path(file).expanduser().open(encoding="utf-8") as lines:
-            found = list(islice(READERS[benchmark](lines), limit or None))
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read ({error.strerror}): name the benchmark's file") from None
+        found = list(islice(READERS[benchmark](benchmark_lines(benchmark, file)), limit or None))
+    except UsageError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is no file of {benchmark} ({type(error).__name__}: {error})") from None
     if not found:
@@ -198,7 +211,8 @@ def run(
         raise UsageError(f"{benchmark} has no question to ask")
     pairs = ((question.context, f" {choice}") for question in questions for choice in question.choices)
     found = continuation_scores(model, tokenizer, pairs, batch_tokens=batch_tokens)
-    asked = [(question, list(islice(found, len(question.choices)))) for question in questions]
+    with tqdm(questions, unit="question", disable=not sys.stderr.isatty(), leave=False) as bar:
+        asked = [(question, list(islice(found, len(question.choices)))) for question in bar]
     common: dict[str, Any] = {"benchmark": benchmark, "model": model_name, "n_questions": len(questions)}
     if all(len(question.choices) == 1 for question in questions):
         right = [scores[0].is_greedy for _, scores in asked]

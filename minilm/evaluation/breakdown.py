@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minilm.errors import UsageError
 from minilm.evaluation.perplexity import Part
+from minilm.picture import panels
 
 
 class Bin(NamedTuple):
@@ -83,22 +85,14 @@ def _bins(values: np.ndarray, nats: np.ndarray, base: int) -> list[Bin]:
     return bins
 
 
-def draw(found: dict[str, Breakdown], file: str | Path) -> None:
-    """Writes the curves of one model or several, by name, as a picture (svg, png, pdf by the file's ending).
+def draw(found: Mapping[str, Breakdown], file: str | Path) -> None:
+    """Writes the curves of one model or several, by name, as a picture. Raises UsageError as `panels` does."""
+    panels([partial(curves, found, place) for place in range(3)], file)
 
-    Raises UsageError where matplotlib is missing or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError('pictures need matplotlib: pip install "minilm[lab]"') from None
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axis, title, place in zip(figure.subplots(1, 3), TITLES, range(3), strict=True):
-        for name, one in found.items():
-            axis.plot([b.high for b in one[place]], [b.nats for b in one[place]], marker="o", label=name)
-        axis.set(xscale="log", xlabel=title.removeprefix("by "), ylabel="nats per token")
-    figure.axes[0].legend()
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be written ({error}): name a .svg, .png or .pdf file") from None
+
+def curves(found: Mapping[str, Breakdown], place: int, axis: Any) -> None:
+    """Draws one of the three divisions into matplotlib's axes."""
+    for name, one in found.items():
+        axis.plot([b.high for b in one[place]], [b.nats for b in one[place]], marker="o", label=name)
+    axis.set(xscale="log", xlabel=TITLES[place].removeprefix("by "), ylabel="nats per token")
+    axis.legend(fontsize=7)

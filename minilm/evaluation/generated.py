@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from minilm.decoding.contexts import evaluating
+from minilm.decoding.engine import Options, stream_batch
 from minilm.errors import UsageError
 from minilm.evaluation import likeness
 from minilm.evaluation.intervals import Estimate, bootstrap, jackknife
@@ -18,9 +20,29 @@ from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 
+MEASURES = {
+    "length": "length in words",
+    "ended": "ended by end-of-text",
+    **{f"seq-rep-{n}": f"seq-rep-{n}" for n in (1, 2, 3, 4)},
+    "rep-r": "rep-r",
+    **{f"distinct-{n}": f"distinct-{n}" for n in (1, 2, 3)},
+    "zipf": "Zipf coefficient",
+    "self-bleu": "self-BLEU",
+    "copied-tokens": "longest copied span, tokens",
+    "copied-share": "its share of the text",
+    "new-4-grams": "new 4-grams",
+    "judge-perplexity": "perplexity under the judge",
+    "gap": "gap, nats per token",
+    "mauve": "MAUVE",
+    "obeyed": "label obeyed",
+}
+"""Names, and what the table calls them."""
+
 SELF_BLEU_TEXTS = 100  # its cost grows with the square
 MAUVE_GROUPS = 5
 NOVEL_N = 4
+_JUDGED = {MEASURES[name] for name in ("judge-perplexity", "gap", "mauve")}
+_COPIES = tuple(MEASURES[name] for name in ("copied-tokens", "copied-share", f"new-{NOVEL_N}-grams"))
 
 
 class Sample(NamedTuple):
@@ -46,6 +68,17 @@ class Row(NamedTuple):
         return f"{self.name:28}{self.generated!s:30}{real:30}{self.note}".rstrip()
 
 
+def tell(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], **options: Unpack[Options]) -> list[Sample]:
+    """How a model continues prompts (an empty one: a document of its own), and whether it ended each. options:
+    `generate`'s; a seed gives each prompt the same random numbers whatever the model."""
+    texts, last = [""] * len(prompts), [-1] * len(prompts)
+    with evaluating(model):
+        for piece in stream_batch(model, tokenizer, list(prompts), **options):
+            texts[piece.row] += piece.text
+            last[piece.row] = piece.token
+    return [Sample(text, ended=token == tokenizer.eot) for text, token in zip(texts, last, strict=True)]
+
+
 def quality(
     samples: Sequence[Sample],
     reference: Sequence[Sample] = (),
@@ -55,23 +88,27 @@ def quality(
     train: Split | None = None,
     train_tokenizer: Tokenizer | None = None,
     mauve_tokens: int = 0,
+    only: Collection[str] = (),
 ) -> list[Row]:
     """Rows of the table: what the texts alone allow; with a reference also its figures, cut to as many texts; with a
     judge and its tokenizer perplexity and, given a reference, MAUVE; with training tokens and their tokenizer what was
     copied; with labels on both sides whether they are obeyed.
 
-    mauve_tokens: a text is cut to; 0: what nine tenths of all texts have, 256 at most. Raises UsageError on no texts.
+    mauve_tokens: a text is cut to; 0: what nine tenths of all texts have, 256 at most. only: keys of `MEASURES`; empty:
+    all. Raises UsageError on no texts.
     """
     if not samples:
         raise UsageError("there is no generated text: give a file with one text or more")
+    wanted = {MEASURES[name] for name in only or MEASURES}
     reference = list(reference)
     real = reference[: len(samples)]
-    rows = _of_texts(list(samples), real)
-    if train is not None and train_tokenizer is not None:
+    rows = _of_texts(list(samples), real, wanted)
+    if train is not None and train_tokenizer is not None and wanted & set(_COPIES):
         rows += _of_copies(list(samples), real, train, train_tokenizer)
-    if judge is not None and tokenizer is not None:
-        rows += _of_judge([s.text for s in samples], [s.text for s in reference], judge, tokenizer, mauve_tokens)
-    if reference and any(sample.label for sample in samples):
+    if judge is not None and tokenizer is not None and wanted & _JUDGED:
+        texts = [s.text for s in samples], [s.text for s in reference]
+        rows += _of_judge(*texts, judge, tokenizer, mauve_tokens if MEASURES["mauve"] in wanted else None)
+    if MEASURES["obeyed"] in wanted and reference and any(sample.label for sample in samples):
         found = likeness.obedience(
             [s.text for s in samples],
             [s.label for s in samples],
@@ -80,14 +117,17 @@ def quality(
         )
         note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
         rows.append(Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note))
-    return rows
+    return [row for row in rows if row.name in wanted]
 
 
-def _of_texts(samples: list[Sample], real: list[Sample]) -> list[Row]:
+def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> list[Row]:
     sides = [[words(sample.text) for sample in side] for side in (samples, real)]
 
-    def both(name: str, measure: Callable[[list[list[str]]], Estimate], note: str = "") -> Row:
-        return Row(name, measure(sides[0]), measure(sides[1]) if real else None, note)
+    rows: list[Row] = []
+
+    def both(name: str, measure: Callable[[list[list[str]]], Estimate], note: str = "") -> None:
+        if name in wanted:
+            rows.append(Row(name, measure(sides[0]), measure(sides[1]) if real else None, note))
 
     def mean(measure: Callable[[list[str]], float]) -> Callable[[list[list[str]]], Estimate]:
         return lambda texts: bootstrap([measure(text) for text in texts])
@@ -95,14 +135,16 @@ def _of_texts(samples: list[Sample], real: list[Sample]) -> list[Row]:
     def whole(measure: Callable[[list[list[str]]], float]) -> Callable[[list[list[str]]], Estimate]:
         return lambda texts: jackknife(measure, texts)
 
-    rows = [both("length in words", mean(lambda text: float(len(text))))]
+    both("length in words", mean(lambda text: float(len(text))))
     if any(sample.ended is not None for sample in samples):
         rows.append(Row("ended by end-of-text", bootstrap([float(s.ended) for s in samples if s.ended is not None])))
-    rows += [both(f"seq-rep-{n}", mean(partial(seq_rep_n, n=n))) for n in (1, 2, 3, 4)]
-    rows.append(both("rep-r", mean(rep_r)))
-    rows += [both(f"distinct-{n}", whole(partial(distinct_n, n=n)), "jackknife") for n in (1, 2, 3)]
-    rows.append(both("Zipf coefficient", whole(zipf), "jackknife"))
-    if len(samples) > 1:
+    for n in (1, 2, 3, 4):
+        both(f"seq-rep-{n}", mean(partial(seq_rep_n, n=n)))
+    both("rep-r", mean(rep_r))
+    for n in (1, 2, 3):
+        both(f"distinct-{n}", whole(partial(distinct_n, n=n)), "jackknife")
+    both("Zipf coefficient", whole(zipf), "jackknife")
+    if len(samples) > 1 and MEASURES["self-bleu"] in wanted:
         few = [[sample.text for sample in side[:SELF_BLEU_TEXTS]] for side in (samples, real)]
         scores = [bootstrap(self_bleu(side)) if len(side) > 1 else None for side in few]
         rows.append(Row("self-BLEU", scores[0] or bootstrap([]), scores[1], f"first {len(few[0])} texts"))
@@ -123,15 +165,18 @@ def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenize
         )
         for side in split
     ]
-    names = ("longest copied span, tokens", "its share of the text", f"new {NOVEL_N}-grams")
     note = f"against {train.n_tokens:,} training tokens"
     return [
         Row(name, one[0], one[1] if real else None, note)
-        for name, one in zip(names, (longest, copied, new), strict=True)
+        for name, one in zip(_COPIES, (longest, copied, new), strict=True)
     ]
 
 
-def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int) -> list[Row]:
+def _of_judge(
+    texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int | None
+) -> list[Row]:
+    """mauve_tokens None: without MAUVE."""
+
     def of(side: list[str]) -> tuple[Estimate, np.ndarray, np.ndarray]:
         nats, tokens = likeness.document_nats(judge, tokenizer, side)
         return bootstrap(nats.tolist(), tokens.tolist()), nats, tokens
@@ -146,6 +191,8 @@ def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tok
     low = gap - float(np.hypot(mine.value - mine.low, theirs.high - theirs.value))
     high = gap + float(np.hypot(mine.high - mine.value, theirs.value - theirs.low))
     rows.append(Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real"))
+    if mauve_tokens is None:
+        return rows
     lengths = sorted(len(ids) for ids in tokenizer.encode_batch([*texts, *reference]))
     n_tokens = mauve_tokens or int(min(lengths[len(lengths) // 10], likeness.MAUVE_TOKENS, judge.config.block_size))
     if n_tokens < 1:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from minilm.errors import UsageError
 from minilm.evaluation.protocols import TEXTS, WORDS, Protocol, get_protocol, windows
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_nats
 from minilm.model.gpt import GPT
+from minilm.text.mixture import head
 from minilm.text.shards import ShardFolder, Split, open_shards
 from minilm.text.tokenizer import Tokenizer, check_same
 
@@ -151,6 +152,7 @@ def perplexity(
     model_name: str = "model",
     data_name: str = "",
     batch_tokens: int = BATCH_TOKENS,
+    max_tokens: int = 0,
     parts: list[Part] | None = None,
     **changes: Any,
 ) -> Perplexity:
@@ -158,14 +160,18 @@ def perplexity(
 
     text_or_shards: a text, several (documents, whose order counts), or a prepared folder, of which the protocol's split
     is read. tokenizer: the model's; needed for text, compared with the shards'. protocol: a name or a value; changes:
-    fields of it that shall differ. batch_tokens: read at once; it changes speed only. parts: a list that each window's
-    scores are added to, in order.
+    fields of it that shall differ. batch_tokens: read at once; it changes speed only. max_tokens: of shards, only so
+    many of their first tokens (0: all), which is another text than the whole; no more random windows than have so many.
+    parts: a list that each window's scores
+    are added to, in order.
 
     Raises UsageError on an empty or too short text, shards of another tokenizer, or a context that the model cannot
     read.
     """
     settled = get_protocol(protocol, **changes).settled(model.config.block_size)
-    source = _Source.of(text_or_shards, settled, tokenizer, data_name)
+    if max_tokens and settled.random_windows * settled.context > max_tokens:
+        settled = replace(settled, random_windows=max(2, max_tokens // settled.context))
+    source = _Source.of(text_or_shards, settled, tokenizer, data_name, max_tokens)
     requests, owners = tee(source.requests(settled))
     total, count, means = 0.0, 0, list[float]()
     n_total = settled.random_windows * settled.context or source.n_tokens
@@ -223,11 +229,12 @@ class _Source:
         protocol: Protocol,
         tokenizer: Tokenizer | None,
         name: str,
+        max_tokens: int = 0,
     ) -> _Source:
         if isinstance(given, Path):
             given = open_shards(given)
         if isinstance(given, ShardFolder):
-            return cls._of_shards(given, protocol, tokenizer, name)
+            return cls._of_shards(given, protocol, tokenizer, name, max_tokens)
         if tokenizer is None:
             raise UsageError("text needs the model's tokenizer: pass tokenizer=")
         if protocol.documents == "stream":
@@ -243,7 +250,9 @@ class _Source:
         return cls(name, tokenizer.fingerprint, tokenizer.eot, sha256, len(texts), original, changed, ids)
 
     @classmethod
-    def _of_shards(cls, shards: ShardFolder, protocol: Protocol, tokenizer: Tokenizer | None, name: str) -> _Source:
+    def _of_shards(
+        cls, shards: ShardFolder, protocol: Protocol, tokenizer: Tokenizer | None, name: str, max_tokens: int
+    ) -> _Source:
         if protocol.split not in shards.splits:
             raise UsageError(
                 f"{shards.folder} has no split {protocol.split!r}, which protocol {protocol.name} reads: choose "
@@ -251,17 +260,22 @@ class _Source:
             )
         split, meta, counts = shards.splits[protocol.split], shards.meta, shards.meta.splits[protocol.split]
         name = name or f"{meta.name}, {protocol.split}"
+        cut = 0 < max_tokens < split.n_tokens
+        if cut:
+            split, name = head(split, max_tokens), f"{name}, first {max_tokens:,} tokens"
         theirs = shards.tokenizer()
         if protocol.documents == "stream":
             if tokenizer is not None:
                 check_same(tokenizer, theirs)
-            sums = hashlib.sha256("".join(shard.sha256 for shard in counts.shards).encode())
+            sums = hashlib.sha256("".join([*(shard.sha256 for shard in counts.shards), name * cut]).encode())
+            whole = split.n_tokens == sum(shard.tokens for shard in counts.shards)  # not so where data is mixed
+            known = (counts.bytes, counts.words) if whole and not cut else (0, 0)
             return cls(
-                name, theirs.fingerprint, theirs.eot, sums.hexdigest(), split.n_documents, [], [], [], split,
-                counts.bytes, counts.words,
+                name, theirs.fingerprint, theirs.eot, sums.hexdigest(), split.n_documents, [], [], [], split, *known
             )  # fmt: skip
-        texts = [theirs.decode(split.document(i)) for i in range(split.n_documents)]
-        if theirs.unknown is not None and any(theirs.count_unknown(split.document(i)) for i in range(len(texts))):
+        documents = [split.document(i) for i in range(split.n_documents)]
+        texts = [theirs.decode(ids) for ids in documents]
+        if theirs.unknown is not None and any(map(theirs.count_unknown, documents)):
             raise UsageError(
                 f"{shards.folder} was prepared with a vocabulary that lacks some of its words, so its text cannot be "
                 "had back: prepare it with another tokenizer, or give the text"

@@ -1,4 +1,5 @@
-"""What a model thinks of given tokens: nats of each target, batched, the head run only where something is scored.
+"""What a model thinks of given tokens: nats of each target, batched, the head and the last feed-forward run only where
+something is scored.
 
 Windows of like length stand side by side, padded on the right, which causal attention never sees; in fp32 the batch
 size changes nothing but rounding. T tokens, D width, N scored targets, V vocabulary.
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
 from minilm.errors import MinilmError, UsageError
-from minilm.model.gpt import GPT
+from minilm.model.cache import Cache
+from minilm.model.geometry import Geometry
+from minilm.model.gpt import GPT, Block
 
 BATCH_TOKENS = 8192  # read at once: enough to keep a processor or card busy
 LOGIT_BYTES = 1 << 26  # of fp32 logits held at once
@@ -108,7 +111,7 @@ def _score(model: GPT, requests: list[Request], precision: str) -> list[Scored]:
     device = model.device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with evaluating(model), autocast:
-        x = model.hidden(torch.from_numpy(ids).to(device))[torch.from_numpy(scored).to(device)]  # (N, D)
+        x = _hidden_at(model, torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device))
         nats, is_top = (part.cpu().numpy() for part in _scores_of(model, x, torch.from_numpy(targets).to(device)))
     ends = np.cumsum([len(request.ids) - request.scored for request in requests])[:-1]
     found = [Scored(*both) for both in zip(np.split(nats, ends), np.split(is_top, ends), strict=True)]
@@ -120,6 +123,21 @@ def _score(model: GPT, requests: list[Request], precision: str) -> list[Scored]:
                 f"overflow in {precision}"
             )
     return found
+
+
+def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
+    """ids (B, T), scored (B, T) bool -> what the head reads there, (N, D). After its attention the last block's tokens
+    need each other no more, so that its feed-forward and all that follows run on these alone."""
+    last = model.h[-1]
+    if type(model) is not GPT or type(last) is not Block or len(model.h) < model.config.n_layer:
+        return model.hidden(ids)[scored]
+
+    def block(x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        x = last.ln_1_post(x + last.ln_1_out(last.attn(last.ln_1(x), layer, geometry, cache)))[scored]
+        return last.ln_2_post(x + last.ln_2_out(last.mlp(last.ln_2(x))))
+
+    x = model.hidden(ids, blocks=[*model.h[:-1], block])
+    return x if x.dim() == 2 else x[scored]
 
 
 def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

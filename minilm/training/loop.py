@@ -36,6 +36,7 @@ from minilm.training.expected import expected
 from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
+from minilm.training.measures import Measures
 from minilm.training.objective import build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.parallel import Replicated, share_out
@@ -52,7 +53,7 @@ from minilm.training.setup import (
     read_setup,
     settle,
 )
-from minilm.training.validation import evaluate, sample
+from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
 
 
@@ -178,11 +179,12 @@ def _steps(run: _Run) -> Result:
     saved = step_folders(run.folder)[-1] if first else None
     unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
+    measured = Measures(config, model, run.tokenizer, run.shards, run.folder, run.parallel.whole)
     if config.init and not first:
         if (start := run.parallel.whole(model.device)) is not None:
             write_start(start, run.tokenizer, run.folder)
         val_loss = validate()
-        metrics.write(step=0, val_loss=val_loss, **run.watch.validated(0, val_loss, math.inf))
+        metrics.write(step=0, val_loss=val_loss, **measured(0), **run.watch.validated(0, val_loss, math.inf))
     if config.guard == "rollback" and saved is None:
         saved = run.save()  # something to roll back to from the first step on
     step = first
@@ -229,9 +231,7 @@ def _steps(run: _Run) -> Result:
             if validating:
                 with clock.apart("eval"):
                     val_loss = validate()
-                    n = config.eval_samples
-                    whole = run.parallel.whole(model.device) if n else None
-                    told = sample(whole, run.tokenizer, run.shards, n, run.folder, done) if whole else {}
+                    told = measured(done)
                 run.state["val_loss"] = val_loss
                 metrics.write(step=done, val_loss=val_loss, **told, **run.watch.validated(done, val_loss, loss))
                 saving |= config.patience > 0 and run.watch.since_best == 0

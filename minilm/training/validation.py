@@ -1,11 +1,8 @@
-"""Validation: the loss on the same first tokens each time, and samples beside it."""
+"""Validation: the loss on the same first tokens each time."""
 
 from __future__ import annotations
 
-import json
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +10,10 @@ from torch import Tensor
 
 from minilm.model.gpt import GPT
 from minilm.text.batches import IGNORE, Batch, documents_of, eval_batches
-from minilm.text.shards import ShardFolder, Split
-from minilm.text.tokenizer import Tokenizer
+from minilm.text.shards import Split
 from minilm.training.distributed import Ranks
 from minilm.training.setup import Setup
 
-SAMPLE_TOKENS = 120
 ALONE = Ranks()
 
 
@@ -52,34 +47,6 @@ def evaluate(
     sums = torch.tensor([total, count], dtype=torch.float64, device="cpu" if ranks.world == 1 else model.device)
     nats, targets = ranks.sum(sums).tolist()
     return nats / targets
-
-
-def sample(
-    model: GPT, tokenizer: Tokenizer, shards: ShardFolder, n_samples: int, run: Path, step: int, seed: int = 0
-) -> dict[str, Any]:
-    """Appends n_samples texts to run/samples.jsonl; of tales, what metrics.jsonl is to hold: the share that is
-    coherent, in the data's level and first style. The same seed each time; training's random numbers are left alone.
-    """
-    from minilm.decoding.engine import generate
-    from minilm.evaluation.text_metrics import coherence
-    from minilm.text.folders import made_of
-
-    values: dict[str, Any] = {}
-    with torch.random.fork_rng():
-        if shards.meta.name == "tales":
-            options = made_of(shards.folder)[1]
-            style = str(options.get("style", "plain")).split(",")[0].strip()
-            level = options.get("level", 1)
-            seen = coherence(
-                model, tokenizer, train=None, level=level, style=style, n_stories=n_samples, seed=seed
-            )  # copies are looked for at the end of a run
-            texts, values = list(seen.samples), {"coherence": seen.share}
-        else:
-            texts = generate(model, tokenizer, [""] * n_samples, max_new_tokens=SAMPLE_TOKENS, seed=seed)
-    model.train()
-    with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, "text": text, **values}) + "\n" for text in texts)
-    return values
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
