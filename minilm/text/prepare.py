@@ -103,7 +103,7 @@ def prepare(
 
 
 def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
-    files, hashes = (job.files, job.files.sha256s()) if job.files else _downloaded(job.dataset, job.options)
+    files, hashes = (job.files, job.files.sha256s()) if job.files else downloaded(job.dataset, job.options)
     local = {"stat_key": files.stat_key(), "content_key": digest(hashes)} if job.files else {}
     progress = Progress(folder, digest(hashes | {"recipe": json.dumps(recipe, sort_keys=True)}))
     text_bytes = job.made.text_bytes if job.made else files.text_bytes()
@@ -229,7 +229,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[str, str]]:
+def downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[str, str]]:
     """The data set's files and the SHA-256 of each."""
     folder = data_folder() / "downloads" / dataset.name
     sources = dataset.downloads(folder, options)
