@@ -23,9 +23,10 @@ extras = {
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
         *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4"),
     ],
+    # Building a corpus: data sets' steps on one machine, Slurm or Ray. Ray needs its cluster's Python on every machine.
+    "cluster": ["datatrove>=0.10", "orjson>=3.10", "ray>=2.40"],
     "log": ["tensorboard>=2.16", "wandb>=0.17"],
     "lab": ["matplotlib>=3.8", "optuna>=4"],
-    "cluster": ["ray>=2.9"],
     "dev": ["ruff==0.17.6", "mypy==2.4.1"],
 }
 
@@ -41,6 +42,7 @@ setup(
         "minilm": [
             "presets/*.toml",
             "presets/*.json",
+            "text/*.txt",
             "text/tales/*.toml",
             "evaluation/*.toml",
             "lab/*.toml",

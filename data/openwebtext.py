@@ -1,4 +1,4 @@
-"""OpenWebText: 8 million pages that Reddit linked to, the open re-creation of GPT-2's WebText, ready-made."""
+"""OpenWebText: 8 million pages that Reddit linked to, ready-made; `--build DUMPS` makes it (build_corpus.py)."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from minilm.text.sources import Files
 def documents(files: Files, split: str) -> Iterator[str]:
     for file in files.find("*.txt"):
         yield re.sub("\n\n\n+", "\n\n", whole(files, file)).strip()
-    for row in records(files, "*.parquet", columns=("text",)):
+    for row in records(files, "*.parquet", "*.jsonl", columns=("text",)):
         yield row["text"]
 
 
@@ -31,6 +31,7 @@ DATASET = Dataset(
     ),
     in_gpt2="partly",
     splits=("train",),
+    build="minilm.text.build_corpus",
 )
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def told_text(n_bytes: float) -> str:
 
 def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
     """Every preset from scratch, every way to finetune every pretrained size."""
-    from minilm.lab.plan import forecast, gpt2, with_length
+    from minilm.lab.cells import flops_per_token
+    from minilm.lab.plan import CARD_SHARE, TIMED_CONTEXT, forecast, gpt2, with_length
 
     kind = "cuda" if machine.peak_flops else machine.device_type
     found: list[tuple[str, TrainConfig]] = []
@@ -97,13 +98,23 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
             config = replace(build(read_preset(method, kind)), model=gpt2(size), init=size)
             name = f"--config {method}" + (f" --init {size}" if size != "gpt2" else "")
             found.append((name, with_length(config, text_bytes / BYTES_PER_TOKEN)))
-    made = []
+    made, speeds = [], dict[str, float]()
     for command, config in found:
-        told = forecast(config, machine)
+        # What is larger than GPT-2 small would take minutes to time: it is taken to be as fast, FLOP for FLOP.
+        way = command.split(" --init")[0] if "--init" in command or config.model.n_embd <= 768 else "--config small"
+        large = config.model.n_embd > 768
+        told = forecast(
+            config,
+            replace(machine, peak_flops=machine.peak_flops or (large and speeds.get(way, 0.0))),
+            turns=1,
+            context=TIMED_CONTEXT,
+        )
+        flops = flops_per_token(config.model) * config.batch_size * config.model.block_size
+        speeds.setdefault(way, flops / told.step_seconds / CARD_SHARE)
         reason = (
             "does not fit" if told.bytes > machine.memory else "takes too long" if told.seconds > 3600 * hours else ""
         )
-        made.append(Row(command + (" --data YOURS" if "finetune" in command else ""), told, reason))
+        made.append(Row(command + (" --data YOURS" if config.init else ""), told, reason))
     return made
 
 

@@ -156,6 +156,19 @@ def tune_allocator() -> bool:
     return bool(mallopt and mallopt(-3, 1 << 30) and mallopt(-1, (1 << 31) - 1))
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on the device, or None where the system does not say."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def set_step_seed(seed: int, step: int, rank: int = 0) -> None:
     """Seeds torch as a function of (seed, step, rank): a resumed step draws the dropout that it would have drawn."""
     import torch

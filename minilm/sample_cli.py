@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser
-from minilm.decoding.presets import PRESETS
+from minilm.decoding.presets import PRESETS, ROLLING
 from minilm.errors import UsageError
 from minilm.log import say
 
 if TYPE_CHECKING:
     import torch
 
+    from minilm.decoding.attributes import Steering
     from minilm.decoding.loop import Piece
     from minilm.model.gpt import GPT
     from minilm.text.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ LISTS = [
 ]
 COMPARED = 8  # texts a strategy that draws writes for --compare
 SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
+WORTH_COMPILING = 20_000_000  # parameters from which --compile auto compiles what was not compiled before
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
@@ -95,36 +97,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
     model, tokenizer, what = load(options)
+    how = _accelerated(options, model)
     for role in ("amateur", "draft"):
         if getattr(options, role):
             decoding[role] = load_beside(getattr(options, role), model, role)
+    if options.bag or options.attribute:
+        decoding["steering"] = steering_of(options, model, tokenizer)
     if options.prompts:
         from minilm.sample_prompts import sample_prompts
 
         path = Path(options.prompts).expanduser()
         out = Path(options.out).expanduser() if options.out else path.with_suffix(".results.jsonl")
         seed = options.seed or 0  # a fresh one could not be gone on with
-        say(f"{what}, seed {seed}, results in {out}")
+        say(f"{what}, {how}, seed {seed}, results in {out}")
         name = f"{what} {options.amateur} {options.draft}"
         return min(1, sample_prompts(model, tokenizer, path, out, decoding, seed, name))
     seed = secrets.randbits(31) if options.seed is None else options.seed
     if options.interactive:
         from minilm.sample_interactive import interact
 
-        say(f"{what}, seed {seed}")
+        say(f"{what}, {how}, seed {seed}")
         interact(model, tokenizer, decoding, {name: kind for name, kind, *_ in FILTERS + METHODS if kind}, seed)
         return 0
     if options.compare is not None:
         from minilm.sample_compare import measure, table
 
         n = options.num_samples or COMPARED
-        say(f"{what}, seed {seed}")
+        say(f"{what}, {how}, seed {seed}")
         each = ((name, {**decoding, **own, "seed": seed}) for name, own in compared)
         print(table([measure(model, tokenizer, name, prompt, n, own) for name, own in each]))
         return 0
     n_samples = options.num_samples or 1
     pieces = stream_batch(model, tokenizer, [prompt] * n_samples, **decoding, seed=seed)
-    say(f"{what}, seed {seed}")
+    say(f"{what}, {how}, seed {seed}")
     show(pieces, n_samples, prompt if options.echo_prompt else "")
     return 0
 
@@ -152,6 +157,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
     )
     add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
+    add("--rolling", choices=ROLLING, default=ROLLING[0], help="past the context: its last half read again, or kept")
     add("--begin_document", action="store_true", help="end-of-text before the prompt: for a title or a control code")
     add("--strategy", choices=PRESETS, help="a preset with its published settings; options beside it win")
     for name, kind, metavar, text in FILTERS:
@@ -162,6 +168,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         help="speculative decoding: a smaller model with the same tokenizer that guesses ahead",
     )
+    add(
+        "--bag",
+        action="append",
+        default=[],
+        metavar="X",
+        help="PPLM towards a bag of words: a file with a word a line, or words with commas; may be given several times",
+    )
+    add(
+        "--attribute",
+        metavar="LABEL",
+        help="PPLM towards a class of a discriminator (train.py --discriminator DATASET)",
+    )
+    add(
+        "--steer",
+        default="",
+        metavar="NAME=X,..",
+        help="PPLM's settings: step_size, n_iterations, window, kl_scale, ..",
+    )
     for name, value, metavar, text in METHODS:
         if value is None:
             add(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
@@ -171,7 +195,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(f"--{name}", action="append", default=[], metavar=metavar, help=text)
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where that is faster")
+    add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="auto: bf16 where that is faster")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: beside the first text, if worth it")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
@@ -184,6 +209,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--interactive asks for its prompts: leave out the other options on prompts and samples")
     if options.prompts is not None and (given or options.echo_prompt):
         raise UsageError(f"--prompts and {', '.join(given) or '--echo_prompt'} exclude each other")
+    if options.steer and not (options.bag or options.attribute):
+        raise UsageError("--steer goes with --bag or --attribute")
     if options.prompts is None and (options.out is not None or options.alternatives is not None):
         raise UsageError("--out and --alternatives go with --prompts FILE")
     return options
@@ -194,6 +221,7 @@ def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name, *_ in FILTERS + METHODS if hasattr(options, name)}
     chosen |= {"strategy": options.strategy or "", "max_new_tokens": options.max_new_tokens}
     chosen |= {"alternatives": options.alternatives, "begin_document": options.begin_document}
+    chosen |= {"rolling": options.rolling} if options.rolling != ROLLING[0] else {}
     chosen |= {"stop": [_escaped(text) for text in options.stop], "choices": [_escaped(c) for c in options.choice]}
     return chosen | {"stop_tokens": [_id(word) for word in options.stop_token], "logit_bias": _bias(options.logit_bias)}
 
@@ -259,15 +287,38 @@ def _is_piped() -> bool:
 def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     """Model, tokenizer, and a line that says what they are."""
     from minilm import runtime
+    from minilm.decoding.compiled import round_to_int8
     from minilm.model.weights import find_checkpoint, load_pretrained
 
     device = runtime.pick_device(options.device)
     path = find_checkpoint(options.checkpoint)
     model = load_pretrained(path)[0].eval()
-    tokenizer = _tokenizer(options.tokenizer, path if path.is_dir() else path.parent, model)
-    dtype = _dtype(options.precision, device, model)
+    tokenizer = tokenizer_of(options.tokenizer, path if path.is_dir() else path.parent, model)
+    int8 = options.precision == "int8"
+    dtype = _dtype("fp32" if int8 else options.precision, device, model)
     model.to(device, dtype)
-    return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {str(dtype).removeprefix('torch.')}"
+    if int8:
+        round_to_int8(model)
+    kind = "int8 weights" if int8 else str(dtype).removeprefix("torch.")
+    return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {kind}"
+
+
+def steering_of(options: argparse.Namespace, model: GPT, tokenizer: Tokenizer) -> Steering:
+    """What --bag, --attribute and --steer say. Raises UsageError where a bag or a discriminator cannot be used."""
+    from minilm.decoding.attributes import bag_of_words, load_head, steering
+    from minilm.model.weights import find_checkpoint
+
+    bags = []
+    for bag in options.bag:
+        path = Path(bag).expanduser()
+        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else bag.split(",")
+        tokens, missing = bag_of_words(words, tokenizer)
+        bags.append(tokens)
+        if missing:
+            say(f"bag: {', '.join(missing)}: several tokens each, left out")
+    name, _, label = (options.attribute or "").rpartition(":")
+    head = load_head(find_checkpoint(options.checkpoint), name, model) if label else None
+    return steering(bags, head, label, options.steer)
 
 
 def load_beside(name: str, model: GPT, role: str) -> GPT:
@@ -280,6 +331,16 @@ def load_beside(name: str, model: GPT, role: str) -> GPT:
     return other
 
 
+def _accelerated(options: argparse.Namespace, model: GPT) -> str:
+    """Has single rows compiled where --compile says so; "auto": a large model beside its first text."""
+    from minilm.decoding.compiled import accelerate
+
+    if options.compile == "off":
+        return "eager"
+    auto = "background" if model.num_params() >= WORTH_COMPILING else "cached"
+    return accelerate(model, options.precision == "int8", "now" if options.compile == "on" else auto)
+
+
 def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:
     from minilm import runtime
 
@@ -287,7 +348,8 @@ def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:
     return runtime.pick_dtype("fp32" if precision == "auto" and small else precision, device, model.config.n_embd)
 
 
-def _tokenizer(name: str | None, folder: Path, model: GPT) -> Tokenizer:
+def tokenizer_of(name: str | None, folder: Path, model: GPT) -> Tokenizer:
+    """The one named, or the one beside the weights. Raises UsageError where there is none."""
     from minilm.text.tokenizer import get_tokenizer
 
     if name is not None:

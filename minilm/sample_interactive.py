@@ -113,11 +113,12 @@ class Session:
     def go_on(self, begun: str) -> None:
         """The model's turn behind the text and `begun`."""
         from minilm.decoding.engine import settings, stream_batch
+        from minilm.decoding.methods import UNSCORED
 
         self.turns.append((self.text, begun))
         self.text += begun
         _, _, method = settings({**self.options, "logit_bias": {}})
-        scored = self.colored and not {"n_beams", "penalty_alpha", "draft", "lookup"} & set(method.chosen)
+        scored = self.colored and not set(UNSCORED) & set(method.chosen)
         options = {**self.options, "seed": self.seed, "alternatives": 0 if scored else None}
         self.seed += 1
         try:

@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # Large pages halve the page faults of a step on Linux; torch reads this before its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if any(word.partition("=")[0] == "--discriminator" for word in argv):
+        from minilm.discriminator_cli import main as train_head
+
+        return train_head(argv)
     if {"-h", "--help"} & set(argv):
         parse(argv)  # prints the options and exits
     from minilm import runtime

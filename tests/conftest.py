@@ -31,5 +31,6 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared shards land in the test's own folder."""
+    """Prepared shards and compiled pieces land in the test's own folder."""
     monkeypatch.setenv("MINILM_DATA", str(tmp_path / "shards"))
+    monkeypatch.setenv("MINILM_CACHE", str(tmp_path / "cache"))

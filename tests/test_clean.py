@@ -6,17 +6,22 @@ import gzip
 import json
 import random
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilm.errors import UsageError
+from minilm.errors import MinilmError, UsageError
+from minilm.text import clean as cleaning
+from minilm.text import wikipedia
 from minilm.text.clean import language_share, make_cleaner, shingles
 from minilm.text.detokenize import DETOKENIZERS
+from minilm.text.parallel import in_order
 from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
+from minilm.text.sources import Files
 
 
 def test_repair_mends_what_is_broken_and_nothing_else() -> None:
@@ -73,8 +78,9 @@ def test_near_duplicates_are_those_that_brute_force_finds(shared_data: Path) -> 
         path.read_text() for path in sorted((shared_data / "cs336_data" / "documents_with_fuzzy_duplicates").iterdir())
     ]
     cleaner = make_cleaner("near_duplicates:0.7")
-    assert len(list(cleaner(licences))) == 2  # Rails' and React's MIT licences are one text
-    assert cleaner.report() == "near_duplicates:0.7: of 3 documents dropped 1 (33.3%)"
+    cleaned = list(cleaner.run([(text, None) for text in licences], 1))
+    assert len(cleaned) == 2  # Rails' and React's MIT licences are one text
+    assert cleaner.report().startswith("near_duplicates:0.7: of 3 documents dropped 1 (33.3%); ")
 
 
 @given(st.lists(st.sampled_from(["a b", "A  b", "a\nb ", "b a", "", " ", "c"]), max_size=12))
@@ -84,7 +90,8 @@ def test_exact_duplicates(texts: list[str]) -> None:
         key = tuple(text.lower().split())
         expected += [text] if key not in seen else []
         seen.add(key)
-    assert list(make_cleaner("duplicates")(texts)) == expected
+    cleaned = make_cleaner("duplicates").run(((text, None) for text in texts), workers=1)
+    assert [text for text, _ in cleaned] == expected
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,56 @@ def test_prepare_cleans_training_text_alone(tmp_path: Path, capsys: pytest.Captu
     assert re.search(r"min_tokens:10: dropped [01] documents of train", said)
     assert "--clean duplicates,min_tokens:10" in shards.meta.command
     assert prepare(tmp_path, tokenizer="bytes") != folder
+
+
+def test_several_processes_clean_as_one_does(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("ftfy", "langdetect", "datasketch"):
+        pytest.importorskip(package)
+    monkeypatch.setattr(cleaning, "WORTH_CHARS", 8000)
+    monkeypatch.setattr(cleaning, "CHUNK_CHARS", 3000)
+    path = min((shared_data / "gutenberg").glob("*.txt"))
+    book = path.read_text(encoding="utf-8-sig")[20_000:60_000]
+    english = [book[i : i + 500] for i in range(0, len(book), 500)]
+    german = (shared_data / "langid" / "sentences" / "de.txt").read_text()[:6000]
+    near = [text + " And so on." for text in english[::9]]
+    texts = [*english, german, *english[::7], *near, "caf\u00c3\u00a9 " + book[:300]]
+    documents = [(text, i) for i, text in enumerate(texts)]
+    recipe = "repair,language:en,duplicates,near_duplicates:0.6"
+    one, three = make_cleaner(recipe), make_cleaner(recipe)
+    expected = list(one.run(iter(documents), 1))
+    assert list(three.run(iter(documents), 3)) == expected
+    counts = [
+        {name: (c.seen, c.changed, c.dropped, c.bytes) for name, c in cleaner.counts.items()}
+        for cleaner in (one, three)
+    ]
+    assert counts[0] == counts[1]
+    assert all(dropped for _, _, dropped, _ in list(counts[0].values())[1:])
+    assert re.search(r"repair: .* [\d.]+ MB/s on a core\n.*slowest: language:en", three.report(), re.DOTALL)
+
+
+def test_wikipedia_by_several_processes(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mwparserfromhell")
+    (dump,) = Files.at(shared_data / "wikipedia").find("*")
+    monkeypatch.setattr(cleaning, "CHUNK_CHARS", 60_000)
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr(wikipedia, "n_cores", lambda cores=cores: cores)
+        articles = wikipedia.dump_articles(dump)
+        found.append(list(islice(articles, 9)))
+        articles.close()  # type: ignore[attr-defined]
+    assert found[0] == found[1]
+    assert len({title for title, _ in found[0]}) == 9
+
+
+def test_processes_that_fail() -> None:
+    found = in_order("minilm.text.clean:make_cleaner", "nonsense", [1], 1)
+    with pytest.raises(MinilmError, match="ended early"):
+        list(found)
+    with pytest.raises(TypeError, match="subscriptable"):
+        list(in_order("minilm.text.clean:finder", "", [1], 2))
+    some = in_order("minilm.text.clean:finder", "", ((["a"], i) for i in range(10**9)), 2)
+    assert next(some) == ((["a"], 0), [("a", [])])
+    some.close()  # type: ignore[attr-defined]
 
 
 # Detokenizers

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minilm.config import GPTConfig
 from minilm.decoding import contexts, loop, parallel
-from minilm.decoding.engine import generate, generate_ids, row_seeds, stream, stream_batch
+from minilm.decoding.engine import encode_prompt, generate, generate_ids, row_seeds, stream, stream_batch
 from minilm.decoding.loop import Job, decode
 from minilm.decoding.penalties import History
 from minilm.decoding.strategies import STEPS, Strategy, choose, draw, filtered
@@ -562,3 +562,30 @@ def test_prompt_longer_than_the_context_is_said(caplog: pytest.LogCaptureFixture
     caplog.clear()
     assert long == generate(model, BYTES, "the last sixteen", max_new_tokens=40, seed=1)
     assert not caplog.text
+
+
+def test_a_million_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    text = "ab" * 500_000
+    model: Any = tiny(vocab_size=257, block_size=16)
+    found = generate(model, BYTES, text, max_new_tokens=3, seed=1)
+    assert found == generate(model, BYTES, text[-16:], max_new_tokens=3, seed=1)
+    assert "1000000 tokens and the model's context 16" in caplog.text
+    long: Any = tiny(vocab_size=257, block_size=1_000_000, position="rope")
+    with pytest.raises(UsageError, match=r"a prompt of 1,000,000 tokens needs about 1,0\d\d\.\d GB and .* are free"):
+        generate(long, BYTES, text, max_new_tokens=3)
+
+
+def test_special_tokens_that_are_not_there() -> None:
+    model: Any = tiny(vocab_size=257)
+    with pytest.raises(UsageError, match="'<|mask|>' is 8 tokens of this tokenizer".replace("|", r"\|")):
+        generate(model, BYTES, "a", logit_bias={"<|mask|>": 1.0})
+    with pytest.raises(UsageError, match="outside the model's vocabulary"):
+        generate(model, BYTES, "a", stop_tokens=[50256])
+
+
+def test_control_codes_are_tokens_where_a_document_begins() -> None:
+    tokenizer = BYTES.with_tokens(["<|sports|>"])
+    code = tokenizer.encode("<|sports|>", special=True)
+    assert len(code) == 1
+    assert encode_prompt("<|sports|>a", tokenizer, begin_document=True) == [tokenizer.eot, *code, ord("a")]
+    assert len(encode_prompt("<|sports|>a", tokenizer)) == 11

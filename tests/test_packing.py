@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -205,3 +206,42 @@ def test_line_ends() -> None:
     assert line_end_ids(BYTES.decode, BYTES.vocab_size) == [10]
     with pytest.raises(UsageError, match="no token that ends a line"):
         PACKINGS["lines"](Split([], 257), 4, PackingOptions())
+
+
+@pytest.mark.parametrize("n_sources", [1, 2, 3])
+@pytest.mark.parametrize("packing", sorted(PACKINGS))
+def test_batches_are_a_function_of_seed_step_and_rank(packing: str, n_sources: int, tmp_path: Path) -> None:
+    T, options, weights = 8, PackingOptions(5, (10,)), (3, 1, 2)[:n_sources]
+    letters = [set(range(40 + 30 * i, 60 + 30 * i)) for i in range(n_sources)]
+    splits = [
+        write(tmp_path / str(i), [bytes([k]) * (5 * k * (i + 2) % 19 + 1) + b"\n" for k in sorted(own)])
+        for i, own in enumerate(letters)
+    ]
+
+    def batches(seed: int) -> Batches:
+        return Batches(splits, block_size=T, batch_size=6, seed=seed, packing=packing, options=options, weights=weights)
+
+    in_turn, anyhow, n_steps = batches(4), batches(4), 400
+    expected = {(step, rank): in_turn.batch(step, rank, 3) for step in range(n_steps) for rank in range(3)}
+    for step, rank in random.Random(0).sample(sorted(expected), len(expected)):
+        batch = anyhow.batch(step, rank, 3)
+        assert np.array_equal(batch.ids, expected[step, rank].ids)
+        assert np.array_equal(batch.targets, expected[step, rank].targets)
+    whole = [anyhow.batch(step) for step in range(n_steps)]
+    for step, batch in enumerate(whole):
+        assert np.array_equal(batch.ids, np.concatenate([expected[step, rank].ids for rank in range(3)]))
+    assert any(not np.array_equal(batches(5).batch(step).ids, whole[step].ids) for step in range(3))
+    rows: list[list[bytes]] = [[] for _ in splits]
+    for batch in whole:
+        for ids, targets in zip(batch.ids, batch.targets, strict=True):
+            (source,) = (i for i, own in enumerate(letters) if own & {*ids.tolist(), *targets.tolist()})
+            rows[source].append(ids.astype("<i8").tobytes() + targets.astype("<i8").tobytes())
+    for split, mine in zip(splits, rows, strict=True):
+        made = PACKINGS[packing](split, T, options)
+        once = Counter(
+            row.ids.astype("<i8").tobytes() + row.targets.astype("<i8").tobytes()
+            for row in map(made.row, range(made.n_rows))
+        )
+        epochs = [mine[i : i + made.n_rows] for i in range(0, len(mine) - made.n_rows + 1, made.n_rows)]
+        assert len(epochs) > 2
+        assert all(Counter(epoch) == once for epoch in epochs)

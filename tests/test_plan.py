@@ -89,6 +89,8 @@ def test_blocks_that_are_not_timed_are_as_long_as_the_second() -> None:
             plan.forecast(replace(RUN, model=replace(MODEL, n_layer=n)), machine, rows=2, turns=1, clock=clock)
             for n in (3, 7)
         )
+        half = plan.forecast(RUN, machine, rows=2, turns=1, context=32, clock=clock)
+    assert half.step_seconds == pytest.approx(few.step_seconds, rel=0.05)  # attention aside FLOPs go with tokens
     with FlopCounterMode(display=False) as counter:
         model = GPT(replace(MODEL, n_layer=7))
         ids = torch.randint(0, 500, (8, 64))

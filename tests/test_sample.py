@@ -58,7 +58,7 @@ def test_one_text_and_nothing_else_on_stdout(model: GPT, loaded: Tokenizer, caps
     out, err = capsys.readouterr()
     [text] = expected(model, loaded, ["Once"], max_new_tokens=20, seed=3, temperature=0.8)
     assert out == text + "\n"
-    assert "a model, seed 3" in err
+    assert "a model, eager, seed 3" in err
 
 
 def test_spellings_of_an_option_are_the_same(loaded: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_methods_reach_the_engine(
     model: GPT, loaded: Tokenizer, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = {name for name, *_ in sample_cli.METHODS}
-    assert named == {f.name for f in fields(Method)} - {"amateur", "draft"}
+    assert named == {f.name for f in fields(Method)} - {"amateur", "draft", "steering"}
     for options in ({"n_beams": 4, "n_beam_groups": 2, "diversity": 1.0, "length_penalty": 0.5},
                     {"penalty_alpha": 0.6, "top_k": 5}, {"guidance": 2.0, "negative_prompt": "x", "top_p": 0.9},
                     {"lookup": 3, "n_ahead": 2}):  # fmt: skip

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from minilm.errors import UsageError
 from minilm.text import encodings, holdout
-from minilm.text.encode import Counts, count_words, encode_documents, pieces
+from minilm.text.encode import Counts, encode_documents, measure, pieces
 from minilm.text.encodings import detect, open_text
 from minilm.text.holdout import choose, paragraph_border
 from minilm.text.sources import Files
@@ -359,4 +359,5 @@ def test_pieces_do_not_change_tokens(shared_data: Path, monkeypatch: pytest.Monk
     st.lists(st.text(st.sampled_from("ab \n\t\x1c\x85\xa0\u2003\u3000\u00e9\U0001f600\ud800"), max_size=20), max_size=5)
 )
 def test_words_are_counted_as_split_does(texts: list[str]) -> None:
-    assert count_words(texts) == sum(len(text.split()) for text in texts)
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    assert measure(texts) == (n_bytes, sum(len(text.split()) for text in texts))

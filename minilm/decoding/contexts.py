@@ -1,5 +1,9 @@
 """Rows that are decoded together: what each has read, in one cache, and how long a context may grow.
 
+A row that has filled its context goes on behind its last half. That half is read again; or, with shift, keys and values
+of it and of the row's first tokens (attention sinks) stay as they were read, and their positions move together (Xiao
+2023, StreamingLLM): rotary keys turn back by what was dropped, distances (ALiBi) follow from the slots.
+
 B batch (rows), T tokens, S slots of the cache.
 """
 
@@ -12,8 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minilm.decoding.compiled import Fast, fast
+from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
+from minilm.model.layers import turn
+from minilm.runtime import free_bytes
+
+SINKS = 4  # first tokens that a shifted context keeps: attention rests on them (Xiao 2023)
 
 
 def capacity(model: GPT, n_slots: int, n_bytes: int) -> int:
@@ -23,17 +33,41 @@ def capacity(model: GPT, n_slots: int, n_bytes: int) -> int:
     return max(1, n_bytes // (n_slots * per_token + 32 * c.vocab_size))
 
 
+def check_memory(model: GPT, n_tokens: int, n_slots: int) -> None:
+    """Raises UsageError where a prompt of so many tokens, read at once, and its cache do not fit into what is free."""
+    c, size = model.config, model.wte.weight.element_size()
+    cache = 2 * c.n_layer * c.kv_heads * c.head_width * size * n_slots
+    needed = cache + n_tokens * n_tokens + 2 * n_tokens * (c.n_embd + c.inner_width) * size  # the mask: a byte a pair
+    free = free_bytes(model.device)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"a prompt of {n_tokens:,} tokens needs about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free: "
+            "shorten it"
+        )
+
+
 class Contexts:
     """The context of each row, and a cache that has read all of it but the last token.
 
-    n_slots: tokens that the cache is made for; a context never grows beyond block_size.
+    n_slots: tokens that the cache is made for; a context never grows beyond block_size. Raises UsageError where shift
+    is asked of positions that are part of what was read.
     """
 
-    def __init__(self, model: GPT, rows: Sequence[Sequence[int]], n_slots: int, use_cache: bool) -> None:
+    def __init__(
+        self, model: GPT, rows: Sequence[Sequence[int]], n_slots: int, use_cache: bool, shift: bool = False
+    ) -> None:
+        if shift and model.config.position in ("learned", "sinusoidal"):
+            raise UsageError(
+                f"rolling=shift needs positions that can move (rope, alibi, none): {model.config.position} ones are "
+                "added to the embeddings, so keys and values hold them; leave it out, and the last half is read again"
+            )
         self.model = model
         self.block_size = model.config.block_size
         self.n_kept = max(1, self.block_size // 2)
+        self.n_sinks = min(SINKS, self.n_kept // 2)
+        self.shift = shift
         self.rows = [list(row[-self.block_size :]) for row in rows]
+        check_memory(model, max(map(len, self.rows)), n_slots if use_cache else 0)
         self.cache = self._new_cache(len(rows), n_slots) if use_cache else None
 
     @property
@@ -45,7 +79,9 @@ class Contexts:
     def logits(self) -> Tensor:
         """Reads what has not been read; logits of the next token (B, vocabulary in use)."""
         with evaluating(self.model):
-            return self.model.used_logits(self._read()[:, -1]).to(self.device)
+            quick = fast(self.model, len(self.rows)) if self.cache is not None else None
+            hidden = self._read(quick)[:, -1]
+            return (self.model.used_logits(hidden) if quick is None else quick.head(hidden)).to(self.device)
 
     @torch.inference_mode()
     def advance(self, kept: list[int], tokens: Sequence[int], joining: Sequence[Sequence[int]] = ()) -> None:
@@ -55,21 +91,24 @@ class Contexts:
         """
         dropped = kept != list(range(len(self.rows)))
         self.rows = [list(self.rows[i]) for i in kept]
-        unread = []
+        unread: list[int] = []
+        moved: list[int] = []
         for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             row.append(token)
             if len(row) > self.block_size:
-                del row[: -self.n_kept]
-                unread.append(i)
+                first = self.n_sinks if self.shift else 0
+                del row[first : first + len(row) - self.n_kept]
+                (moved if self.shift else unread).append(i)
         unread += range(len(kept), len(kept) + len(joining))
         self.rows += [list(row[-self.block_size :]) for row in joining]
-        if self.cache is not None and (dropped or unread):
-            self._repack(self.cache, kept if dropped else None, len(joining), unread)
+        if self.cache is not None and (dropped or unread or moved):
+            self._repack(self.cache, kept if dropped else None, len(joining), unread, moved)
 
-    def _read(self) -> Tensor:
-        """Hidden states (B, T, D) of the tokens that no cache holds yet."""
+    def _read(self, quick: Fast | None) -> Tensor:
+        """Hidden states (B, T, D) of the tokens that no cache holds yet. quick: what reads a single one."""
         if self.cache is not None and self.cache.length:
-            return self.model.hidden(self._tensor([row[-1:] for row in self.rows]), cache=self.cache)
+            blocks = None if quick is None else quick.blocks
+            return self.model.hidden(self._tensor([row[-1:] for row in self.rows]), cache=self.cache, blocks=blocks)
         ids, starts = self._padded(self.rows)
         if self.cache is not None:
             self.cache.starts = starts
@@ -78,8 +117,11 @@ class Contexts:
         documents = None if starts is None else (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None]).int()
         return self.model.hidden(ids, documents)
 
-    def _repack(self, cache: Cache, kept: list[int] | None, n_joining: int, unread: list[int]) -> None:
-        """Takes other rows out of the cache, makes room for those that join, and reads `unread` rows whole.
+    def _repack(
+        self, cache: Cache, kept: list[int] | None, n_joining: int, unread: list[int], moved: list[int]
+    ) -> None:
+        """Takes other rows out of the cache, makes room for those that join, reads `unread` rows whole, and shortens
+        `moved` ones, which filled their context.
 
         Rows end together: slots move left where no row needs those on the left, right where a longer row joins.
         """
@@ -89,12 +131,16 @@ class Contexts:
             room = self._new_cache(n_joining, cache.max_tokens)
             cache.keys = torch.cat((cache.keys, room.keys), dim=1)
             cache.values = torch.cat((cache.values, room.values), dim=1)
+        shortened = self._shortened(cache, moved) if moved else None
         lengths = [len(row) - 1 for row in self.rows]
         before, cache.length = cache.length, max(lengths)
         n = min(before, cache.length)
         if before != cache.length:
             for slots in (cache.keys, cache.values):
                 slots[..., cache.length - n : cache.length, :] = slots[..., before - n : before, :].clone()
+        if shortened is not None and self.n_kept > 1:
+            at = slice(cache.length - self.n_kept + 1, cache.length)
+            cache.keys[:, moved, :, at], cache.values[:, moved, :, at] = shortened
         rows = [self.rows[i][:-1] for i in unread]
         longest = max(map(len, rows), default=0)
         if longest:
@@ -106,6 +152,18 @@ class Contexts:
             cache.keys[:, unread, :, cache.length - longest : cache.length] = part.keys
             cache.values[:, unread, :, cache.length - longest : cache.length] = part.values
         cache.starts = self._starts(lengths)
+
+    def _shortened(self, cache: Cache, moved: list[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values of rows that filled their context: of the first tokens, and of the last ones moved down."""
+        end, n_last = cache.length, self.n_kept - 1 - self.n_sinks
+        first = slice(end - self.block_size, end - self.block_size + self.n_sinks)
+        last = slice(end - n_last, end)
+        keys, values = cache.keys[:, moved], cache.values[:, moved]
+        n_dropped = torch.tensor([self.n_kept - 1 - self.block_size], device=keys.device)
+        rotation = self.model.wpe.rotation(n_dropped)
+        late = keys[..., last, :] if rotation is None else turn(keys[..., last, :], rotation)
+        keys = torch.cat((keys[..., first, :], late), dim=-2)
+        return keys, torch.cat((values[..., first, :], values[..., last, :]), dim=-2)
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor | None]:
         """ids (B, T) flush right, and their starts."""

@@ -4,7 +4,8 @@
 - Prompts of different lengths stand flush right; the padding on their left is never attended to (`Cache.starts`).
 - Window: a prompt is read from its last block_size tokens. Where a row has filled its context, its last
   block_size / 2 tokens are read again as if they were all there is, and decoding goes on behind them. The rule looks
-  at the row's own length only, with and without a cache, whatever the kind of positions.
+  at the row's own length only, with and without a cache, whatever the kind of positions. rolling="shift" reads nothing
+  again: `contexts.py`.
 
 B batch (rows), T tokens, V vocabulary.
 """
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from minilm.config import nearest
+from minilm.decoding.attributes import Steering
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.loop import Job, Piece, decode
 from minilm.decoding.methods import Method, run
 from minilm.decoding.penalties import Trie
-from minilm.decoding.presets import preset
+from minilm.decoding.presets import ROLLING, preset
 from minilm.decoding.strategies import Strategy
 from minilm.decoding.texts import GrowingText
 from minilm.errors import UsageError
@@ -79,6 +81,7 @@ class Methods(TypedDict, total=False):
     draft: GPT | None
     lookup: int
     n_ahead: int
+    steering: Steering | None
 
 
 class Options(Filters, Methods, total=False):
@@ -93,6 +96,7 @@ class Options(Filters, Methods, total=False):
     choices: Sequence[str]
     alternatives: int | None
     use_cache: bool
+    rolling: str
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,16 @@ class Until:
     """Pieces have the token's log-probability and those of so many likeliest tokens. None: neither."""
     use_cache: bool = True
     """False reads the whole context for every token, to the same result."""
+    rolling: str = "reread"
+    """Where a row has filled its context: reread, or shift: what was read of its last half (and its first tokens) stays
+    as it is, at new positions."""
 
     def __post_init__(self) -> None:
         _check_count("max_new_tokens", self.max_new_tokens)
         if self.alternatives is not None:
             _check_count("alternatives", self.alternatives)
+        if self.rolling not in ROLLING or (self.rolling == "shift" and not self.use_cache):
+            raise UsageError(f"rolling is one of {', '.join(ROLLING)}, and shift needs the cache; not {self.rolling!r}")
         for name in ("stop", "choices"):
             texts = getattr(self, name)
             if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
@@ -202,6 +211,7 @@ def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: St
         until.alternatives,
         watch,
         until.use_cache,
+        until.rolling == "shift",
     )
 
 
@@ -278,8 +288,11 @@ def row_seeds(seed: int | Sequence[int] | None, n_rows: int) -> list[int]:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, begin_document: bool = False) -> list[int]:
-    """Ids that decoding goes on from: end-of-text alone where the prompt is empty, before it where it begins one."""
-    ids = [int(i) for i in tokenizer.encode(prompt)]
+    """Ids that decoding goes on from: end-of-text alone where the prompt is empty, before it where it begins one.
+
+    A prompt that begins a document may hold the text of special tokens: control codes such as <|imdb|>.
+    """
+    ids = [int(i) for i in tokenizer.encode(prompt, special=begin_document)]
     return [tokenizer.eot, *ids] if begin_document or not ids else ids
 
 

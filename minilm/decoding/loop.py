@@ -57,6 +57,7 @@ class Job:
     ends: tokens that end a row. vocab_size: tokens from there on are never drawn; None: all are. choices: every row
     becomes one of them. alternatives: None: no log-probabilities; else so many likeliest tokens. watch: called with
     each token of a row and whether it is its last; says what it adds to the text, and whether the row ends here.
+    shift: what was read of a full context is kept.
     """
 
     model: GPT
@@ -70,6 +71,7 @@ class Job:
     alternatives: int | None = None
     watch: Callable[[int, int, bool], tuple[str, bool]] = lambda row, token, last: ("", False)
     use_cache: bool = True
+    shift: bool = False
     beside: Beside | None = None
 
     @property
@@ -97,7 +99,7 @@ def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]
     waiting = deque(rows)
     members = [waiting.popleft() for _ in range(min(room, len(waiting)))]
     contexts, *others = (
-        Contexts(model, [prompts[row] for row in members], n, job.use_cache)
+        Contexts(model, [prompts[row] for row in members], n, job.use_cache, job.shift)
         for (model, prompts), n in zip(readers, n_slots, strict=True)
     )
     V = job.n_tokens

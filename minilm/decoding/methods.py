@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from minilm.decoding.attributes import Steering
 from minilm.decoding.guidance import contrast, guide
 from minilm.decoding.loop import Beside, Job, Piece, decode
 from minilm.decoding.search import beam_search, contrastive_search
 from minilm.decoding.speculative import by_lookup, by_model, speculate
+from minilm.decoding.steer import steered
 from minilm.decoding.strategies import BEFORE, CUTS
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
+
+UNSCORED = ("n_beams", "penalty_alpha", "draft", "lookup", "steering")  # methods without log-probabilities
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Method:
     """Prompt look-up: guesses are what followed the last tokens, so many or fewer, before (Saxena 2023). 0: off."""
     n_ahead: int = 5
     """Guesses that are checked at once."""
+    steering: Steering | None = None
+    """PPLM: towards bags of words or a discriminator's class (Dathathri 2020)."""
 
     def __post_init__(self) -> None:
         for name in ("n_beams", "n_beam_groups", "n_ahead"):
@@ -76,6 +82,7 @@ class Method:
         """Names of the options that decide on a method."""
         on = {"n_beams": self.n_beams > 1, "penalty_alpha": self.penalty_alpha > 0, "guidance": self.guidance != 1.0}
         on |= {"amateur": self.amateur is not None, "draft": self.draft is not None, "lookup": self.lookup > 0}
+        on |= {"steering": self.steering is not None}
         return [name for name, is_on in on.items() if is_on]
 
 
@@ -92,8 +99,10 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
         wrong = [cut for cut in cuts if (name, cut) != ("penalty_alpha", "top_k")]
         if wrong or strategy.mirostat or strategy.temperature not in (0.0, 1.0):
             raise UsageError(f"{name} draws nothing: leave out {', '.join(wrong) or 'temperature and mirostat'}")
-    if name in ("n_beams", "penalty_alpha", "draft", "lookup") and job.alternatives is not None:
+    if name in UNSCORED and job.alternatives is not None:
         raise UsageError(f"{name} keeps no log-probabilities of single tokens: leave out alternatives")
+    if job.shift and name in ("penalty_alpha", "draft", "lookup", "steering"):
+        raise UsageError(f"{name} reads a full context again: leave out rolling=shift")
     if name in ("draft", "lookup"):
         looks_back = [step for step, (_, neutral) in BEFORE.items() if getattr(strategy, step) != neutral]
         looks_back += ["mirostat"] if strategy.mirostat else []
@@ -118,6 +127,9 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
             assert method.amateur is not None
             combine = partial(contrast, alpha=method.contrast_alpha, amateur_temperature=method.amateur_temperature)
             return decode(replace(job, beside=Beside(method.amateur, job.prompts, combine)))
+        case "steering":
+            assert method.steering is not None
+            return steered(job, method.steering)
     return decode(job)
 
 

@@ -55,7 +55,7 @@ def _beams(
     n_slots = slots(job.model, [prompt], job.max_new_tokens)
     groups = [_Group([(0.0, [])]) for _ in range(n_groups)]
     alive = list(groups)
-    contexts = Contexts(job.model, [prompt] * n_groups, n_slots, job.use_cache)
+    contexts = Contexts(job.model, [prompt] * n_groups, n_slots, job.use_cache, job.shift)
     history = job.strategy.history([prompt] * n_groups, job.n_tokens, contexts.device, job.ends, job.choices)
     for n in range(1, job.max_new_tokens + 1):
         log_p = penalised(contexts.logits()[:, : job.n_tokens], job.strategy, history).log_softmax(dim=-1)

@@ -25,7 +25,7 @@ def run(names: Sequence[str], scale: str, places: Places, processes: int, addres
         import ray
     except ImportError:
         raise UsageError('--engine ray needs Ray: pip install "minilm[cluster]"') from None
-    where = {"address": address} if address else {"num_cpus": processes, "include_dashboard": False}
+    where = {"address": address} if address else {"address": "local", "num_cpus": processes, "include_dashboard": False}
     ray.init(**where, log_to_driver=False, runtime_env={"env_vars": {"MINILM_DATA": os.environ.get("MINILM_DATA", "")}})
     try:
         whole = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))

@@ -7,10 +7,12 @@ block adds. A machine that is not this one is its data sheet times `CARD_SHARE`,
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,7 @@ CARD_MEMORY |= {"V100": 16, "T4": 16}  # GB, the smaller variant where there are
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
 HEAP_SHARE = 1.0  # of activations again: what the heap of a CPU loses between tensors (263 MB for 151, preset tiny)
+TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
 CPU = torch.device("cpu")
 
@@ -118,31 +121,36 @@ def forecast(
     *,
     rows: int = 1,
     turns: int = 3,
+    context: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Forecast:
     """A run's peak memory and seconds. rows: sequences that steps are timed with, 0 for the run's own micro-batch;
-    turns: how often, after one that warms up; the fastest counts."""
+    turns: how often, after one that warms up; the fastest counts. context: a longer one is timed at this length, and
+    scaled by its FLOPs; 0: as it is."""
     precision = _precision(config, machine)
     with torch.device("meta"):
         model = GPT(config.model)
-        adapt(model, config)
+        _adapt(model, config)
     n = config.micro_batch_size or micro_batch_size(config, model, precision, CPU)
     tensors, activations = tensor_bytes(model, config, precision, n)
     peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
+    T = config.model.block_size
     if machine.peak_flops:
-        T = config.model.block_size
         flops = flops_per_token(config.model) * config.batch_size * T * (4 / 3 if config.recompute else 1)
         return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops))
+    shorter = replace(config, model=replace(config.model, block_size=min(T, context or T)))
     device, made = torch.device(machine.device_type), []
     for blocks in (1, 2):
-        made.append(_timed_step(config, precision, rows or n, blocks, device, turns, clock))
+        made.append(_timed_step(shorter, precision, rows or n, blocks, device, turns, clock))
     more = config.model.n_layer - 1
     forward, update = (one + more * max(two - one, 0.0) for one, two in zip(*made, strict=True))
-    return Forecast(config, peak, tensors, forward * config.batch_size / (rows or n) + update)
+    of_row = [flops_per_token(model) * model.block_size for model in (config.model, shorter.model)]
+    forward *= of_row[0] / of_row[1] * config.batch_size / (rows or n)
+    return Forecast(config, peak, tensors, forward + update)
 
 
 def _precision(config: TrainConfig, machine: Machine) -> str:
-    if machine.peak_flops:
+    if machine.device_type == "cuda" and machine.peak_flops:
         return "bf16" if config.precision == "auto" else config.precision
     return runtime.pick_precision(config.precision, torch.device(machine.device_type), config.model.n_embd)
 
@@ -161,6 +169,16 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     return step.total + beside, step.activations
 
 
+def _adapt(model: GPT, config: TrainConfig) -> None:
+    """Frozen and adapted as the run would have it, without its table; where it names blocks that are not here, as if
+    all were trained."""
+    try:
+        with redirect_stderr(io.StringIO()):
+            adapt(model, config)
+    except UsageError:
+        model.requires_grad_(True)
+
+
 def _timed_step(
     config: TrainConfig,
     precision: str,
@@ -173,10 +191,7 @@ def _timed_step(
     """(seconds of forward and backward, seconds of the update) of a model with so many blocks."""
     shape = replace(config.model, n_layer=blocks, n_unique_layer=0, skip_attn=(), skip_mlp=())
     model = GPT(shape).to(device)
-    try:
-        adapt(model, replace(config, model=shape))
-    except UsageError:  # it freezes blocks that are not here: as if all were trained
-        model.requires_grad_(True)
+    _adapt(model, config)
     optimizers = build_optimizers(model, config)
     params = [p for p in model.parameters() if p.requires_grad]
     ids = torch.randint(0, config.model.vocab_used or config.model.vocab_size, (rows, shape.block_size), device=device)
@@ -237,7 +252,7 @@ def warning(config: TrainConfig, device: str = "auto", days: float = 1.0) -> str
     """One sentence where the run cannot fit or takes more than so many days; else empty. It takes a second or two."""
     machine = this_machine(device)
     model = replace(config.model, vocab_size=config.model.vocab_size or VOCABULARY)
-    told = forecast(replace(config, model=model), machine, turns=1)
+    told = forecast(replace(config, model=model), machine, turns=1, context=TIMED_CONTEXT)
     if told.bytes > machine.memory:
         return (
             f"this run needs about {told.bytes / GIB:.1f} GiB and {machine.memory / GIB:.1f} are free: lower "

@@ -46,24 +46,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
         """x (B, T, D), or from a split norm (2, B, T, D): what q and k read, what v does -> (B, T, D)."""
-        B, T, D = x.shape[-3:]
-        c = self.config
-        parts = self.c_attn(x).split(self.widths, dim=-1)
-        parts = parts if x.dim() == 3 else [y[i] for y, i in zip(parts, (0, 0, 1), strict=True)]
+        parts = [y if x.dim() == 3 else y[i // 2] for i, y in enumerate(self.c_attn(x).split(self.widths, dim=-1))]
+        return self.dropout(self.c_proj(self.mix(parts, layer, geometry, cache)))
+
+    def mix(self, parts: Sequence[Tensor], layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        """What lies between the projections: queries, keys and values, (B, T, width) each -> (B, T, D)."""
+        c, (B, T) = self.config, parts[0].shape[:2]
         q, k, v = (y.view(B, T, -1, c.head_width).transpose(1, 2) for y in parts)
         q, k = self.q_norm(q), self.k_norm(k)
         if geometry.rotation is not None:
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        scale = 1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0
-        scale = scale / (layer + 1) if c.attn_scale_by_layer else scale
-        dropout = c.attn_dropout if self.training else 0.0
-        with torch.autocast(x.device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
+        scale = (1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
+        with torch.autocast(parts[0].device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, dropout).to(x.dtype)
-        return self.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, D)))
+            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(self.c_proj.weight.dtype)
+        return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 
 class Block(nn.Module):
@@ -89,7 +89,11 @@ class Block(nn.Module):
         self.ln_2_post = norm(True, "post")
 
     def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        x = self.ln_1_post(x + self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache)))
+        return self.after(x, self.attn(self.ln_1(x), layer, geometry, cache))
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention."""
+        x = self.ln_1_post(x + self.ln_1_out(attended))
         return self.ln_2_post(x + self.ln_2_out(self.mlp(self.ln_2(x))))
 
 
@@ -100,9 +104,8 @@ class ParallelBlock(Block):
         super().__init__(config, index)
         self.ln_1_post = nn.Identity()
 
-    def forward(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
-        attended = self.ln_1_out(self.attn(self.ln_1(x), layer, geometry, cache))
-        return self.ln_2_post(x + attended + self.ln_2_out(self.mlp(self.ln_2(x))))
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self.ln_2_post(x + self.ln_1_out(attended) + self.ln_2_out(self.mlp(self.ln_2(x))))
 
 
 class GPT(nn.Module):
@@ -165,10 +168,10 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         blocks: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """ids (B, T) -> what the head reads, (B, T, D). blocks: what runs in place of `h`, such as `h` compiled."""
+        """ids (B, T), or mixed rows of wte (B, T, width) -> what the head reads, (B, T, D). blocks: run for h."""
         blocks = list(self.h) if blocks is None else blocks
         geometry = locate(self.config, self.wpe, ids, documents, cache)
-        x = self.wte_proj(self.wte(ids)) + self.wpe(geometry.positions)
+        x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
         # The residual stream has the weights' precision, also where autocast or a position table would change it.
         x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
         repeats = self.config.n_layer // len(self.h)

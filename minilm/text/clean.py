@@ -9,70 +9,144 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.text.parallel import in_order
 from minilm.text.sources import needed
 
 LANGUAGE_CHARS = 2_000  # of a document's middle: enough to be sure, and langdetect is slow
 PERMUTATIONS = 128
 SHINGLE_WORDS = 5
 WORD = re.compile(r"\w+")
-Step = Callable[[str], str | None]
-"""Text in, text out, or None where the document is dropped."""
+CHUNK_CHARS = 1 << 18  # cleaned at once by one process
+WORTH_CHARS = 1 << 22  # below, starting processes takes longer than they save
+
+T = TypeVar("T")
+Found = tuple[str, Any, float]
+"""What a step was given, what its work found, and the seconds that took."""
+
+
+class Step(NamedTuple):
+    """Without `keeps`, `work` gives the text anew, or None where it is dropped. With it, `work` gives what `keeps`
+    decides by, which remembers what it saw."""
+
+    work: Callable[[str], Any]
+    keeps: Callable[[Any], bool] | None = None
 
 
 @dataclass
 class Count:
-    """What one step did."""
+    """What one step did, and on one core in what time."""
 
     seen: int = 0
     changed: int = 0
     dropped: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
 class Cleaner:
     """The steps of a recipe, each with its count. A cleaner remembers what it saw: one is for one corpus."""
 
+    recipe: str
     steps: list[tuple[str, Step]]
     min_tokens: int = 0
     """Documents of fewer tokens are dropped where they are encoded."""
     counts: dict[str, Count] = field(default_factory=dict)
 
-    def __call__(self, texts: Iterable[str]) -> Iterator[str]:
-        for text in texts:
-            if (cleaned := self.clean(text)) is not None:
-                yield cleaned
+    def run(self, documents: Iterable[tuple[str, T]], workers: int) -> Iterator[tuple[str, T]]:
+        """Cleaned texts, each with what came with it, in order; work goes to `workers` processes, decisions stay here,
+        so that their number changes nothing."""
+        documents = iter(documents)
+        n_chars = 0
+        while workers < 2 or n_chars < WORTH_CHARS:
+            if (document := next(documents, None)) is None:
+                return
+            n_chars += len(document[0])
+            if (text := self.clean(document[0])) is not None:
+                yield text, document[1]
+        for (_, others), found in in_order("minilm.text.clean:finder", self.recipe, chunks(documents), workers):
+            for other, (original, steps) in zip(others, found, strict=True):
+                if (text := self._decided(original, steps)) is not None:
+                    yield text, other
 
     def clean(self, text: str) -> str | None:
-        for name, step in self.steps:
+        return self._decided(text, self.found(text))
+
+    def found(self, text: str) -> Iterator[Found]:
+        """What each step finds while none that remembers drops the text."""
+        for _, step in self.steps:
+            begun = time.thread_time()
+            found = step.work(text)
+            yield text, found, time.thread_time() - begun
+            if step.keeps is None:
+                if found is None:
+                    return
+                text = found
+
+    def _decided(self, text: str, steps: Iterable[Found]) -> str | None:
+        for (name, step), (before, found, seconds) in zip(self.steps, steps, strict=False):
+            begun = time.thread_time()
             count = self.counts.setdefault(name, Count())
+            kept = found is not None if step.keeps is None else step.keeps(found)
             count.seen += 1
-            cleaned = step(text)
-            if cleaned is None:
+            count.bytes += len(before) if before.isascii() else len(before.encode("utf-8", "replace"))
+            count.seconds += seconds + time.thread_time() - begun
+            if not kept:
                 count.dropped += 1
                 return None
-            count.changed += cleaned != text
-            text = cleaned
+            if step.keeps is None:
+                count.changed += found != before
+                text = found
         return text
 
     def report(self) -> str:
-        """A line for each step."""
-        lines = []
+        """A line for each step; the slowest is named."""
+        lines, speeds = [], {}
         for name, count in self.counts.items():
             share = count.dropped / max(count.seen, 1)
             changed = f", changed {count.changed:,}" if count.changed else ""
-            lines.append(f"{name}: of {count.seen:,} documents dropped {count.dropped:,} ({share:.1%}){changed}")
+            speeds[name] = count.bytes / 1e6 / max(count.seconds, 1e-9)
+            lines.append(
+                f"{name}: of {count.seen:,} documents dropped {count.dropped:,} ({share:.1%}){changed}; "
+                f"{speeds[name]:.2f} MB/s on a core"
+            )
+        if len(speeds) > 1:
+            lines.append(f"slowest: {min(speeds, key=lambda name: speeds[name])}")
         return "\n".join(lines)
+
+
+def finder(recipe: str) -> Callable[[tuple[list[str], Any]], list[tuple[str, list[Found]]]]:
+    """The work of `run`'s processes."""
+    cleaner = make_cleaner(recipe)
+    return lambda chunk: [(text, list(cleaner.found(text))) for text in chunk[0]]
+
+
+def chunks(documents: Iterable[tuple[str, T]]) -> Iterator[tuple[list[str], list[T]]]:
+    """Texts, and what came with them, in lists of CHUNK_CHARS characters and a little more."""
+    texts: list[str] = []
+    others: list[T] = []
+    n_chars = 0
+    for text, other in documents:
+        texts.append(text)
+        others.append(other)
+        n_chars += len(text)
+        if n_chars >= CHUNK_CHARS:
+            yield texts, others
+            texts, others, n_chars = [], [], 0
+    if texts:
+        yield texts, others
 
 
 def make_cleaner(recipe: str) -> Cleaner:
     """The cleaner of a recipe. Raises UsageError for an unknown step or a value that is none."""
-    cleaner = Cleaner([])
+    cleaner = Cleaner(recipe, [])
     for part in filter(None, (part.strip() for part in recipe.split(","))):
         name, _, value = part.partition(":")
         if name == "min_tokens":
@@ -106,7 +180,7 @@ def _repair(part: str, value: str) -> Step:
         fix_character_width=False,
         normalization=None,
     )
-    return lambda text: str(ftfy.fix_text(text, config))
+    return Step(lambda text: str(ftfy.fix_text(text, config)))
 
 
 def _language(part: str, value: str) -> Step:
@@ -120,10 +194,7 @@ def _language(part: str, value: str) -> Step:
     if name not in languages:
         raise UsageError(f"langdetect knows no language {name!r}: write one of {', '.join(sorted(languages))}")
 
-    def step(text: str) -> str | None:
-        return text if language_share(text, name, detector) >= least else None
-
-    return step
+    return Step(lambda text: text if language_share(text, name, detector) >= least else None)
 
 
 def language_share(text: str, language: str, detector: Any = None) -> float:
@@ -143,14 +214,15 @@ def _duplicates(part: str, value: str) -> Step:
     """Drops a text that came before, blanks and case aside. Memory: 16 bytes and a set's entry for each."""
     seen: set[bytes] = set()
 
-    def step(text: str) -> str | None:
-        key = hashlib.blake2b(" ".join(text.lower().split()).encode("utf-8", "replace"), digest_size=16).digest()
-        if key in seen:
-            return None
-        seen.add(key)
-        return text
+    def work(text: str) -> bytes:
+        return hashlib.blake2b(" ".join(text.lower().split()).encode("utf-8", "replace"), digest_size=16).digest()
 
-    return step
+    def keeps(key: bytes) -> bool:
+        is_new = key not in seen
+        seen.add(key)
+        return is_new
+
+    return Step(work, keeps)
 
 
 def _near_duplicates(part: str, value: str) -> Step:
@@ -161,16 +233,19 @@ def _near_duplicates(part: str, value: str) -> Step:
     index = datasketch.MinHashLSH(threshold=least, num_perm=PERMUTATIONS)
     kept: list[Any] = []
 
-    def step(text: str) -> str | None:
+    def work(text: str) -> Any:
         signature = datasketch.MinHash(num_perm=PERMUTATIONS, seed=1)
         signature.update_batch([shingle.encode("utf-8", "replace") for shingle in shingles(text)])
-        if any(signature.jaccard(kept[i]) >= least for i in index.query(signature)):
-            return None
-        index.insert(len(kept), signature, check_duplication=False)
-        kept.append(datasketch.LeanMinHash(signature))
-        return text
+        return datasketch.LeanMinHash(signature)
 
-    return step
+    def keeps(signature: Any) -> bool:
+        if any(signature.jaccard(kept[i]) >= least for i in index.query(signature)):
+            return False
+        index.insert(len(kept), signature, check_duplication=False)
+        kept.append(signature)
+        return True
+
+    return Step(work, keeps)
 
 
 def shingles(text: str) -> set[str]:

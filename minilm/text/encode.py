@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.text.long_text import LongText, parts_of
 
 if TYPE_CHECKING:
     from minilm.text.shard_writer import ShardWriter
@@ -36,6 +38,9 @@ SAMPLE_CHARS = 5_000_000  # of generated text: its few hundred words are all amo
 CHECK_EVERY, CHECK_CHARS = 64, 50_000  # every 64th batch's first texts are encoded by the slow engine too
 
 T = TypeVar("T")
+R = TypeVar("R")
+Ragged = tuple[np.ndarray, np.ndarray]
+"""Ids of several texts in a row, and how many each has."""
 
 
 class Coded(str):
@@ -63,6 +68,13 @@ class Counts:
 
 def pieces(text: str) -> Iterator[str]:
     """The text cut in parts of PIECE_CHARS characters and a little more."""
+    if isinstance(text, LongText):
+        rest = ""
+        for part in text.parts():
+            *whole, rest = pieces(rest + part)
+            yield from whole
+        yield rest
+        return
     start = 0
     while (border := BORDER.search(text, start + PIECE_CHARS)) is not None:
         yield text[start : border.start()]
@@ -70,22 +82,24 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-BLANK = np.array([chr(i).isspace() for i in range(0x3001)])  # U+3000 is Unicode's last white space
+BLANKS = [chr(i) for i in range(0x3001) if chr(i).isspace()]  # U+3000 is Unicode's last white space
+ASCII_BLANKS = bytes.maketrans("".join(filter(str.isascii, BLANKS)).encode(), b" " * sum(map(str.isascii, BLANKS)))
+WIDE_BLANKS = {char.encode() for char in BLANKS if not char.isascii()}
 
 
-def count_words(texts: Iterable[str]) -> int:
-    """The sum of len(text.split()), several times as fast."""
-    texts = list(texts)
-    ascii_text = "\n".join(text for text in texts if text.isascii())
-    other = "\n".join(text for text in texts if not text.isascii())
-    codes = np.frombuffer(ascii_text.encode(), np.uint8)
-    wide = np.frombuffer(other.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return _word_starts(codes) + _word_starts(np.where(wide < len(BLANK), wide, 0))
-
-
-def _word_starts(codes: np.ndarray) -> int:
-    blank = BLANK[codes]
-    return int(np.count_nonzero(blank[:-1] & ~blank[1:])) + int(len(blank) > 0 and not blank[0])
+def measure(texts: Sequence[str]) -> tuple[int, int]:
+    """Bytes of UTF-8 and words: the sum of len(text.split()), many times as fast."""
+    data = "\n".join(texts).encode("utf-8", "surrogatepass")
+    codes = np.frombuffer(bytearray(data.translate(ASCII_BLANKS)), np.uint8)
+    for first in {blank[0] for blank in WIDE_BLANKS}:
+        if len(at := np.flatnonzero(codes == first)):
+            for blank in (blank for blank in WIDE_BLANKS if blank[0] == first):
+                found = at[np.all([codes[at + i] == byte for i, byte in enumerate(blank)], axis=0)]
+                for i in range(len(blank)):
+                    codes[found + i] = 32
+    blank = codes == 32
+    n_words = int(np.count_nonzero(blank[:-1] > blank[1:])) + int(len(blank) > 0 and not blank[0])
+    return len(data) - max(len(texts) - 1, 0), n_words
 
 
 def encode_documents(
@@ -94,27 +108,29 @@ def encode_documents(
     writer_of: Callable[[str], ShardWriter],
     advance: Callable[[int], object] = lambda n_bytes: None,
     is_left_out: Callable[[str, int], bool] = lambda split, n_tokens: False,
+    counts: defaultdict[str, Counts] | None = None,
+    done: Callable[[int], object] = lambda n_documents: None,
 ) -> dict[str, Counts]:
     """Adds each (split, text) to the split's writer, in order; returns the counts. `advance` hears of progress,
-    `is_left_out` says of a document's split and number of tokens whether it is dropped (a huge one never is)."""
-    counts: defaultdict[str, Counts] = defaultdict(Counts)
+    `is_left_out` says of a document's split and number of tokens whether it is dropped (a huge one never is), `done`
+    hears of every batch of documents that the writers have; `counts` are those of documents before these."""
+    counts = defaultdict(Counts) if counts is None else counts
 
     checked: Counter[str] = Counter()  # batches, by split
 
-    def encoded(split: str, texts: list[str], whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        flat, lengths = tokenizer.encode_flat(texts)
+    def counted(split: str, texts: list[str], flat: np.ndarray, lengths: np.ndarray, whole: bool = True) -> Ragged:
         if checked[split] % CHECK_EVERY == 0:
             tokenizer.check_sample(list(_first(iter(texts), CHECK_CHARS)))
         checked[split] += 1
-        n_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        n_bytes, n_words = measure(texts)
         advance(n_bytes)
         kept = np.array([not (whole and is_left_out(split, n)) for n in lengths.tolist()], bool)
         if not kept.all():
             flat, lengths = flat[np.repeat(kept, lengths)], lengths[kept]
             texts = list(compress(texts, kept))
-            n_bytes = sum(len(text.encode()) for text in texts)
+            n_bytes, n_words = measure(texts)
         counts[split].bytes += n_bytes
-        counts[split].words += count_words(texts)
+        counts[split].words += n_words
         if tokenizer.unknown is not None:
             counts[split].unknown += int((flat == tokenizer.unknown).sum())
         codes = np.array([getattr(text, "code", -1) for text in texts])
@@ -123,20 +139,26 @@ def encode_documents(
             return np.insert(flat, starts[codes >= 0], codes[codes >= 0]), lengths + (codes >= 0)
         return flat, lengths
 
-    for batch in _batches(documents, lambda document: len(document[1])):
-        if len(batch) == 1:
-            (split, text), *_ = batch
-            parts = pieces(text) if tokenizer.name in OURS else [text]
-            if len(text) > PIECE_CHARS:
-                groups = (encoded(split, group, whole=False)[0] for group in _batches(parts, len))
-                code = [np.array([text.code])] if isinstance(text, Coded) else []
-                writer_of(split).add_pieces(chain(code, groups))
-                continue
+    def encoded(batch: list[tuple[str, str]]) -> dict[str, tuple[list[str], Ragged | None]]:
+        """Texts and ids by split; no ids for a long document."""
         by_split: defaultdict[str, list[str]] = defaultdict(list)
         for split, text in batch:
             by_split[split].append(text)
-        for split, texts in by_split.items():
-            writer_of(split).add_flat(*encoded(split, texts))
+        is_long = len(batch) == 1 and _size(batch[0][1]) > PIECE_CHARS
+        return {split: (texts, None if is_long else tokenizer.encode_flat(texts)) for split, texts in by_split.items()}
+
+    for by_split in _ahead(encoded, _batches(documents, lambda document: _size(document[1]))):
+        for split, (texts, ids) in by_split.items():
+            if ids is not None:
+                writer_of(split).add_flat(*counted(split, texts, *ids))
+                continue
+            parts = pieces(texts[0]) if tokenizer.name in OURS else ["".join(parts_of(texts[0]))]
+            groups = (
+                counted(split, some, *tokenizer.encode_flat(some), whole=False)[0] for some in _batches(parts, len)
+            )
+            code = [np.array([texts[0].code])] if isinstance(texts[0], Coded) else []
+            writer_of(split).add_pieces(chain(code, groups))
+        done(sum(len(texts) for texts, _ in by_split.values()))
     return dict(counts)
 
 
@@ -161,19 +183,25 @@ def tokenizer_key(named: str) -> str:
     return get_tokenizer(named).fingerprint
 
 
-def make_tokenizer(named: str, documents: Callable[[], Iterable[tuple[str, str]]], sample: bool = False) -> Tokenizer:
+def make_tokenizer(
+    named: str,
+    documents: Callable[[], Iterable[tuple[str, str]]],
+    sample: bool = False,
+    tokens: Sequence[str] = (),
+) -> Tokenizer:
     """The tokenizer itself, trained on (split, text) documents where its kind is: chars and words on all of them (or on
-    a sample), so that validation has none that is unknown; merges on the training split alone."""
+    a sample), so that validation has none that is unknown; merges on the training split alone. It gains the tokens."""
     from minilm.text.tokenizer import get_tokenizer, train_tokenizer
 
     kind, _, size = named.partition(":")
     if kind not in TRAINED:
-        return get_tokenizer(named)
+        return get_tokenizer(named).with_tokens(tokens) if tokens else get_tokenizer(named)
     learned_from = ("train",) if kind == "bpe" else ("train", "val", "test")
     texts: Iterator[str] = (part for split, text in documents() if split in learned_from for part in pieces(text))
     if sample or kind == "bpe":
         texts = _first(texts, SAMPLE_CHARS if sample else BPE_CHARS)
-    return train_tokenizer(kind, texts, int(size or 0))
+    trained = train_tokenizer(kind, texts, int(size or 0))
+    return trained.with_tokens(tokens) if tokens else trained
 
 
 def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:
@@ -195,3 +223,21 @@ def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
         chars += size(item)
     if batch:
         yield batch
+
+
+def _size(text: str) -> int:
+    """Characters; of a long text so many that it stands alone."""
+    return len(text) + (BATCH_CHARS if isinstance(text, LongText) else 0)
+
+
+def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """work(item) of each, in order; the next one's is done meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        before: Future[R] | None = None
+        for item in items:
+            after = pool.submit(work, item)
+            if before is not None:
+                yield before.result()
+            before = after
+        if before is not None:
+            yield before.result()

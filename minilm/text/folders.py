@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,20 @@ def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bo
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
-    Raises MinilmError as `disk_errors`."""
-    owner = re.sub(r"\W", "_", socket.gethostname())
-    temporary = folder.with_name(f".{folder.name}.{owner}-{os.getpid()}.tmp")
+def replacing(folder: Path, is_kept: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """A folder that takes the place of `folder` when the block ends well. When it does not, it vanishes, unless
+    `is_kept` says that a later call can go on with it; then it is what that call yields. Raises MinilmError as
+    `disk_errors`."""
+    temporary = folder.with_name(f".{folder.name}.{_owner()}-{os.getpid()}.tmp")
     try:
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(folder, owner)
-            temporary.mkdir()
+            for left in left_behind(folder):
+                if is_kept(left) and (left == temporary or not temporary.exists()):
+                    left.rename(temporary)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+            temporary.mkdir(exist_ok=True)
             yield temporary
             if folder.exists():
                 shutil.rmtree(_old(folder), ignore_errors=True)
@@ -116,7 +120,8 @@ def replacing(folder: Path) -> Iterator[Path]:
                     raise
             shutil.rmtree(_old(folder), ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not is_kept(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -147,12 +152,18 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _sweep(folder: Path, owner: str) -> None:
-    """Deletes what builds of this machine left that were killed."""
-    for left in folder.parent.glob(f".{folder.name}.{owner}-*.tmp"):
+def left_behind(folder: Path) -> list[Path]:
+    """What builds of this folder on this machine left that failed or were killed."""
+    found = []
+    for left in sorted(folder.parent.glob(f".{folder.name}.{_owner()}-*.tmp")):
         pid = left.name.rpartition("-")[2].partition(".")[0]
-        if pid.isdecimal() and not _is_alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
+            found.append(left)
+    return found
+
+
+def _owner() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())
 
 
 def _is_alive(pid: int) -> bool:

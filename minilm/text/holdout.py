@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from minilm.errors import UsageError
+from minilm.text.long_text import LongText, parts_of
 
 SHARE, ENOUGH_BYTES, LEAST_SHARE = 0.1, 5e6, 0.005
-HASHED_CHARS = 1 << 20
 EXACT_DOCUMENTS = 100_000  # up to here the documents are chosen one by one; beyond, chance is exact enough
 
 
@@ -31,7 +32,13 @@ class Holdout:
     def split(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         """(split, document) for each document, or for both parts of one that is cut."""
         for text in texts:
-            if self.cut:
+            if self.cut and isinstance(text, LongText):
+                tail = text.cut(len(text) * 9 // 10)[1]
+                window = "".join(islice(tail.parts(), 2))
+                before, after = text.cut(len(text) - len(tail) + paragraph_border(window, len(window) // 2))
+                yield "train", before
+                yield "val", after
+            elif self.cut:
                 border = paragraph_border(text)
                 yield "train", text[:border]
                 yield "val", text[border:]
@@ -46,7 +53,7 @@ def choose(texts: Iterable[str]) -> Holdout:
     sizes: dict[int, int] = {}
     n_documents = text_bytes = 0
     for text in texts:
-        size = len(text) if text.isascii() else len(text.encode())
+        size = sum(len(part) if part.isascii() else len(part.encode()) for part in parts_of(text))
         n_documents += 1
         text_bytes += size
         if len(sizes) <= EXACT_DOCUMENTS:
@@ -70,10 +77,11 @@ def _smallest_hashes(sizes: dict[int, int], wanted_bytes: float) -> frozenset[in
     return frozenset(chosen or sorted(sizes, key=lambda key: (sizes[key], key))[:1])
 
 
-def paragraph_border(text: str) -> int:
-    """Where the last tenth begins: after the blank line nearest to nine tenths, else the line, the sentence, the word.
-    Raises UsageError where the text is too short to have two parts."""
-    aim, slack = len(text) * 9 // 10, len(text) // 10
+def paragraph_border(text: str, aim: int = 0) -> int:
+    """Where the last tenth begins: after the blank line nearest to nine tenths (to `aim`), else the line, the sentence,
+    the word. Raises UsageError where the text is too short to have two parts."""
+    slack = len(text) // (2 if aim else 10)
+    aim = aim or len(text) * 9 // 10
     for mark in ("\n\n", "\n", ". ", " "):
         before, after = text.rfind(mark, aim - slack, aim), text.find(mark, aim, aim + slack)
         borders = [place + len(mark) for place in (before, after) if place >= 0]
@@ -87,6 +95,6 @@ def paragraph_border(text: str) -> int:
 
 def _hash(text: str) -> int:
     digest = hashlib.blake2b(digest_size=8)
-    for start in range(0, len(text), HASHED_CHARS):  # no second copy of a long text
-        digest.update(text[start : start + HASHED_CHARS].encode())
+    for part in parts_of(text):
+        digest.update(part.encode())
     return int.from_bytes(digest.digest(), "big")

@@ -15,6 +15,8 @@ from minilm.text.clean import Cleaner, make_cleaner
 from minilm.text.encode import Coded, tokenizer_key
 from minilm.text.folders import short_hash, slug
 from minilm.text.holdout import Holdout
+from minilm.text.long_text import LongText
+from minilm.text.parallel import n_cores
 from minilm.text.scripts import TEXT_FILES, Dataset, Document, Made
 from minilm.text.sources import Files, file_sha256
 
@@ -96,11 +98,12 @@ class Job:
 
     def _coded(self, documents: Iterable[Document], cleaner: Cleaner | None) -> Iterator[str]:
         """The texts, cleaned, each with its control code."""
-        for document in documents:
-            text, label = (document, "") if isinstance(document, str) else document
-            cleaned = cleaner.clean(text) if cleaner else text
-            if cleaned is not None:
-                yield self._with_code(cleaned, label)
+        pairs: Iterable[tuple[str, str]] = ((one, "") if isinstance(one, str) else one for one in documents)
+        if cleaner or self.control_codes != "off":  # these need a text whole
+            pairs = (("".join(text.parts()) if isinstance(text, LongText) else text, label) for text, label in pairs)
+        if cleaner:  # reading ahead, other processes would count notes of documents beyond max_docs
+            pairs = cleaner.run(pairs, 1 if self.max_docs else n_cores())
+        return (self._with_code(text, label) for text, label in pairs)
 
     def _with_code(self, text: str, label: str) -> str:
         code = self.source_code if self.control_codes.startswith("source") else label

@@ -6,10 +6,12 @@ grow with the corpus. A folder whose recipe still holds is reused (`folders.py`)
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from minilm.text.folders import (
 )
 from minilm.text.holdout import choose
 from minilm.text.jobs import Job
+from minilm.text.resume import STATE, Progress
 from minilm.text.scripts import TEXT_FILES, Dataset, known_datasets, load_dataset, split_name
 from minilm.text.shard_format import Meta, SplitMeta, write_meta
 from minilm.text.shard_writer import ShardWriter
@@ -100,26 +103,28 @@ def prepare(
 
 
 def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
-    files, hashes = (job.files, job.files.sha256s()) if job.files else _downloaded(job.dataset, job.options)
+    files, hashes = (job.files, job.files.sha256s()) if job.files else downloaded(job.dataset, job.options)
     local = {"stat_key": files.stat_key(), "content_key": digest(hashes)} if job.files else {}
+    progress = Progress(folder, digest(hashes | {"recipe": json.dumps(recipe, sort_keys=True)}))
     text_bytes = job.made.text_bytes if job.made else files.text_bytes()
     if "train" in job.dataset.splits and "val" not in job.dataset.splits:
         with _progress("reading", text_bytes) as advance:
-            job.holdout = choose(_heard(job.texts(files, "train"), advance))
+            job.holdout = progress.holdout(lambda: choose(_heard(job.texts(files, "train"), advance)))
         text_bytes = job.holdout.text_bytes
         if not job.holdout.n_documents:
             raise UsageError(f"{files.given} holds no text{_notes(files, ', ', ' (', ')')}: name other files")
-    tokenizer = make_tokenizer(job.tokenizer, lambda: job.documents(files), sample=job.made is not None)
+    tokenizer = progress.tokenizer(
+        lambda: make_tokenizer(job.tokenizer, lambda: job.documents(files), job.made is not None, job.tokens)
+    )
     if job.tokens:
-        tokenizer = tokenizer.with_tokens(job.tokens)
         job.code_ids = {token: tokenizer.encode(token, special=True)[0] for token in job.tokens}
     check_space(folder.parent, _shard_bytes(text_bytes, tokenizer), f"preparing {folder.name}")
     files.notes.clear()  # the passes before only looked
-    with replacing(folder) as temporary:
-        splits = _write(job, files, tokenizer, temporary, text_bytes)
+    with replacing(folder, progress.is_kept) as temporary:
+        splits = _write(job, files, tokenizer, temporary, text_bytes, progress)
+        (temporary / STATE).unlink(missing_ok=True)
         if job.files and local["stat_key"] != Files.at(files.given).stat_key():
             raise MinilmError(f"{files.given} changed while it was read: run again when it is at rest")
-        tokenizer.save(temporary)
         write_recipe(temporary, recipe, local)
         listed = hashes if len(hashes) <= LISTED_FILES else {f"{len(hashes)} files": digest(hashes)}
         meta = Meta(
@@ -139,7 +144,9 @@ def _build(job: Job, recipe: dict[str, Any], folder: Path) -> None:
     say(examples(folder))
 
 
-def _write(job: Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int) -> dict[str, SplitMeta]:
+def _write(
+    job: Job, files: Files, tokenizer: Tokenizer, folder: Path, text_bytes: int, progress: Progress
+) -> dict[str, SplitMeta]:
     """Encodes every document into shards. Raises UsageError where there is none."""
     writers: dict[str, ShardWriter] = {}
 
@@ -148,8 +155,18 @@ def _write(job: Job, files: Files, tokenizer: Tokenizer, folder: Path, text_byte
             writers[split] = ShardWriter(folder, split, tokenizer=tokenizer)
         return writers[split]
 
+    progress.restore(folder, tokenizer, writer_of)
+    job.short = progress.short
     with _progress(job.folder_name(), text_bytes) as advance:
-        counts = encode_documents(job.documents(files), tokenizer, writer_of, advance, job.dropped_short)
+        counts = encode_documents(
+            islice(job.documents(files), progress.n_documents, None),
+            tokenizer,
+            writer_of,
+            advance,
+            job.dropped_short,
+            progress.counts,
+            lambda n: progress.done(n, writers, job.holdout, job.short),
+        )
     if not counts:
         patterns = f"the files of {job.dataset.name}" if job.dataset.sources else "a document"
         raise UsageError(f"{files.given} does not hold {patterns}: give the data set in its original form as --source")
@@ -212,7 +229,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[str, str]]:
+def downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[str, str]]:
     """The data set's files and the SHA-256 of each."""
     folder = data_folder() / "downloads" / dataset.name
     sources = dataset.downloads(folder, options)

@@ -64,6 +64,8 @@ class Dataset:
     tokenizer: str = "gpt2"
     made: Callable[..., Made] | None = None
     """Called with the options."""
+    build: str = ""
+    """The module whose `build_words` takes the words of a command line with --build among them."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -187,7 +189,11 @@ def prepare_words(words: Sequence[str]) -> Path:
     (name, options), rest = split_name(words[0]), list(words[1:])
     if name not in known_datasets() and Path(name).expanduser().exists():
         name, rest = TEXT_FILES, [name, *rest]
-    parser = parser_of(load_dataset(name))
+    dataset = load_dataset(name)
+    if dataset.build and "--build" in (word.partition("=")[0] for word in rest):
+        built: Path = import_module(dataset.build).build_words(rest)
+        return built
+    parser = parser_of(dataset)
     parser.set_defaults(**options)
     values = vars(parser.parse_words(rest))
     path = values.pop("path", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -153,12 +152,6 @@ def _made(cls: type[T], raw: dict[str, Any]) -> T:
     made = cls(**{key: value for key, value in raw.items() if key in known})
     check_fields(made)
     return made
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from minilm.text.shard_format import (
     ShardMeta,
     SplitMeta,
     Vocabulary,
-    file_sha256,
 )
+from minilm.text.sources import file_sha256
 
 SHARD_TOKENS = 100_000_000
 
@@ -84,6 +84,33 @@ class ShardWriter:
             ids = _flat([piece], len(piece))
             self._check(ids)
             self._extend(ids)
+
+    def state(self) -> dict[str, Any]:
+        """Puts all that was added on the disk; what `restore` needs to go on from there."""
+        if self._n_tokens:
+            file = self._flush()
+            file.flush()
+            os.fsync(file.fileno())
+            index = self._path(".idx.partial")
+            index.write_bytes(np.concatenate(self._starts).tobytes())
+        return {
+            "shards": [vars(shard) for shard in self._shards],
+            "open": [self._n_tokens, self._n_documents],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`: what was written after it is cut off. Raises OSError where files are missing."""
+        self._shards = [ShardMeta(**shard) for shard in state["shards"]]
+        self._n_tokens, self._n_documents = state["open"]
+        if self._n_tokens:
+            for suffix in ("", ".idx"):  # closed since
+                if not self._path(f"{suffix}.partial").exists():
+                    self._path(suffix).replace(self._path(f"{suffix}.partial"))
+            self._file = self._path(".partial").open("r+b")
+            self._file.truncate(HEADER_BYTES + self._n_tokens * KINDS[self.kind].itemsize)
+            self._file.seek(0, os.SEEK_END)
+            starts = np.frombuffer(self._path(".idx.partial").read_bytes(), INDEX_TYPE)
+            self._starts = [starts[: self._n_documents]]
 
     def close(self, *, n_bytes: int, n_words: int) -> SplitMeta:
         """Ends the last shard. n_bytes and n_words: of the source text."""

@@ -27,9 +27,9 @@ from minilm.text.shard_format import (
     Header,
     Meta,
     Vocabulary,
-    file_sha256,
     read_meta,
 )
+from minilm.text.sources import file_sha256
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
 
 

@@ -261,7 +261,7 @@ class _Zstd(io.RawIOBase):
                     raise EOFError("a zstd frame has no end")
                 return 0
             if self._frame is None or self._frame.eof:
-                self._frame = needed("zstandard").ZstdDecompressor().decompressobj()
+                self._frame = needed("zstandard").ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             self._ready = memoryview(_zstd(self._frame, data))
         n = min(len(buffer), len(self._ready))
         buffer[:n], self._ready = self._ready[:n], self._ready[n:]

@@ -12,12 +12,14 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from minilm.errors import UsageError
 from minilm.text.encodings import open_text
-from minilm.text.sources import Files
+from minilm.text.long_text import LONG_BYTES, long_text, parts_of
+from minilm.text.sources import Files, Member
 
 PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
@@ -45,23 +47,34 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         if ending not in PLAIN | LINES | set(TABLES) and not (only and "/" not in member.name):
             files.notes[f"files skipped, ending in .{ending}"] += 1
             continue
+        on_disk = files.found.get(member.name)
+        is_long = ending in PLAIN and not separator and on_disk is not None and on_disk.size > LONG_BYTES
         with member.open() as stream:
             text = open_text(stream, encoding, newline="" if ending in TABLES else None)
             if text is None:
                 files.notes["files skipped, binary"] += 1
                 continue
             found = 0
-            for document in _documents(text, member.name, ending, field, separator):
-                if document and not document.isspace():
+            whole = long_text(partial(_read, member, encoding)) if is_long else None
+            for document in [whole] if whole else _documents(text, member.name, ending, field, separator):
+                if whole or (document and not document.isspace()):
                     found += 1
-                    document = _sound(document)
-                    if broken := document.count("\ufffd"):
+                    document = document if whole else _sound(document)
+                    if broken := sum(part.count("\ufffd") for part in parts_of(document)):
                         files.notes["characters that did not decode, read as U+FFFD"] += broken
                     yield document
             if not found:
                 files.notes["files skipped, without text"] += 1
             elif not encoding and text.encoding not in ("utf-8", "utf-8-sig"):
                 files.notes[f"files read as {text.encoding}"] += 1
+
+
+def _read(member: Member, encoding: str) -> Iterator[str]:
+    """The text of a file in parts."""
+    with member.open() as stream:
+        text = open_text(stream, encoding)
+        while text and (part := text.read(READ_CHARS)):
+            yield _sound(part)
 
 
 def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separator: str) -> Iterator[str]:

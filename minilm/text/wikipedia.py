@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from minilm.errors import MinilmError
+from minilm.text.clean import chunks
+from minilm.text.parallel import in_order, n_cores
 from minilm.text.sources import Member, needed
 
 DROPPED_TAGS = {"ref", "references", "table", "gallery", "timeline", "math", "chem", "score", "imagemap", "graph",
@@ -23,7 +26,25 @@ HEADING = re.compile(r"^(=+)[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
 
 
 def dump_articles(member: Member) -> Iterator[tuple[str, str]]:
-    """(title, text) of every article: namespace 0, no redirect, not empty. Raises MinilmError where the XML breaks."""
+    """(title, text) of every article: namespace 0, no redirect, not empty; the markup read by a process for each core.
+    Raises MinilmError where the XML breaks."""
+    groups = chunks(_pages(member))
+    first = list(islice(groups, 2))
+    if len(first) > 1 and n_cores() > 1:
+        found = in_order("minilm.text.wikipedia:converter", None, chain(first, groups), n_cores())
+    else:
+        found = ((group, converter(None)(group)) for group in chain(first, groups))
+    for (_, titles), texts in found:
+        yield from ((title, text) for title, text in zip(titles, texts, strict=True) if text)
+
+
+def converter(argument: None) -> Callable[[tuple[list[str], Any]], list[str]]:
+    """The work of `dump_articles`' processes."""
+    return lambda group: [markup_to_text(markup) for markup in group[0]]
+
+
+def _pages(member: Member) -> Iterator[tuple[str, str]]:
+    """(markup, title) of the articles."""
     from xml.etree.ElementTree import ParseError, iterparse
 
     with member.open() as stream:
@@ -34,8 +55,8 @@ def dump_articles(member: Member) -> Iterator[tuple[str, str]]:
                 if event == "end" and _name(element) == "page":
                     page = {_name(child): child for child in element.iter()}
                     text = page["text"].text if "text" in page else None
-                    if page["ns"].text == "0" and "redirect" not in page and text and (plain := markup_to_text(text)):
-                        yield page["title"].text or "", plain
+                    if page["ns"].text == "0" and "redirect" not in page and text:
+                        yield text, page["title"].text or ""
                     root.clear()
         except (ParseError, StopIteration) as error:
             raise MinilmError(f"{member.name} is damaged or cut short ({error}): fetch it again") from error

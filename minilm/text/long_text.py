@@ -1,0 +1,56 @@
+"""A document too large for memory: a str by its type, its characters read from the file whenever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+PART_CHARS = 1 << 20
+LONG_BYTES = 1 << 28  # of a plain file; up to here a document is read whole
+
+
+class LongText(str):
+    """Characters `begin` to `end` of what `read` gives in parts. Only `len`, `parts` and `cut` know of them."""
+
+    def __new__(cls, read: Callable[[], Iterator[str]], begin: int, end: int) -> LongText:
+        made = super().__new__(cls)
+        made._read, made._begin, made._end = read, begin, end
+        return made
+
+    _read: Callable[[], Iterator[str]]
+    _begin: int
+    _end: int
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def parts(self) -> Iterator[str]:
+        place = 0
+        for part in self._read():
+            inside = part[max(self._begin - place, 0) : max(self._end - place, 0)]
+            place += len(part)
+            if inside:
+                yield inside
+            if place >= self._end:
+                return
+
+    def cut(self, place: int) -> tuple[LongText, LongText]:
+        """What stands before and behind that place."""
+        border = self._begin + place
+        return LongText(self._read, self._begin, border), LongText(self._read, border, self._end)
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """The text in parts of PART_CHARS characters or fewer, without a second copy of a long one."""
+    if isinstance(text, LongText):
+        yield from text.parts()
+    else:
+        yield from (text[i : i + PART_CHARS] for i in range(0, len(text), PART_CHARS))
+
+
+def long_text(read: Callable[[], Iterator[str]]) -> LongText | None:
+    """The whole text; None where there is nothing but blanks. Reads it once, to know its length."""
+    n_chars, is_blank = 0, True
+    for part in read():
+        n_chars += len(part)
+        is_blank = is_blank and part.isspace()
+    return None if is_blank else LongText(read, 0, n_chars)
