@@ -24,7 +24,7 @@ from pages import MEASURED, ROOT, put, told, where
 from minilm import runtime
 from minilm.evaluation.perplexity import perplexity
 from minilm.log import duration, read_metrics
-from minilm.options import PRESETS, parse
+from minilm.options import PRESETS, build, parse, read_preset
 from minilm.text.mixture import open_data
 from minilm.text.prepare import prepare
 from minilm.training.loop import train
@@ -53,10 +53,11 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
     data = prepare(config.data, tokenizer=config.tokenizer or None, source=source)
     run = ROOT / "runs" / f"expected-{preset}-{device}"
     every = max(config.max_steps // VALIDATIONS, 1)
-    config = replace(config, data=str(data), out_dir=str(run), device=device, source="", eval_every_steps=every)
     eval_tokens = min(config.eval_tokens, EVAL_STEPS * config.batch_size * config.model.block_size)
-    config = replace(config, eval_tokens=eval_tokens, save_every_steps=5 * every)
-    config = replace(config, existing="resume" if run.exists() else "refuse")
+    config = replace(config, data=str(data), out_dir=str(run), device=device, source="", eval_tokens=eval_tokens)
+    config = replace(config, eval_every_steps=every, save_every_steps=5 * every)
+    if run.exists():  # as it began, whatever the preset says today
+        config = replace(build(read_preset(str(run / "config.toml"), device)), out_dir=str(run), existing="resume")
     if seconds:
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
         timer.daemon = True
@@ -76,7 +77,8 @@ def measured(preset: str, device: str, source: Path | None, seconds: float) -> N
         "tokens_per_step": config.batch_size * model.block_size,
         "steps": [row["step"] for row in rows],
         "losses": [round(row["val_loss"], 4) for row in rows],
-        "made": where() | {"precision": precision, "max_steps": config.max_steps, "seconds": round(result.seconds)},
+        "made": where()
+        | {"lr": config.lr, "precision": precision, "max_steps": config.max_steps, "seconds": round(result.seconds)},
     }
     if preset in PROTOCOLS and not result.interrupted:
         # nanoGPT's own figure is bf16's on a card and fp32's on a CPU: the run's precision in both.
@@ -93,8 +95,8 @@ def table() -> str:
         "By `python bench/expected.py PRESET`. A run that lags far behind its preset's curve is warned of "
         "([training](training.md)).",
         "",
-        "| preset | steps | validation loss | by protocol | time | on |",
-        "|---|---|---|---|---|---|",
+        "| preset | lr | steps | validation loss | by protocol | time | on |",
+        "|---|---|---|---|---|---|---|",
     ]
     for path in sorted(PRESETS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -108,8 +110,8 @@ def table() -> str:
         )
         steps = f"{record['steps'][-1]:,} of {made['max_steps']:,}"
         lines.append(
-            f"| `{path.name.split('.')[0]}` | {steps} | {best:.3f} after {at:,} | {by} | {duration(made['seconds'])} "
-            f"| {told(made)}, {made['precision']} |"
+            f"| `{path.name.split('.')[0]}` | {made['lr']:g} | {steps} | {best:.3f} after {at:,} | {by} "
+            f"| {duration(made['seconds'])} | {told(made)}, {made['precision']} |"
         )
     return "\n".join(lines)
 

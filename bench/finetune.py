@@ -48,7 +48,8 @@ def main() -> None:
             words = ["--config", preset, "--init", str(base), "--data", "fables", "--max_steps", str(STEPS)]
             train(run, [*words, *source, *device])
             told_of[preset] = losses(run) | moved(run, preset)
-        FILE.write_text(json.dumps({"made": where(), "runs": told_of}, indent=1) + "\n", encoding="utf-8")
+            FILE.write_text(json.dumps({"made": where(), "runs": told_of}, indent=1) + "\n", encoding="utf-8")
+            put(MEASURED, HEADING, page())
     put(MEASURED, HEADING, page())
 
 

@@ -32,4 +32,5 @@ def where() -> dict[str, str]:
 
 def told(made: dict[str, str]) -> str:
     """x86_64 with 2 threads, torch 2.13.0, 2026-11-25."""
-    return f"{made['processor']} with {made['threads']} threads, torch {made['torch']}, {made['date']}"
+    threads = "1 thread" if made["threads"] == "1" else f"{made['threads']} threads"
+    return f"{made['processor']} with {threads}, torch {made['torch']}, {made['date']}"

@@ -280,7 +280,7 @@ def _compile_beside(config: GPTConfig, int8: bool, folder: Path, errors: int) ->
         stdout=subprocess.DEVNULL,
         stderr=errors,
         start_new_session=True,  # Ctrl-C ends the text, not what the next one will use
-        preexec_fn=partial(os.nice, 19) if hasattr(os, "nice") else None,
+        preexec_fn=partial(os.nice, 19) if errors == subprocess.DEVNULL and hasattr(os, "nice") else None,  # unawaited
     )
 
 
