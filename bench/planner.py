@@ -32,8 +32,20 @@ CASES: dict[str, dict[str, Any]] = {
     "tiny, adafactor": {"preset": "tiny", "batch_size": 16, "optimizer": "adafactor"},
     "characters": {"preset": "shakespeare_char", "batch_size": 4, "vocab_size": 65},
     "GPT-2's vocabulary": {"preset": "tiny", "vocab_size": 50257, "batch_size": 8},
-    "half of GPT-2 small, lora": {"preset": "lora", "n_layer": 6, "batch_size": 1, "block_size": 256, "init": "gpt2"},
-    "half of GPT-2 small": {"preset": "finetune", "n_layer": 6, "batch_size": 1, "block_size": 256, "init": "gpt2"},
+    "six blocks of GPT-2 small, lora": {
+        "preset": "lora",
+        "n_layer": 6,
+        "batch_size": 1,
+        "block_size": 256,
+        "init": "gpt2",
+    },
+    "six blocks of GPT-2 small": {
+        "preset": "finetune",
+        "n_layer": 6,
+        "batch_size": 1,
+        "block_size": 256,
+        "init": "gpt2",
+    },
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minilm.decoding.attributes import bag_of_words, steering
 from minilm.decoding.engine import generate
 from minilm.evaluation.text_metrics import judge
 from minilm.lab.finetune import LEFT_ALONE, STYLES, UNSEEN, base, finetuning, unseen
@@ -13,6 +14,8 @@ from minilm.lab.stories import obeyed
 from minilm.lab.texts import without_code
 from minilm.lab.trial import Trained, copies_of
 from minilm.text.tales.grammar import grammar
+
+WORDS = ("I", "my", "me", "reader", "Dear", "you", "write")  # a letter's own, for PPLM
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -25,6 +28,7 @@ def arms(scale: Scale) -> list[Arm]:
         "control code, guided 1.5": {"code": True, "options": {"guidance": 1.5}},
         "control code, guided 3": {"code": True, "options": {"guidance": 3.0}},
         "no code": {"code": False, "options": {}},
+        "PPLM, bag of words": {"code": False, "options": {}, "words": WORDS},
     }
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
     return [*found, Arm("finetuned", tune, grid(1e-3), "", data, {"code": True, "options": {}, "told": n})]
@@ -36,6 +40,7 @@ def told(trained: Trained) -> dict[str, float]:
     code = grammar(level, UNSEEN).code
     prompt, options = code.rstrip() if measure["code"] else "", dict(measure["options"])
     T = trained.model.config.block_size
+    steer = steering([bag_of_words(measure["words"], trained.tokenizer)[0]], None, "") if "words" in measure else None
     texts = generate(
         trained.model,
         trained.tokenizer,
@@ -45,6 +50,7 @@ def told(trained: Trained) -> dict[str, float]:
         seed=trained.cell.seed,
         temperature=1.0,
         top_p=1.0,
+        steering=steer,
         **options,
     )
     stories = [without_code((prompt + text).strip()) for text in texts]
@@ -53,7 +59,8 @@ def told(trained: Trained) -> dict[str, float]:
         "obeyed": obeyed(stories, level, UNSEEN),
         "coherent": 100 * graded.share,
         "before": 100 * graded.mean_before,
-        "passes_per_token": 2.0 if "guidance" in options else 1.0,
+        # A backward pass counts as two forward ones.
+        "passes_per_token": 2.0 + 3.0 * steer.n_iterations if steer else 2.0 if "guidance" in options else 1.0,
     }
 
 

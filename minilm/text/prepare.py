@@ -203,9 +203,9 @@ def examples(folder: Path) -> str:
     tokenizer = shards.tokenizer()
     lines = []
     for i in sorted({0, split.n_documents // 2, split.n_documents - 1}):
-        ids = split.document(i)
-        text = tokenizer.decode(ids[:SHOWN_CHARS])[:SHOWN_CHARS]  # a token has a character or more
-        lines.append(f"  {name} {i:,} ({len(ids):,} tokens): {text!r}")
+        ids = split.document(i, SHOWN_CHARS)  # a token has a character or more, a document any length
+        text, more = tokenizer.decode(ids)[:SHOWN_CHARS], " and more" if len(ids) == SHOWN_CHARS else ""
+        lines.append(f"  {name} {i:,} ({len(ids):,}{more} tokens): {text!r}")
     return "\n".join(lines)
 
 

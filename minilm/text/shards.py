@@ -125,8 +125,8 @@ class Split:
     def n_documents(self) -> int:
         return int(self._documents[-1]) if self.shards else 0
 
-    def document(self, i: int) -> np.ndarray:
-        """Tokens of document i, without end-of-text."""
+    def document(self, i: int, at_most: int = 2**31) -> np.ndarray:
+        """Tokens of document i, the first `at_most` of them, without end-of-text."""
         if not 0 <= i < self.n_documents:
             raise IndexError(f"document {i} of {self.n_documents}")
         k = int(np.searchsorted(self._documents, i, side="right"))
@@ -134,7 +134,7 @@ class Split:
         j = i - (int(self._documents[k]) - len(shard.starts))
         begin = int(shard.starts[j]) + 1
         end = int(shard.starts[j + 1]) if j + 1 < len(shard.starts) else shard.n_tokens
-        ids = shard.read(begin, end - begin).astype(np.int64)
+        ids = shard.read(begin, min(end - begin, at_most)).astype(np.int64)
         # Our shards close with end-of-text; foreign ones may end inside a document.
         return ids[:-1] if j + 1 == len(shard.starts) and len(ids) and ids[-1] == shard.eot else ids
 
