@@ -175,11 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_words(sys.argv[1:] if argv is None else argv)
     runtime.tune_allocator()
     device = runtime.pick_device(options.device)
+    configs = {preset: _shortened(preset, options.device) for preset in options.presets}
     found: dict[str, Any] = {"limits": asdict(limit := limits(device)), "versions": runtime.versions()}
     if not options.json:
         _print_limits(limit)
-    for preset in options.presets:
-        config = _shortened(preset, options.device)
+    for preset, config in configs.items():
         found[preset] = asdict(trained := training(config, options.steps))
         found[f"{preset} decoding"] = asdict(told := decoding(config.model, limit.bytes_per_second, device))
         if not options.json:

@@ -84,7 +84,7 @@ TWO = Question(
 
 
 LONGER = ["loss", "schedules", "warmup", "epochs", "data_size", "components", "precision", "metrics", "domains"]
-LONGER += ["defaults"]
+LONGER += ["defaults", "freeze", "theory", "transfer", "sampling"]
 FIRST = [name for name in QUESTIONS if name not in LONGER]
 MORE = [pytest.param(name, marks=pytest.mark.slow) for name in LONGER]
 
