@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from pages import ROOT, give, in_a_process
+from peers import median_after_two, timed_steps, transformers_gpt2
 
 from minilm import bench, runtime
 from minilm.config import GPTConfig, TrainConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "gpu.json"
 PAGE = ROOT / "docs" / "benchmarks_gpu.md"
 BUDGET_SECONDS = 530.0
-MARK = "RESULT "
 Values = dict[str, Any]
 SIZES = {  # layers, heads, width; rows of 1,024 tokens
     "124M": (12, 12, 768, 32),
@@ -57,32 +54,14 @@ def ours(size: str, device: str, optimizer: str = "adamw") -> Values:
 
 def theirs(size: str, device: str) -> Values:
     """transformers' GPT-2, compiled, autocast to bf16, fused AdamW, as minilm is."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     config, rows = shape(size, device)
     T = config.block_size
-    torch.manual_seed(0)
-    names = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, "n_positions": T}
-    dropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    model = GPT2LMHeadModel(GPT2Config(**names, **dropped, vocab_size=config.vocab_size)).to(device).train()
-    called: Any = torch.compile(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, fused=True)
+    model, loss_of = transformers_gpt2(config, True, device)
     ids = torch.randint(config.vocab_size, (rows, T + 1), device=device)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
-    seconds = []
-    for _ in range(17):
-        begin = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = called(ids[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        seconds.append(time.perf_counter() - begin)
-    speed = rows * T / sorted(seconds[2:])[7]
+    seconds, _ = timed_steps(model, loss_of, ids, 15, fused=True, half=device == "cuda")
+    speed = rows * T / median_after_two(seconds)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return {"tokens/s": speed, "GiB": peak / 2**30, "compile s": seconds[0]}
 
@@ -96,7 +75,7 @@ def decode(size: str, device: str) -> Values:
 
 
 def learn(optimizer: str, device: str) -> Values:
-    """Loss of a small model after a fixed time on tales of level 4, each optimizer at the rate of its preset."""
+    """Loss of `tiny` after 1,500 steps on tales of level 4, and their seconds; each optimizer at a rate of its own."""
     import tempfile
     from dataclasses import replace
 
@@ -107,12 +86,19 @@ def learn(optimizer: str, device: str) -> Values:
     small = device == "cpu"
     data = prepare("tales", level=1 if small else 4, tokenizer="words", megabytes=0.2 if small else 50.0)
     config = parse(["--config", "tiny", "--device", device], device).config
-    steps, rate = (10, 1e-2) if small else (1500, 1e-2)
     with tempfile.TemporaryDirectory() as out:
-        options: Any = {"optimizer": optimizer, "lr": rate if optimizer == "muon" else 4e-3, "existing": "overwrite"}
+        options: Any = {"optimizer": optimizer, "lr": 1e-2 if optimizer == "muon" else 4e-3, "existing": "overwrite"}
         model = replace(config.model, block_size=64 if small else 384)
         found = train(
-            replace(config, model=model, data=str(data), out_dir=out, max_steps=steps, eval_every_steps=0, **options)
+            replace(
+                config,
+                model=model,
+                data=str(data),
+                out_dir=out,
+                max_steps=10 if small else 1500,
+                eval_every_steps=0,
+                **options,
+            )
         )
     return {"val loss": found.val_loss, "seconds": found.seconds, "tokens": found.tokens}
 
@@ -130,27 +116,17 @@ PARTS: dict[str, Callable[[str], Values]] = {
 }
 
 
-def in_a_process(name: str, device: str, seconds: float) -> Values | str:
-    """What a part gave, or why it gave nothing."""
-    command = [sys.executable, __file__, "--device", device, "--part", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return "no time was left"
-    told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not told:
-        return (done.stderr.strip().splitlines() or ["no result"])[-1]
-    values: Values = json.loads(told[-1])
-    return values
-
-
 def run(device: str) -> None:
     began = time.monotonic()
     found: dict[str, Values] = {}
     missing: dict[str, str] = {}
     for name in PARTS:
         left = BUDGET_SECONDS - (time.monotonic() - began) if device == "cuda" else 3600.0
-        values = in_a_process(name, device, left) if left > 20 else "no time was left"
+        values = (
+            in_a_process(__file__, "--device", device, "--part", name, seconds=left)
+            if left > 20
+            else "no time was left"
+        )
         if isinstance(values, str):
             missing[name] = values
         else:
@@ -189,7 +165,7 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(MARK + json.dumps(PARTS[options.part](options.device)))
+        give(PARTS[options.part](options.device))
     elif options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --device cpu runs the same parts small")
     else:

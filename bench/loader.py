@@ -8,7 +8,6 @@ one thread); resident memory before and after 100,000 batches.
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minilm import runtime
 from minilm.model.gpt import GPT
 from minilm.options import parse
 from minilm.text.batches import Batches
@@ -69,11 +69,11 @@ def main() -> None:
         batches = Batches(split, block_size=T, batch_size=ROWS, seed=0)
         for i in range(1000):
             batches.batch(i)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = runtime.peak_resident_bytes()
         for i in range(N_BATCHES):
             batches.batch(i)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"\npeak memory grew by {(after - before) / 1024:.1f} MB over {N_BATCHES:,} batches")
+        after = runtime.peak_resident_bytes()
+        print(f"\npeak memory grew by {(after - before) / 2**20:.1f} MB over {N_BATCHES:,} batches")
 
 
 if __name__ == "__main__":

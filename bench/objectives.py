@@ -8,7 +8,6 @@ memory of loss and gradients, as shares of the plain way in the same run; one th
 from __future__ import annotations
 
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.model import losses
 from minilm.model.gpt import GPT
@@ -66,7 +66,7 @@ def measure(way: str, precision: str) -> tuple[float, float, float]:
     torch.manual_seed(0)
     x, weight = torch.randn(N, D), torch.randn(V, D) * 0.02
     targets = torch.randint(V, (N,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = runtime.peak_resident_bytes()
     best = float("inf")
     for _ in range(ROUNDS):
         x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
@@ -75,7 +75,7 @@ def measure(way: str, precision: str) -> tuple[float, float, float]:
             loss = WAYS[way](x, weight, targets)
         loss.backward()
         best = min(best, time.process_time() - started)
-    return best, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, loss.item() / N
+    return best, (runtime.peak_resident_bytes() - before) / 2**20, loss.item() / N
 
 
 def ways_table(precision: str) -> str:

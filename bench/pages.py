@@ -1,17 +1,45 @@
-"""What scripts that measure have in common: a section of a page written anew, and what a figure was measured on."""
+"""What scripts that measure have in common: a process for each measurement, a section of a page written anew, and what
+a figure was measured on."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-
-from minilm import runtime
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _OUT = os.environ.get("MINILM_BENCH_OUT", "")  # elsewhere, when a script is only being checked
 RESULTS = Path(_OUT) if _OUT else ROOT / "bench" / "results"
 MEASURED = RESULTS / "measured.md" if _OUT else ROOT / "docs" / "measured.md"
+
+
+MARK = "RESULT "  # begins the line of a process's output that holds its values
+
+
+def give(values: dict[str, Any]) -> None:
+    """Prints values for `in_a_process`."""
+    print(MARK + json.dumps(values))
+
+
+def in_a_process(
+    *words: str, environment: Mapping[str, str] | None = None, seconds: float | None = None
+) -> dict[str, Any] | str:
+    """What a Python script gave, or why it gave nothing; environment: beside this process's own."""
+    command, env = [sys.executable, *words], {**os.environ, **(environment or {})}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return "no time was left"
+    told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not told:
+        return (done.stderr.strip().splitlines() or ["no result"])[-1]
+    values: dict[str, Any] = json.loads(told[-1])
+    return values
 
 
 def put(page: Path, heading: str, text: str) -> None:
@@ -25,6 +53,8 @@ def put(page: Path, heading: str, text: str) -> None:
 
 def where() -> dict[str, str]:
     """The day, the machine and the versions behind a figure."""
+    from minilm import runtime  # what measures how long an import takes imports this module first
+
     versions = runtime.versions()
     told = {name: versions[name] for name in ("processor", "threads", "torch", "python", "minilm")}
     return {"date": time.strftime("%Y-%m-%d"), "commit": runtime.git_commit(), **told}

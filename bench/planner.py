@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -67,9 +66,9 @@ def clock_of(kind: str) -> Any:
 def measure(name: str, clock: str) -> None:
     """In a process of its own: trains and prints what it took."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     from minilm import runtime
+    from minilm.evaluation.cost import peak_allocated
     from minilm.model.gpt import GPT
     from minilm.training.finetune import adapt
     from minilm.training.objective import Objective
@@ -109,14 +108,8 @@ def measure(name: str, clock: str) -> None:
         for t in s.values()
         if hasattr(t, "numel")
     )
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    most = now_held = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now_held += event.nbytes()
-            most = max(most, now_held)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = peak_allocated(step)
+    resident = runtime.peak_resident_bytes()
     print(json.dumps({"seconds": min(seconds[1:]), "bytes": held + most, "resident": resident}))
 
 

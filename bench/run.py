@@ -15,19 +15,16 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import ROOT, give, in_a_process
 from works import WORKS, Work
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "run.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
-MARK = "RESULT "  # begins the line of a measurement's output that holds its values
 Line = dict[str, Any]
 
 
@@ -50,15 +47,11 @@ def measure(work: Work, contender: str, round_: int, nanogpt: str) -> Line | Non
     """Runs one contender in a process of its own; None, said why, where it cannot run here."""
     from minilm import runtime
 
-    command = [sys.executable, __file__, "--measure", work.name, contender, "--nanogpt", nanogpt]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **work.environment(contender)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode or not told:
-        why = (done.stderr.strip().splitlines() or ["no result"])[-1]
-        print(f"  {contender}: left out ({why})")
+    environment = {"PYTHONPATH": str(ROOT), **work.environment(contender)}
+    values = in_a_process(__file__, "--measure", work.name, contender, "--nanogpt", nanogpt, environment=environment)
+    if isinstance(values, str):
+        print(f"  {contender}: left out ({values})")
         return None
-    values = json.loads(told[-1])
     line = {"work": work.name, "contender": contender, "round": round_, "values": values, "machine": machine()}
     return line | {"date": time.strftime("%Y-%m-%d"), "commit": runtime.git_commit()[:10], "load": os.getloadavg()[0]}
 
@@ -162,7 +155,7 @@ def main() -> None:
         parser.error(f"no work {unknown[0]!r}: there are {', '.join(WORKS)}")
     if options.measure:
         name, contender = options.measure
-        print(MARK + json.dumps(WORKS[name].measure(contender, options.nanogpt)))
+        give(WORKS[name].measure(contender, options.nanogpt))
     elif options.list:
         for work in WORKS.values():
             print(f"{work.name:14}{work.title}: {', '.join(work.contenders)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import resource
 import subprocess
 import sys
 import time
@@ -58,32 +57,24 @@ def emulated() -> bool:
     return runtime.matmul_flops(cpu, torch.bfloat16) < runtime.matmul_flops(cpu, torch.float32)
 
 
-def resident() -> int:
-    """Bytes at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 # --- training GPT-2's shape
 
 
 def train(contender: str, nanogpt: str, B: int, T: int, n_steps: int = 5) -> Values:
     """Forward, backward, clip, AdamW on random tokens, GPT-2 124M with random weights. Median of steps after two."""
-    if contender.split()[0] == "minilm":
-        from minilm import bench, runtime
-        from minilm.config import GPTConfig, TrainConfig
+    from minilm import bench, runtime
+    from minilm.config import GPTConfig, TrainConfig
 
+    who, *words = contender.split()
+    config = GPTConfig(block_size=T)
+    if who == "minilm":
         runtime.tune_allocator()
-        words = contender.split()[1:]
         precision = next((w for w in words if w in runtime.PRECISIONS), "auto")
-        model = GPTConfig(block_size=max(T, 1024))
-        model = GPTConfig(block_size=T, vocab_size=model.vocab_size)
         changes: dict[str, Any] = {"compile": "off"} if "eager" in words else {}
-        found = bench.training(
-            TrainConfig(
-                model=model, data="", batch_size=B, max_steps=10_000, precision=precision, optimizer="adamw", **changes
-            ),
-            n_steps,
+        run = TrainConfig(
+            model=config, batch_size=B, max_steps=10_000, precision=precision, optimizer="adamw", **changes
         )
+        found = bench.training(run, n_steps)
         return {
             "tokens/s": found.tokens_per_second,
             "MiB": found.peak_bytes / 2**20,
@@ -92,56 +83,27 @@ def train(contender: str, nanogpt: str, B: int, T: int, n_steps: int = 5) -> Val
             "as": f"{found.precision} {'compiled' if found.compiled else 'eager'}",
         }
     import torch
+    from peers import median_after_two, timed_steps, transformers_gpt2
 
-    loss_of, before = (_nanogpt if contender.startswith("nanogpt") else _transformers)(contender, nanogpt, T)
-    module, loss_of = loss_of
-    optimizer = torch.optim.AdamW(module.parameters(), lr=6e-4, fused="fused" in contender.split())
+    model: Any
+    loss_of: Any
+    if who == "nanogpt":
+        sys.path.insert(0, nanogpt)
+        theirs = importlib.import_module("model")
+        before = runtime.peak_resident_bytes()
+        torch.manual_seed(0)
+        model = theirs.GPT(theirs.GPTConfig(block_size=T, vocab_size=50257, dropout=0.0)).train()
+        called = torch.compile(model) if "compiled" in words else model
+        loss_of = lambda ids, targets: called(ids, targets)[1]  # noqa: E731
+    else:
+        from transformers import GPT2LMHeadModel  # noqa: F401, its import is not what is measured
+
+        before = runtime.peak_resident_bytes()
+        model, loss_of = transformers_gpt2(config, "compiled" in words)
     ids = torch.randint(50257, (B, T + 1), generator=torch.Generator().manual_seed(0))
-    half = "bf16" in contender.split()
-    seconds, first = [], 0.0
-    for i in range(2 + n_steps):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = loss_of(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        value = loss.item()
-        took = time.perf_counter() - start
-        first = first or took
-        if i >= 2:
-            seconds.append(took)
-    speed = B * T / sorted(seconds)[len(seconds) // 2]
-    return {"tokens/s": speed, "MiB": (resident() - before) / 2**20, "first step s": first, "loss": value}
-
-
-def _transformers(contender: str, _: str, T: int) -> Any:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    before = resident()
-    model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).train()
-    called = torch.compile(model) if "compiled" in contender.split() else model
-
-    def loss_of(ids: Any, targets: Any) -> Any:
-        logits = called(ids).logits  # labels= would shift once more
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-    return (model, loss_of), before
-
-
-def _nanogpt(contender: str, path: str, T: int) -> Any:
-    import torch
-
-    sys.path.insert(0, path)
-    theirs = importlib.import_module("model")
-    torch.manual_seed(0)
-    before = resident()
-    model = theirs.GPT(theirs.GPTConfig(block_size=T, vocab_size=50257, dropout=0.0)).train()
-    called = torch.compile(model) if "compiled" in contender.split() else model
-    return (model, lambda ids, targets: called(ids, targets)[1]), before
+    seconds, loss = timed_steps(model, loss_of, ids, n_steps, fused="fused" in words, half="bf16" in words)
+    mib = (runtime.peak_resident_bytes() - before) / 2**20
+    return {"tokens/s": B * T / median_after_two(seconds), "MiB": mib, "first step s": seconds[0], "loss": loss}
 
 
 # --- starting
@@ -167,7 +129,11 @@ def start(contender: str, _: str) -> Values:
 
     imported = time.perf_counter() - begin
     begin = time.perf_counter()
-    (module, loss_of), _before = _transformers("transformers", "", 256)
+    from peers import transformers_gpt2
+
+    from minilm.config import GPTConfig
+
+    module, loss_of = transformers_gpt2(GPTConfig(block_size=256), False)
     ids = torch.randint(50257, (4, 257))
     loss_of(ids[:, :-1], ids[:, 1:]).backward()
     torch.optim.AdamW(module.parameters()).step()

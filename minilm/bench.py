@@ -197,7 +197,7 @@ def _shortened(preset: str, device: str) -> TrainConfig:
     config = parse(["--config", preset, "--device", device], kind).config
     model = replace(config.model, vocab_size=config.model.vocab_size or 512)
     rows = min(config.batch_size, max(1, 4096 // model.block_size)) if kind == "cpu" else config.batch_size
-    return replace(config, model=model, batch_size=rows, init="", max_steps=max(config.max_steps, 1))
+    return replace(config, model=model, batch_size=rows, init="")
 
 
 def _print_limits(limit: Limits) -> None:
@@ -223,7 +223,4 @@ def _peak_bytes(device: str) -> int:
 
     if runtime.pick_device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return runtime.peak_resident_bytes()

@@ -196,6 +196,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held so far."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def git_commit() -> str:
     """Commit of the source tree that minilm runs from, '+' where it has changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent.parent

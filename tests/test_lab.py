@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_helpers import light, shards
 
-from minilm import cli, runtime
+from minilm import cli
 from minilm.config import TrainConfig
 from minilm.lab import cells as cells_module
 from minilm.lab import runner, trial
@@ -44,19 +45,7 @@ from minilm.lab.questions import QUESTIONS, load_question
 from minilm.options import build
 from minilm.training.loop import train
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tales are told and encoded once for all tests here."""
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(autouse=True)
-def light(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without measuring the machine, which takes longer than a run."""
-    monkeypatch.setenv("MINILM_DATA", str(shards))
-    monkeypatch.setattr(runtime, "peak_flops", lambda *_: 1e11)
-    monkeypatch.setattr(runtime, "git_commit", lambda: "0123456789abcdef")
+__all__ = ["light", "shards"]  # fixtures
 
 
 def two_arms(scale: Scale) -> list[Arm]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lab_helpers import light, shards
 
-from minilm import runtime
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
@@ -29,18 +29,7 @@ from minilm.text.tales import stories
 from minilm.text.tales.grammar import grammar
 from minilm.text.tokenizer import get_tokenizer
 
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(autouse=True)
-def light(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINILM_DATA", str(shards))
-    monkeypatch.setattr(runtime, "peak_flops", lambda *_: 1e11)
-    monkeypatch.setattr(runtime, "git_commit", lambda: "0123456789abcdef")
-
+__all__ = ["light", "shards"]  # fixtures
 
 SMALL: dict[str, Any] = {"level": 1, "megabytes": 0.02, "tokenizer": "words"}
 TWO_PARTS = [{"style": "fable", "megabytes": 0.02}, {"style": "news", "megabytes": 0.01}]

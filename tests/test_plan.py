@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from minilm import cli, runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
+from minilm.evaluation.cost import peak_allocated
 from minilm.lab import plan
 from minilm.lab.places import Places
 from minilm.model.gpt import GPT
@@ -64,13 +64,7 @@ def test_tensors_take_what_is_predicted(change: dict[str, object]) -> None:
     step()
     held = 2 * sum(p.numel() * 4 for p in model.parameters())
     held += sum(t.numel() * 4 for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    now = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
+    most = peak_allocated(step)
     told, _ = plan.tensor_bytes(model, config, "fp32", 8)
     assert told == pytest.approx(held + most, rel=0.1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,12 +28,17 @@ def peak_bytes(model: GPT, n_tokens: int) -> int:
         torch.cuda.reset_peak_memory_stats(model.device)
         list(target_nats(model, [request]))
         return weights + torch.cuda.max_memory_allocated(model.device) - before
+    return weights + peak_allocated(lambda: list(target_nats(model, [request])))
+
+
+def peak_allocated(call: Callable[[], object]) -> int:
+    """Bytes of tensors on the CPU at the worst moment of a call, beyond what was there before."""
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        list(target_nats(model, [request]))
+        call()
     assert seen.profiler is not None and seen.profiler.kineto_results is not None  # noqa: PT018
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return weights + int(np.cumsum(sizes).max(initial=0))
+    return int(np.cumsum(sizes).max(initial=0))
 
 
 @contextmanager

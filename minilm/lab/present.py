@@ -7,14 +7,13 @@ small to large until one passes; that none did is said in its card.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minilm import runtime
 from minilm.config import TrainConfig
 from minilm.evaluation.text_metrics import Coherence, coherence, copy_check
 from minilm.lab.model_size import CONTEXT, SHAPES
@@ -118,7 +117,7 @@ def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Co
     """The model card: nothing in it is typed."""
     model = result.model
     n_bytes = (folder / "model.safetensors").stat().st_size
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = runtime.peak_resident_bytes()
     c = model.config
     told = ", ".join(f"{name}={value}" for name, value in data.items())
     lines = [
