@@ -185,7 +185,7 @@ def versions() -> dict[str, str]:
 
     import minilm
 
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     return {
         "minilm": minilm.__version__,
         "python": platform.python_version(),
@@ -194,6 +194,27 @@ def versions() -> dict[str, str]:
         "processor": card,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def processor_name() -> str:
+    """What the system calls the processor, else its architecture."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; where the system does not say, the most that it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return peak_resident_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_resident_bytes() -> int:
