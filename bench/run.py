@@ -17,7 +17,6 @@ for the works that read text.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,32 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pages import RESULTS, ROOT, give, in_a_process
+from pages import RESULTS, ROOT, JsonLines, Line, give, in_a_process, machine
 from works import WORKS, Work, version
 
-FILE = RESULTS / "run.jsonl"
+FILE = JsonLines(RESULTS / "run.jsonl")
 UNKNOWN_SECONDS = 120.0  # what a measurement is thought to take that was never made here
-Line = dict[str, Any]
-
-
-def read_results() -> list[Line]:
-    return [json.loads(line) for line in FILE.read_text("utf-8").splitlines()] if FILE.is_file() else []
-
-
-def add(line: Line) -> None:
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    with FILE.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def machine() -> str:
-    """What results may be compared on: the processor's name and its vector units, cores, threads, torch."""
-    import torch
-
-    from minilm import runtime
-
-    units, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    return f"{runtime.processor_name()}, {units}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
 def stamped(work: Work, contender: str, nanogpt: str) -> Line:
@@ -90,7 +68,7 @@ def run(works: list[Work], rounds: int, nanogpt: str, minutes: float) -> None:
     """All rounds of all works that have no lines yet; contenders take turns within a round."""
     began, here = time.monotonic(), machine()
     for work in works:
-        mine = [line for line in read_results() if line["work"] == work.name and line["machine"] == here]
+        mine = [line for line in FILE.read() if line["work"] == work.name and line["machine"] == here]
         done = {(line["contender"], line["round"]) for line in mine if "values" in line}
         said = {(line["contender"], line["left_out"]) for line in mine if "left_out" in line}
         out = {who: why for who in work.contenders if (why := work.missing(who, nanogpt))}
@@ -100,7 +78,7 @@ def run(works: list[Work], rounds: int, nanogpt: str, minutes: float) -> None:
             for who in work.contenders:
                 if who in out or (who, round_) in done:
                     continue
-                ends = time.monotonic() - began + expected_seconds(read_results(), work.name, who)
+                ends = time.monotonic() - began + expected_seconds(FILE.read(), work.name, who)
                 if minutes and ends > 60.0 * minutes:
                     print(
                         f"stopped before {work.name}, round {round_ + 1}, {who}: the same command goes on", flush=True
@@ -112,7 +90,7 @@ def run(works: list[Work], rounds: int, nanogpt: str, minutes: float) -> None:
                     leave_out(work, who, out[who], nanogpt, said)
                     continue
                 print(f"{work.name}, round {round_ + 1}, {who}: {_told(found['values'])}", flush=True)
-                add(stamped(work, who, nanogpt) | {"round": round_} | found)
+                FILE.add(stamped(work, who, nanogpt) | {"round": round_} | found)
 
 
 def leave_out(work: Work, contender: str, why: str, nanogpt: str, said: set[tuple[str, str]]) -> None:
@@ -120,14 +98,13 @@ def leave_out(work: Work, contender: str, why: str, nanogpt: str, said: set[tupl
     print(f"{work.name}, {contender}: left out ({why})", flush=True)
     if (contender, why) not in said:
         here = {"work": work.name, "contender": contender, "machine": machine(), "left_out": why}
-        add(here | {"date": time.strftime("%Y-%m-%d")})
+        FILE.add(here | {"date": time.strftime("%Y-%m-%d")})
 
 
 def forget(works: list[Work]) -> None:
     """Drops this machine's lines of the works."""
     here, names = machine(), {work.name for work in works}
-    kept = [line for line in read_results() if line["work"] not in names or line["machine"] != here]
-    FILE.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    FILE.keep(lambda line: line["work"] not in names or line["machine"] != here)
 
 
 def tried_small() -> int:
@@ -147,7 +124,7 @@ def _told(values: dict[str, Any]) -> str:
 
 def listed(works: list[Work]) -> None:
     """Names, contenders, and the minutes of a round by measurements that were made."""
-    lines = read_results()
+    lines = FILE.read()
     for work in works:
         left_out = {x["contender"] for x in lines if x["work"] == work.name and "left_out" in x}
         known = [who for who in work.contenders if who not in left_out]
@@ -186,7 +163,7 @@ def main() -> None:
             run(works, options.rounds, options.nanogpt and os.path.abspath(options.nanogpt), options.minutes)
         from report import write
 
-        write(read_results())
+        write(FILE.read())
 
 
 if __name__ == "__main__":

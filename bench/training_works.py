@@ -81,6 +81,7 @@ def _ours(config: Any, n_steps: int) -> Values:
         "loss": found.last_loss,
         "as": f"{found.precision} {'compiled' if found.compiled else 'eager'}",
         "MFU": found.mfu,
+        "breaks, recompilations": f"{found.graph_breaks}, {found.recompilations}",
         "state MiB": found.state_bytes / 2**20,
     }
 

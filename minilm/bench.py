@@ -49,6 +49,9 @@ class Training:
     """Gradients of what is trained, and the optimizer's state."""
     precision: str
     compiled: bool
+    graph_breaks: int
+    recompilations: int
+    """Graphs compiled after the first step."""
     last_loss: float
 
 
@@ -132,15 +135,23 @@ class Steps:
         return moments + sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
 
 
+def compilations() -> tuple[int, int]:
+    """Graph breaks, and graphs compiled, by torch.compile in this process so far."""
+    counters = sys.modules["torch._dynamo.utils"].counters if "torch._dynamo.utils" in sys.modules else {}
+    return sum(counters.get("graph_break", {}).values()), counters.get("stats", {}).get("unique_graphs", 0)
+
+
 def training(config: TrainConfig, n_steps: int = 8) -> Training:
     """Trains on random tokens for 2 + n_steps steps."""
     before = _bytes_now(config.device)
+    breaks, _ = compilations()
     steps = Steps(config)
-    seconds = []
+    seconds, graphs = [], []
     for _ in range(2 + n_steps):
         start = time.perf_counter()
         loss = steps.step()  # reads the loss: waits for the device
         seconds.append(time.perf_counter() - start)
+        graphs.append(compilations()[1])
     speed = steps.targets.numel() / statistics.median(seconds[2:])
     peak = steps.setup.peak_flops
     return Training(
@@ -151,6 +162,8 @@ def training(config: TrainConfig, n_steps: int = 8) -> Training:
         state_bytes=steps.state_bytes(),
         precision=steps.setup.precision,
         compiled=steps.setup.compile,
+        graph_breaks=compilations()[0] - breaks,
+        recompilations=graphs[-1] - graphs[0],
         last_loss=loss,
     )
 
