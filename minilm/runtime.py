@@ -174,7 +174,13 @@ def set_step_seed(seed: int, step: int, rank: int = 0) -> None:
     import torch
 
     mixed = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()  # a CPU generator takes 32 bits
-    torch.manual_seed(int.from_bytes(mixed, "little"))
+    number = int.from_bytes(mixed, "little")
+    # torch.manual_seed does the same, but on a machine without a card formats the whole call stack each time.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 
 def versions() -> dict[str, str]:
