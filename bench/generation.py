@@ -12,8 +12,6 @@ the documents that the bags and the discriminator come from.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import math
 from collections import Counter
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import decode
 import numpy as np
 import torch
 
@@ -39,7 +36,6 @@ from minilm.training.discriminator import labelled, train_discriminator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results" / "generation.json", ROOT / "docs" / "generation_measured.md"
-DECODE = RESULTS.parent / "decode.jsonl"
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{name: {"strategy": name} for name in ("sample", "greedy", "top_k", "nucleus", "min_p", "typical", "epsilon")},
     **{name: {"strategy": name} for name in ("eta", "mirostat", "ctrl", "contrastive")},
@@ -280,23 +276,6 @@ def report() -> None:
         f"Perplexity a token of {int8['documents']} held-out news items: fp32 {int8['fp32']:.3f}, weights rounded to "
         f"int8 a row {int8['int8']:.3f} ({100 * (int8['int8'] / int8['fp32'] - 1):+.2f} %).",
     ]
-    if DECODE.exists():
-        table = io.StringIO()
-        timed = [json.loads(line) for line in DECODE.read_text(encoding="utf-8").splitlines()]
-        shape = timed[0]["setting"]
-        with contextlib.redirect_stdout(table):
-            decode.report(timed, shape["new_tokens"])
-        lines += [
-            "",
-            "## Speed",
-            "",
-            f"`python bench/decode.py`: {shape['n_layer']} layers of {shape['n_embd']}, random weights, "
-            f"{shape['threads']} thread, {shape['new_tokens']} tokens behind {shape['prompt_tokens']}, greedy, "
-            f"{shape['processor']}, torch {shape['torch']}. The machine did much else at the same time: processor time "
-            "is what can be compared, seconds cannot.",
-            "",
-            *table.getvalue().splitlines(),
-        ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(PAGE)
 

@@ -23,9 +23,9 @@ bf16 as in fp32. Load is the machine's mean load as a measurement ended: above i
 
 
 def write(lines: list[Line]) -> None:
-    if not any("values" in line for line in lines):
-        raise SystemExit("no results yet: python bench/run.py")
     parts = [INTRODUCTION]
+    if not any("values" in line for line in lines):
+        parts.append("No results yet: `python bench/run.py`.\n")
     for machine in reversed(dict.fromkeys(line["machine"] for line in lines)):
         parts += of_machine(machine, [line for line in lines if line["machine"] == machine])
     PAGE.write_text("\n".join(parts), encoding="utf-8")
@@ -150,4 +150,4 @@ def spread(values: list[float]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

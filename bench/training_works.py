@@ -36,7 +36,7 @@ def limits(_: str, __: str) -> Values:
 
 
 def start(contender: str, _: str) -> Values:
-    """Seconds to import beyond torch, and to the end of an eager first step of GPT-2 124M on 4 x 256 tokens."""
+    """Seconds to import beyond torch, and to the end of an eager first step of GPT-2 124M on 1 x 256 tokens."""
     import torch
 
     if contender == "minilm":
@@ -50,7 +50,7 @@ def start(contender: str, _: str) -> Values:
         from minilm.config import TrainConfig
 
         begin = time.perf_counter()
-        config = TrainConfig(model=gpt2(256), batch_size=4, compile="off", precision="fp32")
+        config = TrainConfig(model=gpt2(256), batch_size=1, compile="off", precision="fp32")
         bench.Steps(config).step()
         first = time.perf_counter() - begin
         return {"import minilm s": package, "import s": imported, "first step s": first}
@@ -62,7 +62,7 @@ def start(contender: str, _: str) -> Values:
 
     begin = time.perf_counter()
     model, loss_of = transformers_gpt2(gpt2(256), False)
-    ids = torch.randint(50257, (4, 257))
+    ids = torch.randint(50257, (1, 257))
     loss_of(ids[:, :-1], ids[:, 1:]).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     torch.optim.AdamW(model.parameters()).step()

@@ -8,7 +8,7 @@
   time, at the lowest priority, while texts go on eagerly, and decoding takes it up at the token at which it is ready.
 - int8 (weights rounded to 127 steps each way of the largest of their row): the model in memory holds the rounded values
   in fp32, so that every path, eager or compiled, sees the same weights. Compiled code reads one byte a weight where the
-  processor has AVX-512; with AVX2 the conversion is so slow that reading four is faster (docs/generation_measured.md).
+  processor has AVX-512; with AVX2 the conversion is so slow that reading four is faster (docs/performance-log.md).
 
 D width, V vocabulary.
 """
