@@ -35,8 +35,8 @@ RESULTS = ROOT / "bench" / "results" / "tales_models.jsonl"
 RUNS = ROOT / "runs" / "tales_models"
 SEED = 1337
 TOKENS_PER_STEP, MANY_TOKENS_PER_STEP, MANY_TOKENS = 2048, 8192, 4_000_000
-"""A step's tokens in a budget below MANY_TOKENS, and from there on: a short run wants steps more than large batches (the
-study's own pair of `tiny` at 1.2 M tokens), a long one gets more from the preset's batch (its trials)."""
+"""A step's tokens in a budget below MANY_TOKENS, and from there on: a short run wants steps more than large batches
+(the study's own pair of `tiny` at 1.2 M tokens), a long one gets more from the preset's batch (its trials)."""
 BLOCK_SIZE = {1: 128, 2: 192, 3: 256, 4: 384}
 """Level -> context: the longest story and a little more."""
 SIZES = {  # layers, heads, width
@@ -127,7 +127,7 @@ def run(cell: Cell) -> dict[str, Any]:
     layers, heads, width = SIZES[cell.size]
     tiny = build(read_preset("tiny"))
     T = BLOCK_SIZE[cell.level] * (2 if cell.tokenizer.startswith("bpe") else 1)
-    steps = cell.tokens // cell.tokens_per_step
+    rows = cell.tokens_per_step // T
     folder = RUNS / cell.name
     resumed = bool(step_folders(folder))
     config = replace(
@@ -136,8 +136,8 @@ def run(cell: Cell) -> dict[str, Any]:
         data=str(data),
         out_dir=str(folder),
         existing="resume" if resumed else "overwrite",
-        max_steps=steps,
-        batch_size=cell.tokens_per_step // T,
+        max_steps=cell.tokens // (rows * T),
+        batch_size=rows,
         lr=LR_OF_TINY * (WIDTH_OF_TINY / width) ** 0.5,
         compile="on",
         seed=SEED,
