@@ -336,15 +336,13 @@ def _accelerated(options: argparse.Namespace, model: GPT) -> str:
 
     if options.compile == "off":
         return "eager"
-    auto = "background" if model.num_params() >= SMALL else "cached"
-    return accelerate(model, _dtype(options, model.device, model)[1], "now" if options.compile == "on" else auto)
+    when = "now" if options.compile == "on" else "background" if model.num_params() >= SMALL else "cached"
+    return accelerate(model, _dtype(options, model.device, model)[1], when)
 
 
 def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tuple[torch.dtype, str]:
-    """What the model computes in, and what its weights are rounded to beyond that ("": nothing).
-
-    On a CPU without bf16 products, weights in bf16 halve what a token reads, where rows.cpp reads them.
-    """
+    """What the model computes in, and what its weights are rounded to beyond that ("": nothing): bf16 halves what rows.cpp
+    reads on a CPU without bf16 products."""
     import torch
 
     from minilm import runtime
