@@ -12,6 +12,8 @@ the documents that the bags and the discriminator come from.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 from collections import Counter
@@ -19,12 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import decode
 import numpy as np
 import torch
 
 from minilm.decoding.attributes import bag_of_words, steering
-from minilm.decoding.compiled import round_to_int8
 from minilm.decoding.engine import stream_batch
+from minilm.decoding.rows import round_weights
 from minilm.evaluation.intervals import wilson
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.model.gpt import GPT
@@ -36,6 +39,7 @@ from minilm.training.discriminator import labelled, train_discriminator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results" / "generation.json", ROOT / "docs" / "generation_measured.md"
+DECODE = RESULTS.parent / "decode.jsonl"
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{name: {"strategy": name} for name in ("sample", "greedy", "top_k", "nucleus", "min_p", "typical", "epsilon")},
     **{name: {"strategy": name} for name in ("eta", "mirostat", "ctrl", "contrastive")},
@@ -83,7 +87,7 @@ def measure(checkpoint: Path, data: Path, source: Path) -> None:
     for name, settings in STRATEGIES.items():
         part(f"strategy: {name}", lambda s=settings: of_strategy(model, tokenizer, documents, s))
     part("strategy: real text", lambda: of_real_text(model, documents))
-    part("int8", lambda: of_int8(model, documents))
+    part("rounded", lambda: of_rounded(model, documents))
     halves, judge = judged(source)
     bags = bags_of(halves)
     part("judge", lambda: {"accuracy": judge.accuracy, "n": judge.n})
@@ -134,15 +138,15 @@ def of_real_text(model: GPT, documents: list[list[int]]) -> Any:
     return measured(model, [row[:PROMPT_TOKENS] for row in documents[:N_PROMPTS]], rows)
 
 
-def of_int8(model: GPT, documents: list[list[int]]) -> Any:
-    def perplexity(model: GPT) -> float:
-        nats = [x for row in documents for x in nats_of(model, row[:1], row[1:])]
+def of_rounded(model: GPT, documents: list[list[int]]) -> Any:
+    def perplexity(kind: str) -> float:
+        rounded = GPT(model.config).eval()
+        rounded.load_state_dict(model.state_dict())
+        round_weights(rounded, kind)
+        nats = [x for row in documents for x in nats_of(rounded, row[:1], row[1:])]
         return math.exp(sum(nats) / len(nats))
 
-    rounded = GPT(model.config).eval()
-    rounded.load_state_dict(model.state_dict())
-    round_to_int8(rounded)
-    return {"fp32": perplexity(model), "int8": perplexity(rounded), "documents": len(documents)}
+    return {"documents": len(documents), "kinds": {kind: perplexity(kind) for kind in ("fp32", "bf16", "int8")}}
 
 
 class Judge:
@@ -268,14 +272,35 @@ def report() -> None:
         for name, row in found.items()
         if name.startswith("steered: ")
     ]
-    int8 = found["int8"]
+    rounded = found["rounded"]
+    fp32 = rounded["kinds"]["fp32"]
     lines += [
         "",
-        "## int8",
+        "## Narrower weights",
         "",
-        f"Perplexity a token of {int8['documents']} held-out news items: fp32 {int8['fp32']:.3f}, weights rounded to "
-        f"int8 a row {int8['int8']:.3f} ({100 * (int8['int8'] / int8['fp32'] - 1):+.2f} %).",
+        f"Perplexity a token of {rounded['documents']} held-out news items, by what weights are rounded to:",
+        "",
+        "| weights | perplexity | change |",
+        "|---|---|---|",
     ]
+    lines += [f"| {k} | {x:.4f} | {100 * (x / fp32 - 1):+.3f} % |" for k, x in rounded["kinds"].items()]
+    if DECODE.exists():
+        table = io.StringIO()
+        timed = [json.loads(line) for line in DECODE.read_text(encoding="utf-8").splitlines()]
+        shape = timed[0]["setting"]
+        with contextlib.redirect_stdout(table):
+            decode.report(timed, shape["new_tokens"])
+        lines += [
+            "",
+            "## Speed",
+            "",
+            f"`python bench/decode.py`: {shape['n_layer']} layers of {shape['n_embd']}, random weights, "
+            f"{shape['threads']} thread(s), {shape['new_tokens']} tokens behind {shape['prompt_tokens']}, greedy, "
+            f"{shape['processor']}, torch {shape['torch']}. Medians of rounds in which all took their turn; ratios are "
+            "taken within a round. bf16 and int8 of minilm are weights read so, computed with in fp32.",
+            "",
+            *table.getvalue().splitlines(),
+        ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(PAGE)
 
