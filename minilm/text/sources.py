@@ -29,6 +29,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from minilm.errors import MinilmError, UsageError
+from minilm.text.long_text import LongText
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": lambda stream: cast(BinaryIO, gzip.GzipFile(fileobj=stream)),
@@ -83,6 +84,8 @@ class Files:
     """Every file by its path inside what was given, with slashes."""
     notes: Counter[str] = field(default_factory=Counter)
     """What a reader left out or had to guess, with how often: reported when all is read."""
+    long_texts: dict[str, LongText | None] = field(default_factory=dict)
+    """Those among the files that are too large for memory, once they were read."""
 
     @classmethod
     def at(cls, path: Path) -> Files:
