@@ -28,6 +28,7 @@ DATASET = Dataset(
     sources=(HubFiles("emozilla/pg19", ("data/*.parquet",)),),
     about_bytes=6_600_000_000,
     in_gpt2="partly",
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ DATASET = Dataset(
     citation="",
     documents=documents,
     splits=("train",),
+    parts="files",
 )
 
 if __name__ == "__main__":

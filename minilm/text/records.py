@@ -113,7 +113,8 @@ def _parquet(files: Files, member: Member, columns: Sequence[str], has_header: b
         known = set(file.schema_arrow.names)
         if missing := [name for name in columns if name not in known]:
             raise UsageError(f"{member.name} has no column {missing[0]!r}: it has {', '.join(sorted(known))}")
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(columns) or None):
+        groups = None if files.row_groups is None else list(files.row_groups)
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=list(columns) or None):
             yield from batch.to_pylist()
     except (arrow.ArrowInvalid, OSError) as error:
         raise MinilmError(f"{member.name} is damaged or cut short ({error}): fetch it again") from error

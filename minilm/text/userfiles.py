@@ -36,13 +36,13 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
         raise UsageError(f"there is no encoding {encoding!r}: name one of Python's, such as cp1252") from error
-    only = len(files.found) == 1
+    is_named = files.given.is_file()
     for member in files.find("*"):
         folder, _, name = member.name.rpartition("/")
         if name.startswith(".") or "__MACOSX" in folder:
             continue
         ending = name.rpartition(".")[2].lower() if "." in name else ""
-        if ending not in PLAIN | LINES | set(TABLES) and not (only and "/" not in member.name):
+        if ending not in PLAIN | LINES | set(TABLES) and not (is_named and "/" not in member.name):
             files.notes[f"files skipped, ending in .{ending}"] += 1
             continue
         on_disk = files.found.get(member.name)
@@ -53,8 +53,11 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
                 files.notes["files skipped, binary"] += 1
                 continue
             found = 0
-            documents = _documents(text, member.name, ending, field, separator)
-            for document in _long(files, member, encoding) if is_long else map(_sound, documents):
+            if is_long:
+                documents = _long(files, member, encoding)
+            else:
+                documents = map(_sound, _documents(text, member.name, ending, field, separator))
+            for document in documents:
                 if isinstance(document, LongText) or (document and not document.isspace()):
                     found += 1
                     broken = document.n_broken if isinstance(document, LongText) else document.count("\ufffd")
