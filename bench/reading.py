@@ -3,8 +3,8 @@
     python bench/reading.py FOLDER_OF_TEST_DATA [MEGABYTES]
 
 MB of text a second and processor second: of one process that reads, and of the one that writes the shards where others
-read for it, which is as fast as that can get on many cores. Beside them what encoding, counting, writing and hashing take
-of all cores, and the ratio in wall time on this machine, which means something only where it is idle.
+read for it, which is as fast as that can get on many cores. Beside them what encoding, counting, writing and hashing
+take of all cores, and the ratio in wall time on this machine, which means something only where it is idle.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from minilm.text.encode import encode_documents
@@ -37,6 +38,10 @@ def write_parquet(path: Path, texts: list[str]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path.with_suffix(".parquet"), row_group_size=1000)
 
 
+def pack(ending: str, compress: Callable[[bytes], bytes]) -> Callable[[Path, list[str]], object]:
+    return lambda path, texts: path.with_suffix(f".jsonl{ending}").write_bytes(compress(rows(texts)))
+
+
 def write_csv(path: Path, texts: list[str]) -> None:
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
@@ -54,12 +59,9 @@ def write_files(path: Path, texts: list[str]) -> None:
 
 FORMS: dict[str, tuple[str, Callable[[Path, list[str]], object]]] = {
     "parquet": ("fineweb", write_parquet),
-    "jsonl": ("textfiles", lambda path, texts: path.with_suffix(".jsonl").write_bytes(rows(texts))),
-    "jsonl.gz": ("textfiles", lambda path, texts: path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(rows(texts)))),
-    "jsonl.xz": (
-        "textfiles",
-        lambda path, texts: path.with_suffix(".jsonl.xz").write_bytes(lzma.compress(rows(texts), preset=1)),
-    ),
+    "jsonl": ("textfiles", pack("", bytes)),
+    "jsonl.gz": ("textfiles", pack(".gz", gzip.compress)),
+    "jsonl.xz": ("textfiles", pack(".xz", partial(lzma.compress, preset=1))),
     "csv": ("textfiles", write_csv),
     "txt of 4 kB": ("textfiles", write_files),
 }

@@ -62,6 +62,7 @@ def test_a_long_document_has_the_tokens_of_a_short_one(
     short = open_shards(prepare(tmp_path / "text", tokenizer=gpt2, out=tmp_path / "short"))
     monkeypatch.setattr(userfiles, "LONG_BYTES", 1000)
     monkeypatch.setattr(userfiles, "READ_CHARS", 300_001)
+    monkeypatch.setattr(userfiles, "_documents", lambda *_: pytest.fail("read whole"))
     long = open_shards(prepare(tmp_path / "text", tokenizer=gpt2, out=tmp_path / "long"))
     texts = []
     for folder in (short, long):

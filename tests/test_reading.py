@@ -14,14 +14,14 @@ import pytest
 
 from minilm.errors import MinilmError, UsageError
 from minilm.text import jobs, reading, resume
+from minilm.text.parallel import n_cores
 from minilm.text.prepare import prepare
 from minilm.text.reading import cut, read
 from minilm.text.resume import Progress
 from minilm.text.scripts import Document, known_datasets, load_dataset
 from minilm.text.sources import Files
-from minilm.text.parallel import n_cores
 
-WORDS = "the quick brown fox jumps over a lazy dog while it rains in Spain and nobody minds".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "it", "rains", "in", "Spain"]
 
 
 @pytest.fixture(autouse=True)

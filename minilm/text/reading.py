@@ -88,7 +88,7 @@ def cut(files: Files, by_row_groups: bool) -> Iterator[Part]:
 
 
 def row_groups(file: Found) -> Iterator[tuple[range, int]]:
-    """Of a parquet file, in runs of PART_BYTES and a little more, with their bytes; damage is for its reader to tell."""
+    """Of a parquet file, in runs of some PART_BYTES, with their bytes; damage is for its reader to tell."""
     arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     try:
         about = parquet.ParquetFile(file.path).metadata
