@@ -81,7 +81,7 @@ def test_own_text(folder: Path) -> None:
     assert any(part.n_bytes > reading.HELD_BYTES for part in parts)
     documents, notes = both("textfiles", folder)
     assert len(documents) == 15 + 5 + 5 * 9 + 5 * 9 + 4 * 9 + 200
-    assert notes == {"files skipped, ending in .pdf": 5, "files read as cp1252": 5}
+    assert notes == {"files skipped, ending in .pdf: turn them into .txt first": 5, "files read as cp1252": 5}
 
 
 def test_row_groups(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""A user's own text: any folder, file or archive of txt, md, jsonl, csv (each also .gz), in whatever encoding.
+"""A user's own text: any folder, file or archive of txt, md, html, jsonl, csv (each also .gz), in whatever encoding.
 
-One plain file is one document, or as many as a separator makes of it; one line of jsonl, one row of csv is a document.
+One plain file is one document, or as many as a separator makes of it, the article of one html page is one; so is one
+line of jsonl, one row of csv.
 Line ends become "\n". What is left out (binary, empty, of another kind) is counted in `Files.notes`.
 """
 
@@ -10,12 +11,13 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from minilm.errors import UsageError
+from minilm.text.articles import article_text, has_articles
 from minilm.text.encodings import open_text
 from minilm.text.long_text import LONG_BYTES, LongText, long_text
 from minilm.text.sources import Files, Member
@@ -23,14 +25,16 @@ from minilm.text.sources import Files, Member
 PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
 TABLES = {"csv": ",", "tsv": "\t"}
+PAGES = {"html", "htm", "xhtml"}
+TO_CONVERT = {"doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"}
 READ_CHARS = 1 << 20
 LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
 
 
 def read_documents(files: Files, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:
-    """Every document, in the order of the paths. `field` names the jsonl key or csv column that holds the text,
-    `separator` what stands between two documents of a plain file (backslash-n and backslash-t are understood). Raises
-    UsageError for a line or a table that has no such field."""
+    """Every document, in the order of the paths. `field` names the jsonl key or csv column that holds the text (several
+    with commas: of each file the first that it has), `separator` what stands between two documents of a plain file
+    (backslash-n and backslash-t are understood). Raises UsageError for a line or a table that has no such field."""
     separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     try:
         codecs.lookup(encoding or "utf-8")
@@ -42,8 +46,11 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         if name.startswith(".") or "__MACOSX" in folder:
             continue
         ending = name.rpartition(".")[2].lower() if "." in name else ""
-        if ending not in PLAIN | LINES | set(TABLES) and not (is_named and "/" not in member.name):
-            files.notes[f"files skipped, ending in .{ending}"] += 1
+        known = ending in PLAIN | LINES | PAGES or ending in TABLES
+        if (not known and not (is_named and "/" not in member.name)) or (ending in PAGES and not has_articles()):
+            way = ": turn them into .txt first" if ending in TO_CONVERT else ""
+            way = ' (pip install "minilm[data]" to have their articles)' if ending in PAGES else way
+            files.notes[f"files skipped, ending in .{ending}{way}"] += 1
             continue
         on_disk = files.found.get(member.name)
         is_long = ending in PLAIN and not separator and on_disk is not None and on_disk.size > LONG_BYTES
@@ -90,6 +97,8 @@ def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separ
         return _jsonl(text, name, field)
     if ending in TABLES:
         return _table(text, name, field, TABLES[ending])
+    if ending in PAGES:
+        return iter([article_text(text.read())])
     return between_separators(text, separator) if separator else iter([text.read()])
 
 
@@ -103,7 +112,7 @@ def between_separators(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
 
 
 def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
-    chosen = field
+    chosen = ""
     for number, line in enumerate(text, 1):
         if line.isspace():
             continue
@@ -117,6 +126,7 @@ def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
             continue
         if not isinstance(record, dict):
             raise UsageError(f'{where} is neither an object nor a string: write {{"text": "..."}}')
+        chosen = chosen or _named(field, record)
         chosen = chosen or _choose(where, {key: value for key, value in record.items() if isinstance(value, str)})
         if not isinstance(value := record.get(chosen, 0), str | None):
             raise UsageError(f"{where} has no text in a field {chosen!r}: it has {_listed(record)}")
@@ -130,20 +140,29 @@ def _table(text: io.TextIOWrapper, name: str, field: str, delimiter: str) -> Ite
         delimiter = ";"
     rows = csv.reader(chain([first], text), delimiter=delimiter)
     columns, chosen = next(rows, []), -1
-    if field and field not in columns:
-        raise UsageError(f"{name} has no column {field!r}: it has {_listed(columns)}")
+    named = _named(field, columns)
+    if named and named not in columns:
+        raise UsageError(
+            f"{name} has no column {named!r}: its first line names {_listed(columns)} (is that text? "
+            f"then put a line of column names before it)"
+        )
     try:
         for row in rows:
             where = f"{name} line {rows.line_num}"
             if chosen < 0 and row:
                 texts = {key: value for key, value in zip(columns, row, strict=False) if not _is_number(value)}
-                chosen = columns.index(field or _choose(where, texts))
+                chosen = columns.index(named or _choose(where, texts))
             if row and len(row) <= chosen:
                 raise UsageError(f"{where} has {len(row)} columns instead of {len(columns)}: mend or delete it")
             if row:
                 yield row[chosen].replace("\r\n", "\n")
     except csv.Error as error:
         raise UsageError(f"{name} line {rows.line_num} is not csv ({error}): mend or delete it") from error
+
+
+def _named(field: str, known: Collection[str]) -> str:
+    """The name that was given, or of several the first that is known."""
+    return field if field in known else next((name for name in field.split(",") if name in known), field)
 
 
 def _choose(where: str, texts: dict[str, str]) -> str:
