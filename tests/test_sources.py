@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -190,6 +191,25 @@ def test_one_of_two_documented_archives(server: Server, tmp_path: Path, served: 
     server.data = served[::-1]
     with pytest.raises(MinilmError, match="SHA-256 differs"):
         download(source, tmp_path)
+
+
+def test_a_disk_that_fills_keeps_the_part(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = downloads._request
+
+    def filling(source: Source, part: Path, have: int, advance: Callable[[int], object]) -> None:
+        server.break_after = [300_000]
+        request(source, part, have, advance)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(downloads, "_request", filling)
+    monkeypatch.setattr(downloads.time, "sleep", full)  # between the first answer and the second
+    with pytest.raises(MinilmError, match=r"no space is left for .*MINILM_DATA"):
+        download(server.source(), tmp_path)
+    monkeypatch.undo()
+    assert download(server.source(), tmp_path).path.read_bytes() == DATA
+    assert int(server.requests[-1]["Range"][6:-1]) > 200_000
 
 
 def test_no_space(tmp_path: Path) -> None:

@@ -96,12 +96,11 @@ class Job:
         cleaner = make_cleaner(self.clean) if self.clean and split == "train" else None
         self.cleaner = cleaner or self.cleaner
         workers = 1 if self.max_docs else n_cores()  # reading ahead, others would count notes of documents beyond
-        documents = read(self.dataset, files, split, self.options, workers)
-        return islice(self._coded(documents, cleaner, workers), self.max_docs or None)
+        pairs = _with_text(read(self.dataset, files, split, self.options, workers), files)
+        return islice(self._coded(pairs, cleaner, workers), self.max_docs or None)
 
-    def _coded(self, documents: Iterable[Document], cleaner: Cleaner | None, workers: int) -> Iterator[str]:
+    def _coded(self, pairs: Iterable[tuple[str, str]], cleaner: Cleaner | None, workers: int) -> Iterator[str]:
         """The texts, cleaned, each with its control code."""
-        pairs: Iterable[tuple[str, str]] = ((one, "") if isinstance(one, str) else one for one in documents)
         if cleaner or self.control_codes != "off":  # these need a text whole
             pairs = (("".join(text.parts()) if isinstance(text, LongText) else text, label) for text, label in pairs)
         if cleaner:
@@ -149,6 +148,16 @@ class Job:
         if self.cleaner.min_tokens:
             lines += [f"min_tokens:{self.cleaner.min_tokens}: dropped {self.short['train']:,} documents of train"]
         return "".join(before + line for line in lines)
+
+
+def _with_text(documents: Iterable[Document], files: Files) -> Iterator[tuple[str, str]]:
+    """(text, label) of those that are not empty."""
+    for one in documents:
+        text, label = (one, "") if isinstance(one, str) else one
+        if text and not text.isspace():
+            yield text, label
+        else:
+            files.notes["documents dropped, without text"] += 1
 
 
 def code_token(code: str) -> str:
