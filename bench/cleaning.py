@@ -47,7 +47,8 @@ def main() -> None:
     n_bytes = sum(len(markup_to_text(markup).encode()) for markup, _ in islice(_pages(dump), 30))
     speeds["Wikipedia dump to text (MB of text)"] = n_bytes / 1e6 / (time.process_time() - start)
     lines = [
-        f"`python bench/cleaning.py`, {told(where())}; seconds are the processor's, so a busy machine changes little.\n"
+        f"`python bench/cleaning.py`, {told(where())}; seconds are the processor's, and up to a third more "
+        f"beside other work.\n"
     ]
     lines += ["| stage | MB/s on one core |", "|---|---|"]
     lines += [f"| {name} | {speed:.2f} |" for name, speed in sorted(speeds.items(), key=lambda item: item[1])]
