@@ -341,8 +341,10 @@ def _accelerated(options: argparse.Namespace, model: GPT) -> str:
 
 
 def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tuple[torch.dtype, str]:
-    """What the model computes in, and what its weights are rounded to beyond that ("": nothing): bf16 halves what rows.cpp
-    reads on a CPU without bf16 products."""
+    """What the model computes in, and what its weights are rounded to beyond that ("": nothing).
+
+    On a CPU without bf16 products, weights in bf16 halve what rows.cpp reads.
+    """
     import torch
 
     from minilm import runtime
