@@ -170,8 +170,8 @@ WORKS = {
         Work("limits", "this machine's limits", ("machine",), "read GB/s", _from("training_works", "limits")),
         Work(
             "start", "importing the model class beyond torch, and a first eager step of GPT-2 124M on 1 x 256 tokens",
-            ("minilm", "transformers"), "first step s", _from("training_works", "start"),
-            (Aim(0.05, MINILM, metric="import minilm s", most=True), Aim(3.0, MINILM, most=True)),
+            ("minilm", "transformers"), "together s", _from("training_works", "start"),
+            (Aim(0.05, MINILM, metric="import minilm s", most=True), Aim(3.0, MINILM, metric="first step s", most=True)),
         ),
         _training(
             4, 256,
