@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,9 @@ class TensorBoard:
     """Event files in run/tensorboard."""
 
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError("--loggers tensorboard needs the extra `log`: pip install 'minilm[log]'") from None
+        check_installed(["tensorboard"])
+        from torch.utils.tensorboard import SummaryWriter
+
         self._folder, self._kind = str(run / "tensorboard"), SummaryWriter
         self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
@@ -85,10 +85,9 @@ class WandB:
     """Weights & Biases: project minilm, the run's folder as its name; WANDB_MODE=offline keeps everything here."""
 
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--loggers wandb needs the extra `log`: pip install 'minilm[log]'") from None
+        check_installed(["wandb"])
+        import wandb
+
         self._run = wandb.init(project="minilm", name=run.name, dir=str(run))
 
     def back_to(self, step: int) -> None:
@@ -102,6 +101,13 @@ class WandB:
 
 
 LOGGERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def check_installed(loggers: Sequence[str]) -> None:
+    """Raises UsageError where the package of a logger is missing (each has its own name)."""
+    for name in loggers:
+        if find_spec(name) is None:
+            raise UsageError(f"--loggers {name} needs the extra `log`: pip install 'minilm[log]'")
 
 
 def _drop_after(metrics: Path, step: int, keep: str = "") -> None:

@@ -125,8 +125,11 @@ def _with_file(measure: str) -> str:
 
 def warn_of(config: TrainConfig) -> str:
     """What the planner says against the run, where it would not fit or take days; silent on a run that goes on."""
-    from minilm.lab.plan import warning
+    from minilm.lab.plan import warning, with_length
+    from minilm.text.mixture import open_data
 
+    if config.max_tokens or config.max_epochs:
+        config = with_length(config, open_data(config.data, config.mix_temperature).splits["train"].n_tokens)
     if config.existing == "resume" or config.max_steps < WARN_FROM_STEPS:
         return ""
     return warning(config, config.device)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,11 @@ from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpo
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
 from minilm.training.expected import expected
-from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
+from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.measures import Measures
-from minilm.training.objective import build_objective
+from minilm.training.objective import Objective, build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.parallel import Replicated, share_out
 from minilm.training.precision import Precision, step_seed
@@ -133,15 +134,16 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
-    check_run(folder, config.existing)
+    check_run(folder, config.existing, config.loggers)
     ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
-    config = with_budget(config, shards)
-    plain = training_batches(config, shards, tokenizer)
+    plain, config = training_batches(config, shards, tokenizer)
     prompts = config.prompt_end, config.prompt_weight
     batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
+    parts = build_objective(model, config, tokenizer), Surgery(model, config)
+    measures = Measures(config, model, tokenizer, shards, folder)
     resuming = config.existing == "resume"
-    if not resuming:
+    if not resuming:  # everything that a user may have got wrong has been looked at
         if ranks.first:
             open_run(config, settle(config, model, device, ranks.world))
         ranks.wait()
@@ -161,25 +163,23 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
         run.load()
-    announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
+    announce(config, setup, str(precision), model, plain, run.state["step"])
     with advice(model, config, setup.precision, setup.micro_batch_size):
-        return _steps(run)
+        return _steps(run, *parts, partial(measures, parallel.whole))
 
 
-def _steps(run: _Run) -> Result:
+def _steps(run: _Run, objective: Objective, surgery: Surgery, measured: Callable[[int], dict[str, Any]]) -> Result:
     config, setup, model, first = run.config, run.setup, run.model, run.state["step"]
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
-    objective = build_objective(model, config, run.tokenizer)
     loss_of = loss_function(objective, setup, run.parallel.through)
     val = run.shards.splits["val"]
     metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
-    unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
+    unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
-    measured = Measures(config, model, run.tokenizer, run.shards, run.folder, run.parallel.whole)
     if config.init and not first:
         if (start := run.parallel.whole(model.device)) is not None:
             write_start(start, run.tokenizer, run.folder)

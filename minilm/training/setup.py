@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.log import say
+from minilm.log import check_installed, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.surgery import add_tokens
@@ -178,14 +178,17 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
     return model.to(device), replace(config, model=model.config)
 
 
-def check_run(run: Path, existing: str) -> None:
-    """Raises UsageError where a run is there and should not be, or should be there and is not."""
+def check_run(run: Path, existing: str, loggers: Sequence[str] = ()) -> None:
+    """Raises UsageError where a run is there and should not be, or should and is not, or a logger is not installed."""
+    check_installed(loggers)
     if existing == "resume":
         if not step_folders(run):
             raise UsageError(f"{run} has no checkpoint to resume from: start it without --resume")
     elif run.exists() and any(run.iterdir()):
-        if existing == "refuse":
+        if existing == "refuse" and step_folders(run):
             raise UsageError(f"{run} holds a run: continue it with --resume {run}, or pass --overwrite or --out_dir")
+        if existing == "refuse":
+            raise UsageError(f"{run} holds a run that has saved nothing: pass --overwrite, or another --out_dir")
         if not (run / "config.toml").is_file():
             raise UsageError(f"{run} holds files but no run, and is not overwritten: choose another --out_dir")
 
