@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -115,20 +116,21 @@ def _drop_after(metrics: Path, step: int, keep: str = "") -> None:
     key `keep`."""
     for path in (metrics, metrics.with_name("samples.jsonl")):
         if is_first_rank() and path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= step or keep in row]
+            kept = [row for row in read_metrics(path) if row.get("step", math.inf) <= step or keep in row]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a line that a kill cut short is left out."""
+    """Every whole line that holds an object; a line that a kill cut short, or a broken one, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             continue
+        rows += [row] if isinstance(row, dict) else []
     return rows
 
 

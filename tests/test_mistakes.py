@@ -103,3 +103,35 @@ def test_the_door_ends_with_2(
     said = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("error: ") for line in said) == 1
     assert message in said[-1]
+
+
+def test_what_a_resumed_run_cannot_change(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Optimizer state of another kind, or options that the run's own setup would silently overrule."""
+    run = tmp_path / "run"
+    train(tiny_config(data, run, max_steps=2))
+    before = files(run)
+    for words in (
+        "--optimizer lion",
+        "--precision pure_fp16",
+        "--micro_batch_size 2",
+        "--batch_size 4",
+        "--freeze mlp",
+    ):
+        assert cli.run_door("train", ["--resume", str(run), "--max_steps", "4", *words.split()]) == 2
+        assert f"{words.split()[0]} is settled where a run begins" in capsys.readouterr().err
+    assert cli.run_door("train", ["--resume", str(run), "--max_steps", "1"]) == 2
+    assert "has 2 steps, more than 1: go on with a longer --max_steps" in capsys.readouterr().err
+    assert files(run) == before
+    assert cli.run_door("train", ["--resume", str(run), "--max_steps", "3", "--optimizer", "adamw"]) == 0
+
+
+def test_a_run_that_stopped_early_stays_where_it_stopped(data: Path, tmp_path: Path) -> None:
+    """Until it is given more patience."""
+    config = tiny_config(data, tmp_path / "run", lr=0.0, patience=1, eval_every_steps=2, max_steps=20)
+    stopped = train(config)
+    assert stopped.step == 4
+    assert not stopped.interrupted
+    again = train(replace(config, existing="resume"))
+    assert (again.step, again.losses, again.interrupted) == (4, [], False)
+    assert again.val_loss == stopped.val_loss
+    assert train(replace(config, existing="resume", patience=2)).step == 6

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minilm import runtime
 from minilm.config import TrainConfig
-from minilm.errors import MinilmError, UsageError
+from minilm.errors import MinilmError
 from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
@@ -51,8 +51,8 @@ from minilm.training.setup import (
     check_run,
     loss_function,
     open_run,
-    read_setup,
     settle,
+    setup_of,
 )
 from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
@@ -147,11 +147,7 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
         if ranks.first:
             open_run(config, settle(config, model, device, ranks.world))
         ranks.wait()
-    setup = read_setup(folder)
-    if setup.device_type != device.type:
-        raise UsageError(
-            f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
-        )
+    setup = setup_of(folder, config, device)
     precision = Precision(setup.precision, config.rounding, device)
     precision.prepare(model)
     parallel = share_out(model, config.parallel, ranks, setup.compile)
@@ -189,7 +185,7 @@ def _steps(run: _Run, objective: Objective, surgery: Surgery, measured: Callable
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
-        while step < config.max_steps:
+        while step < config.max_steps and not run.watch.exhausted:
             surgery.begin_step(step, run.batches.batch, setup.micro_batch_size, validate, metrics)
             runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
@@ -242,7 +238,7 @@ def _steps(run: _Run, objective: Objective, surgery: Surgery, measured: Callable
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
                 bar.show(done, text, as_line=validating)
-            if (interrupt.heard and run.ranks.world == 1) or run.watch.exhausted:
+            if interrupt.heard and run.ranks.world == 1:
                 break
     metrics.close()
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):

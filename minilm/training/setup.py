@@ -219,3 +219,14 @@ def read_setup(run: Path) -> Setup:
         return Setup(**record["setup"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{run} cannot be resumed: run.json is missing or damaged ({error})") from None
+
+
+def setup_of(run: Path, config: TrainConfig, device: torch.device) -> Setup:
+    """`read_setup`, and UsageError where the run began on another kind of device, or has more steps than the config."""
+    setup = read_setup(run)
+    if setup.device_type != device.type:
+        raise UsageError(f"{run} began on {setup.device_type}, this is {device.type}: start anew with --init {run}")
+    done = max((int(folder.name.removeprefix("step_")) for folder in step_folders(run)), default=0)
+    if done > config.max_steps:
+        raise UsageError(f"{run} has {done} steps, more than {config.max_steps}: go on with a longer --max_steps")
+    return setup
