@@ -93,13 +93,15 @@ def test_a_run_that_ended_before_it_saved_says_how_to_start_anew(data: Path, tmp
         (["--data", "{data}", "--freeze", "heads", "--max_steps", "4"], "nearest are head"),
         (["--data", "{data}", "--device", "tpu"], "tpu"),
         (["--resume", "{data}"], "holds no run to resume"),
+        (["--data", "{data}", "--max_steps", "4", "--out_dir", "{data}/meta.json"], "meta.json is a file"),
+        (["--data", "{data}", "--max_steps", "4", "--out_dir", "/proc/run"], "cannot be written"),
     ],
 )
 def test_the_door_ends_with_2(
     data: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [word.format(data=data) for word in words]
-    assert cli.run_door("train", [*words, "--out_dir", str(tmp_path / "run")]) == 2
+    assert cli.run_door("train", ["--out_dir", str(tmp_path / "run"), *words]) == 2
     said = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("error: ") for line in said) == 1
     assert message in said[-1]

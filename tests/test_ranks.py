@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from rank_helpers import on_ranks
+from rank_helpers import on_ranks, torchrun
 from training_helpers import prepared, tiny_config
 
 from minilm.config import Parallel
 from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
-from minilm.options import to_toml
 from minilm.text.prompts import PromptWeights
 from minilm.text.shards import open_shards
 from minilm.training.distributed import Ranks, joined
 from minilm.training.feed import training_batches
 from minilm.training.loop import train
 
-# A rank: the config of argv[1], argv[2] steps; rank 1 kills itself in step argv[3].
-WORKER = """
-import os, signal, sys
-from dataclasses import replace
-from minilm.options import build, read_preset
-from minilm.errors import MinilmError
-from minilm.text import batches
-from minilm.training.loop import train
-config = build(read_preset(sys.argv[1]))
-config = replace(config, max_steps=int(sys.argv[2]), existing=sys.argv[4])
-before = batches.Batches.batch
-def batch(self, step, rank=0, world=1):
-    if (step, rank) == (int(sys.argv[3]), 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return before(self, step, rank, world)
-batches.Batches.batch = batch
-try:
-    train(config)
-except MinilmError as error:
-    sys.exit(f"error: {error}")
-"""
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("data") / "sums")
-
-
-def torchrun(
-    folder: Path, config: Any, n_ranks: int, die_at: int = -1, existing: str = "refuse"
-) -> subprocess.CompletedProcess[str]:
-    (folder / "config.toml").write_text(to_toml(config))
-    (folder / "worker.py").write_text(WORKER)
-    words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
-    words += [folder / "worker.py", folder / "config.toml", str(config.max_steps), str(die_at), existing]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=900)
 
 
 def losses(run: Path, key: str = "loss") -> list[float]:

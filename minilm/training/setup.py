@@ -181,6 +181,8 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
 def check_run(run: Path, existing: str, loggers: Sequence[str] = ()) -> None:
     """Raises UsageError where a run is there and should not be, or should and is not, or a logger is not installed."""
     check_installed(loggers)
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file: name a folder with --out_dir")
     if existing == "resume":
         if not step_folders(run):
             raise UsageError(f"{run} has no checkpoint to resume from: start it without --resume")
@@ -199,10 +201,13 @@ def open_run(config: TrainConfig, setup: Setup) -> None:
     run.json holds how the run computes, the command, and the commit and versions that started it.
     """
     run = Path(config.out_dir)
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
-    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    try:
+        if run.exists():
+            shutil.rmtree(run)
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written ({error}): name another --out_dir") from None
     record = {
         "setup": asdict(setup),
         "command": sys.argv,
