@@ -42,6 +42,7 @@ setup(
         "minilm": [
             "presets/*.toml",
             "presets/*.json",
+            "decoding/*.cpp",
             "text/*.txt",
             "text/tales/*.toml",
             "evaluation/*.toml",

@@ -2,9 +2,9 @@
 
 `nice python bench/decode.py` measures what bench/results/decode.jsonl does not hold yet, round by round, all contenders
 in turn, and prints ratios within the rounds: an interrupted run goes on where it stood, and a machine whose speed
-changes spoils a round, not the comparison. Greedy, no end token; fp32 tokens are checked to be equal. minilm's single
-rows are compiled (--compile on); several rows are eager. On a machine that does other work too, OMP_NUM_THREADS=1 and
-the last column, processor time, are what can be compared.
+changes spoils a round, not the comparison. Greedy, no end token; fp32 tokens are checked to be equal. "minilm bf16" and
+"int8" read weights so and compute in fp32; "eager bf16" computes in bf16. On a machine that does other work too,
+OMP_NUM_THREADS=1 and the last column, processor time, are what can be compared.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from minilm.config import GPTConfig
-from minilm.decoding import compiled
-from minilm.decoding.compiled import accelerate, round_to_int8
 from minilm.decoding.engine import generate_ids
+from minilm.decoding.rows import accelerate, round_weights
 from minilm.model.gpt import GPT
 from minilm.runtime import versions
 
@@ -37,12 +36,11 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
     def ours(kind: str) -> Decoder:
         copy = GPT(model.config).eval()
         copy.load_state_dict(model.state_dict())
-        copy.to(torch.bfloat16 if "bf16" in kind else torch.float32)
-        if "int8" in kind:
-            round_to_int8(copy)
-        compiled.reads_int8 = lambda: "packed" in kind
-        if "eager" not in kind:
-            print(f"minilm {kind}: {accelerate(copy, 'int8' in kind, 'now')}")
+        if "eager" in kind:
+            copy.to(torch.bfloat16 if "bf16" in kind else torch.float32)
+        else:
+            round_weights(copy, kind)
+            print(f"minilm {kind}: {accelerate(copy, kind, 'now')}")
         return lambda ids, n: generate_ids(copy, ids, n, temperature=0.0)[:, ids.shape[1] :].tolist()
 
     def transformers(dtype: torch.dtype) -> Decoder:
@@ -89,7 +87,7 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
     built: dict[str, Callable[[], Decoder]] = {
-        f"minilm {k}": lambda k=k: ours(k) for k in ("fp32", "int8 packed", "fp32 eager", "bf16")
+        f"minilm {k}": lambda k=k: ours(k) for k in ("fp32", "bf16", "int8", "eager fp32", "eager bf16")
     }
     built |= {f"transformers {k}": lambda d=d: transformers(d) for k, d in kinds.items()}
     try:

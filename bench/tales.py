@@ -34,7 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "tales_models.jsonl"
 RUNS = ROOT / "runs" / "tales_models"
 SEED = 1337
-TOKENS_PER_STEP = 8192
+TOKENS_PER_STEP, MANY_TOKENS_PER_STEP, MANY_TOKENS = 2048, 8192, 4_000_000
+"""A step's tokens in a budget below MANY_TOKENS, and from there on: a short run wants steps more than large batches
+(the study's own pair of `tiny` at 1.2 M tokens), a long one gets more from the preset's batch (its trials)."""
 BLOCK_SIZE = {1: 128, 2: 192, 3: 256, 4: 384}
 """Level -> context: the longest story and a little more."""
 SIZES = {  # layers, heads, width
@@ -45,10 +47,11 @@ SIZES = {  # layers, heads, width
     "10M": (5, 6, 384),
 }
 WIDTH_OF_TINY, LR_OF_TINY = 192, 1e-2
-SWEEP_TOKENS = 2_400_000
-TOKEN_AXIS = (600_000, 1_200_000, SWEEP_TOKENS, 4_800_000, 14_400_000)  # of `tiny`
-MORE_FOR_THE_SMALL = {"0.1M": (10_000_000,), "0.4M": (10_000_000,)}
-TIMED = {5: SWEEP_TOKENS, 30: TOKEN_AXIS[-1]}
+SWEEP_TOKENS = 1_200_000
+TOKEN_AXIS = (600_000, SWEEP_TOKENS, 2_400_000, 14_400_000)  # of `tiny`
+MORE_FOR_THE_SMALL = {"0.1M": (1, 2, 3, 4), "0.4M": (1, 2)}
+"""Size -> levels at which it is trained on 10 M tokens too."""
+TIMED = {5: 2_400_000, 30: TOKEN_AXIS[-1]}
 """Minutes -> the tokens that `tiny` does in them alone on two cores of an EPYC of 2022 in fp32, 8,000 a second; with
 bf16 hardware it does five times as many."""
 
@@ -61,11 +64,17 @@ class Cell:
     size: str
     tokens: int
     tokenizer: str = "words"
+    large_batch: bool = False
 
     @property
     def name(self) -> str:
         other = "" if self.tokenizer == "words" else f"/{self.tokenizer.replace(':', '')}"
-        return f"level{self.level}/{self.size}/{self.tokens / 1e6:g}M-tokens{other}"
+        batch = f"/{MANY_TOKENS_PER_STEP}-a-step" if self.large_batch else ""
+        return f"level{self.level}/{self.size}/{self.tokens / 1e6:g}M-tokens{other}{batch}"
+
+    @property
+    def tokens_per_step(self) -> int:
+        return MANY_TOKENS_PER_STEP if self.large_batch or self.tokens >= MANY_TOKENS else TOKENS_PER_STEP
 
     @property
     def cost(self) -> float:
@@ -80,7 +89,8 @@ def cells() -> list[Cell]:
     for level in BLOCK_SIZE:
         found += [Cell(level, size, SWEEP_TOKENS) for size in SIZES]
         found += [Cell(level, "tiny", tokens) for tokens in TOKEN_AXIS if tokens != SWEEP_TOKENS]
-        found += [Cell(level, size, tokens) for size, more in MORE_FOR_THE_SMALL.items() for tokens in more]
+        found += [Cell(level, size, 10_000_000) for size, levels in MORE_FOR_THE_SMALL.items() if level in levels]
+    found += [Cell(1, "tiny", SWEEP_TOKENS, large_batch=True)]
     found += [Cell(level, "tiny", SWEEP_TOKENS, tokenizer) for level in (1, 2) for tokenizer in ("bpe:512", "bpe:2048")]
     return sorted(found, key=lambda cell: cell.cost)
 
@@ -117,7 +127,7 @@ def run(cell: Cell) -> dict[str, Any]:
     layers, heads, width = SIZES[cell.size]
     tiny = build(read_preset("tiny"))
     T = BLOCK_SIZE[cell.level] * (2 if cell.tokenizer.startswith("bpe") else 1)
-    steps = cell.tokens // TOKENS_PER_STEP
+    rows = cell.tokens_per_step // T
     folder = RUNS / cell.name
     resumed = bool(step_folders(folder))
     config = replace(
@@ -126,8 +136,8 @@ def run(cell: Cell) -> dict[str, Any]:
         data=str(data),
         out_dir=str(folder),
         existing="resume" if resumed else "overwrite",
-        max_steps=steps,
-        batch_size=TOKENS_PER_STEP // T,
+        max_steps=cell.tokens // (rows * T),
+        batch_size=rows,
         lr=LR_OF_TINY * (WIDTH_OF_TINY / width) ** 0.5,
         compile="on",
         seed=SEED,
@@ -156,6 +166,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "parameters": result.model.num_params(),
         "parameters_in_blocks": layers_only,
         "tokens": result.tokens,
+        "tokens_per_step": config.batch_size * T,
         "steps": result.step,
         "block_size": T,
         "lr": config.lr,

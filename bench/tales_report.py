@@ -28,7 +28,8 @@ INTRODUCTION = """# Tales: how models do
 
 Made by `python bench/tales.py run` and `python bench/tales.py report`; nothing here is typed by hand. Each row is one
 model, trained from scratch with the recipe of the preset `tiny` (muon, linear decay to zero, rope, norms on queries and
-keys) at its own width, depth and rate; the rate falls with the square root of the width. Coherence is measured as
+keys) at its own width, depth and rate; the rate falls with the square root of the width; steps of 2,048 tokens in short
+budgets and of the preset's 8,192 in long ones (the last table says why). Coherence is measured as
 always: 200 stories, temperature 1, no filter; duplicates and copies fail. The interval is Wilson's, 95 %. *Before* is
 the mean share of sentences before the first broken rule: it still rises where coherence is zero. What levels and rules
 are stands in [tales](tales.md).
@@ -46,7 +47,8 @@ def write(cells: list[Cell], results: dict[str, Line], sweep_tokens: int, timed:
     if not done:
         raise SystemExit("no results yet: python bench/tales.py run")
     PICTURES.mkdir(exist_ok=True)
-    words = [line for line in done if line["tokenizer"] == "words"]
+    pair = {cell.name for cell in cells if cell.large_batch}
+    words = [line for line in done if line["tokenizer"] == "words" and line["cell"] not in pair]
     of_sweep = {cell.name for cell in cells if cell.tokens == sweep_tokens}
     sweep = {(line["level"], line["size"]): line for line in words if line["cell"] in of_sweep}
     tiny = [line for line in words if line["size"] == "tiny"]
@@ -59,7 +61,7 @@ def write(cells: list[Cell], results: dict[str, Line], sweep_tokens: int, timed:
     parts += ["## Against training tokens\n", _table(words)]
     parts += [_curves(tiny, "tokens", "training tokens", "tales_tokens.png")]
     parts += ["## `tiny` after so many minutes on two cores\n", TIMED_INTRODUCTION, _minutes(in_minutes)]
-    parts += [_tokenizers(done)]
+    parts += [_tokenizers(done), _batches(done, pair)]
     missing = [cell.name for cell in cells if cell.name not in results]
     if missing:
         parts += [f"## Not run yet\n\n{len(missing)} of {len(cells)} cells: {', '.join(missing)}.\n"]
@@ -181,6 +183,25 @@ def _tokenizers(lines: Sequence[Line]) -> str:
         share = 100 * line["passed"] / line["n_stories"]
         rows.append(
             f"| {line['level']} | {line['tokenizer']} | {line['bits_per_byte']:.3f} | {share:.1f} % "
+            f"| {100 * line['mean_before']:.0f} % | {line['train_seconds']:,.0f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _batches(lines: Sequence[Line], pair: set[str]) -> str:
+    """The same tokens in few large steps and in many small ones."""
+    large = [line for line in lines if line["cell"] in pair]
+    if not large:
+        return ""
+    same = {(line["level"], line["size"], line["tokenizer"]) for line in large}
+    tokens = {round(line["tokens"], -5) for line in large}
+    mine = [x for x in lines if (x["level"], x["size"], x["tokenizer"]) in same and round(x["tokens"], -5) in tokens]
+    rows = ["## Many steps or large ones\n", "Equal tokens, equal peak rate.\n"]
+    rows += ["| level | size | tokens a step | steps | loss | coherent | before | seconds |", "|---|" + "---|" * 7]
+    for line in sorted(mine, key=lambda line: line["steps"]):
+        rows.append(
+            f"| {line['level']} | {line['size']} | {line['tokens'] // line['steps']:,} | {line['steps']:,} "
+            f"| {line['val_loss']:.3f} | {100 * line['passed'] / line['n_stories']:.1f} % "
             f"| {100 * line['mean_before']:.0f} % | {line['train_seconds']:,.0f} |"
         )
     return "\n".join(rows) + "\n"

@@ -72,8 +72,9 @@ LISTS = [
     ),
 ]
 COMPARED = 8  # texts a strategy that draws writes for --compare
-SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: bf16 would only cost conversions there
-WORTH_COMPILING = 20_000_000  # parameters from which --compile auto compiles what was not compiled before
+SMALL = (
+    4_000_000  # parameters that fit a processor's cache in fp32: nothing to gain there by narrower weights or rows.cpp
+)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
@@ -196,7 +197,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
     add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="auto: bf16 where that is faster")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: beside the first text, if worth it")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="of rows.cpp; auto: beside the first text")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
@@ -287,19 +288,17 @@ def _is_piped() -> bool:
 def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     """Model, tokenizer, and a line that says what they are."""
     from minilm import runtime
-    from minilm.decoding.compiled import round_to_int8
+    from minilm.decoding.rows import round_weights
     from minilm.model.weights import find_checkpoint, load_pretrained
 
     device = runtime.pick_device(options.device)
     path = find_checkpoint(options.checkpoint)
     model = load_pretrained(path)[0].eval()
     tokenizer = tokenizer_of(options.tokenizer, path if path.is_dir() else path.parent, model)
-    int8 = options.precision == "int8"
-    dtype = _dtype("fp32" if int8 else options.precision, device, model)
+    dtype, weights = _dtype(options, device, model)
     model.to(device, dtype)
-    if int8:
-        round_to_int8(model)
-    kind = "int8 weights" if int8 else str(dtype).removeprefix("torch.")
+    round_weights(model, weights)
+    kind = f"{weights} weights" if weights else str(dtype).removeprefix("torch.")
     return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {kind}"
 
 
@@ -332,20 +331,30 @@ def load_beside(name: str, model: GPT, role: str) -> GPT:
 
 
 def _accelerated(options: argparse.Namespace, model: GPT) -> str:
-    """Has single rows compiled where --compile says so; "auto": a large model beside its first text."""
-    from minilm.decoding.compiled import accelerate
+    """Has few rows decoded by rows.cpp where --compile says so; "auto": builds it beside a large model's first text."""
+    from minilm.decoding.rows import accelerate
 
     if options.compile == "off":
         return "eager"
-    auto = "background" if model.num_params() >= WORTH_COMPILING else "cached"
-    return accelerate(model, options.precision == "int8", "now" if options.compile == "on" else auto)
+    when = "now" if options.compile == "on" else "background" if model.num_params() >= SMALL else "cached"
+    return accelerate(model, _dtype(options, model.device, model)[1], when)
 
 
-def _dtype(precision: str, device: torch.device, model: GPT) -> torch.dtype:
+def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tuple[torch.dtype, str]:
+    """What the model computes in, and what its weights are rounded to beyond that ("": nothing): bf16 halves what rows.cpp
+    reads on a CPU without bf16 products."""
+    import torch
+
     from minilm import runtime
+    from minilm.decoding.rows import unsupported
 
-    small = device.type == "cpu" and model.num_params() < SMALL
-    return runtime.pick_dtype("fp32" if precision == "auto" and small else precision, device, model.config.n_embd)
+    on_cpu, precision = device.type == "cpu", options.precision
+    if precision in ("int8", "fp32") or (precision == "auto" and on_cpu and model.num_params() < SMALL):
+        return torch.float32, precision.removeprefix("fp32").removeprefix("auto")
+    fastest = runtime.pick_dtype("auto" if on_cpu else precision, device, model.config.n_embd)
+    if on_cpu and fastest == torch.float32 and options.compile != "off" and not unsupported():
+        return fastest, "bf16"
+    return runtime.pick_dtype(precision, device, model.config.n_embd), ""
 
 
 def tokenizer_of(name: str | None, folder: Path, model: GPT) -> Tokenizer:

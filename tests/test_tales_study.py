@@ -59,7 +59,7 @@ def test_report_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
             "parameters": 10**5 * (i + 1),
             "parameters_in_blocks": 10**4 * (i + 1),
             "tokens": cell.tokens,
-            "steps": cell.tokens // study.TOKENS_PER_STEP,
+            "steps": cell.tokens // cell.tokens_per_step,
             "val_loss": 0.75,
             "bits_per_byte": 0.25,
             "passed": 120,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilm.decoding.compiled import Fast, fast
+from minilm.decoding.rows import Fast, fast
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT

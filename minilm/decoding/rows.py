@@ -1,0 +1,190 @@
+"""A token of a few rows at the speed of memory: products by rows.cpp, everything else by the model's own code.
+
+- A token of one row reads every weight once. torch's product of one row uses one core and half of what memory
+  gives; torch.compile's loops reach that in fp32 and fall far behind it with narrower weights (docs/generation.md).
+- Weights may be narrower than the arithmetic, which is fp32: bf16, or int8 (127 steps each way of the largest of their
+  row). `round_weights` rounds those of the model itself, so that every path sees the same ones.
+- rows.cpp is built once a machine, in two seconds, beside the first text; it lies under $MINILM_CACHE
+  (~/.cache/minilm). Decoding is eager until it is there, and where there is no g++, and on a card.
+
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import weakref
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minilm.errors import MinilmError
+from minilm.model.gpt import GPT
+
+MAX_ROWS = 16  # more are faster by torch's matrix products
+KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+SOURCE = Path(__file__).with_name("rows.cpp")
+BUILD = """
+    "$0" -O3 -march=native -std=c++17 -fPIC -fopenmp -c "$1" -o "$2.o" && "$0" -shared "$2.o" -o "$2.so" &&
+    mv "$2.so" "$3"
+    status=$?; rm -f "$2.o" "$2.so"; exit $status
+"""
+_READY: weakref.WeakKeyDictionary[GPT, Fast | str] = weakref.WeakKeyDictionary()
+
+
+class Rows(nn.Module):
+    """A linear layer of few rows (..., in) -> (..., out). kind: what its weights are read as: fp32, bf16, int8."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: str) -> None:
+        super().__init__()
+        self.weight = weight  # of the model itself: what asks a layer for its dtype
+        scale = _scales(weight.detach()) if kind == "int8" else None
+        if scale is not None:
+            read = (weight.detach().float() / scale).round().to(torch.int8)
+        else:
+            read = weight.detach().to(torch.bfloat16 if kind == "bf16" else weight.dtype)
+        self.read = read.contiguous()
+        self.scale = None if scale is None else scale[:, 0].contiguous()
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.product = getattr(_library(library_path()), f"rows_{KINDS[self.read.dtype]}")
+        self.fixed = [None if t is None else t.data_ptr() for t in (self.read, self.scale, self.bias)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.float().contiguous()
+        n_out, n_in = self.read.shape
+        y = flat.new_empty(*x.shape[:-1], n_out)
+        weight, scale, bias = self.fixed
+        self.product(weight, flat.data_ptr(), scale, bias, y.data_ptr(), flat.numel() // n_in, n_out, n_in)
+        return y.to(x.dtype)
+
+
+class Fast:
+    """A model's blocks and head with `Rows` for linear layers; all else is the model's own."""
+
+    def __init__(self, model: GPT, kind: str) -> None:
+        self.blocks: list[Any] = [_packed(block, kind) for block in model.h]
+        table, proj = Rows(model.head_rows(), None, kind), _packed(model.head_proj, kind)
+        self.head = lambda x: model.finish_logits(table(proj(x)))  # (B, D) -> logits of the rows in use (B, V)
+
+
+def fast(model: GPT, n_rows: int) -> Fast | None:
+    """What reads one token of so many rows faster than the model, where it was asked for and is ready."""
+    found = _READY.get(model)
+    if found is None or n_rows > MAX_ROWS:
+        return None
+    if isinstance(found, str):
+        if not library_path().is_file():
+            return None  # still being built
+        found = _READY[model] = Fast(model, found)
+    return found
+
+
+def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
+    """From now on few rows of the model decode by rows.cpp; returns a phrase that says so, or why not.
+
+    kind: what weights are read as: fp32, bf16, int8 ("": as they are), which `round_weights` has to have made them.
+    when: "background" builds beside, if need be; "now" waits for it; "cached" takes only what is there. The model's
+    weights must not change afterwards. Raises MinilmError where "now" fails.
+    """
+    if why := unsupported(model):
+        return f"eager ({why})"
+    path = library_path()
+    if not path.is_file():
+        if when == "cached":
+            return "eager"
+        process = _build(path, subprocess.PIPE if when == "now" else subprocess.DEVNULL)
+        if when == "now":
+            _, said = process.communicate()
+            if not path.is_file():
+                raise MinilmError(f"building {SOURCE.name} failed: {said.decode(errors='replace').strip()[-300:]}")
+    _READY[model] = kind or KINDS[model.wte.weight.dtype]
+    return "products of rows.cpp" if path.is_file() else "eager until rows.cpp is built, for this text or the next"
+
+
+def unsupported(model: GPT | None = None) -> str | None:
+    """Why rows.cpp cannot serve this machine, or the model, or None."""
+    if model is not None and (model.device.type != "cpu" or model.wte.weight.dtype not in KINDS):
+        return "rows.cpp serves fp32, bf16 and int8 on a CPU"
+    if platform.system() != "Linux":
+        return "rows.cpp is built on Linux only"
+    if not library_path().is_file() and shutil.which(_compiler()) is None:
+        return f"no C++ compiler: {_compiler()} was not found"
+    return None
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, kind: str) -> None:
+    """Weights of products and embeddings become the nearest that bf16 has, or (int8) of 255 values, -127 to 127 times
+    their row's scale."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            weight = layer.weight
+            if kind == "int8":
+                scale = _scales(weight)
+                weight.copy_((weight / scale).round() * scale)
+            elif kind == "bf16":
+                weight.copy_(weight.bfloat16())
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """(rows, 1): the largest of each row / 127."""
+    return (weight.float().abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _packed(module: Any, kind: str) -> Any:
+    """The module with `Rows` in place of every linear layer; everything else is shared."""
+    if isinstance(module, nn.Linear):
+        return Rows(module.weight, module.bias, kind)
+    new = copy.copy(module)
+    new._modules = {name: child if child is None else _packed(child, kind) for name, child in module._modules.items()}
+    return new
+
+
+@cache
+def _library(path: Path) -> ctypes.CDLL:
+    """rows.cpp, built. Raises MinilmError where it cannot be loaded."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MinilmError(f"{path} cannot be loaded ({error}): decode with --compile off") from None
+    for kind in KINDS.values():
+        function = getattr(library, f"rows_{kind}")
+        function.restype, function.argtypes = None, [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3
+    return library
+
+
+def library_path() -> Path:
+    """Where rows.cpp lies once it is built: named by its text, the compiler and the processor."""
+    cpu = Path("/proc/cpuinfo")
+    about = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
+    flags = next((line for line in about.splitlines() if line.startswith(("flags", "Features"))), "")
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), BUILD, _compiler(), platform.machine(), flags])
+    folder = Path(os.environ.get("MINILM_CACHE") or Path.home() / ".cache" / "minilm").expanduser()
+    return folder / "compiled" / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX") or "g++"
+
+
+def _build(path: Path, errors: int) -> subprocess.Popen[bytes]:
+    """The compiler, on its way; what it makes is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.stem}-{os.getpid()}")
+    command = ["sh", "-c", BUILD, _compiler(), str(SOURCE), str(beside), str(path)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,  # Ctrl-C ends the text, not what the next one will use
+    )

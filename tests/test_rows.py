@@ -1,0 +1,257 @@
+"""Few rows by rows.cpp: its products against float64, decoding against the model's own code, eager until built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from minilm import sample_cli
+from minilm.cli import run_door
+from minilm.config import GPTConfig
+from minilm.decoding import rows
+from minilm.decoding.engine import generate, generate_ids, stream_batch
+from minilm.decoding.rows import Fast, Rows, accelerate, fast, round_weights, unsupported
+from minilm.errors import MinilmError
+from minilm.model.cache import Cache
+from minilm.model.gpt import GPT
+from minilm.text.tokenizer import get_tokenizer
+
+BYTES = get_tokenizer("bytes")
+TOLERANCE = 1e-4  # of the logits of both paths: sums in another order; logits are of the order of 1
+KINDS = ("fp32", "bf16", "int8")
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "n_kv_head": 1,
+        "attn_bias": False,
+        "qk_norm": True,
+    },
+    {"parallel_residual": True, "position": "alibi", "n_unique_layer": 1, "n_factor": 8, "logit_softcap": 2.0},
+    {"norm_position": "sandwich", "tie_embeddings": False, "vocab_used": 250, "norm": "dyt"},
+    {"norm_position": "post", "norm": "fixed", "mlp_bias": False, "window": 5, "qk_norm": True},
+    {"skip_mlp": (0,), "skip_attn": (1,)},
+]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """rows.cpp, built once."""
+    if why := unsupported():
+        pytest.skip(why)
+    path = tmp_path_factory.mktemp("rows") / "rows.so"
+    _, said = rows._build(path, rows.subprocess.PIPE).communicate()
+    assert path.is_file(), said.decode()
+    return path
+
+
+@pytest.fixture
+def built(library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(rows, "library_path", lambda: library)
+    return library
+
+
+def tiny(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    values: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, "vocab_size": 257}
+    return GPT(GPTConfig(**{**values, "init_std": 0.3, **changes})).eval()
+
+
+def both(model: GPT, quick: Fast, n_rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Logits of some tokens by the model and by rows.cpp, each with its own cache."""
+    found = []
+    with torch.inference_mode():
+        caches = [Cache(model.config, n_rows, 24, model.wte.weight.dtype) for _ in range(2)]
+        for cache in caches:
+            model.hidden(torch.tensor([[1, 2, 3]] * n_rows), cache=cache)
+        for token in (7, 200, 9, 4):
+            ids = torch.tensor([[token + i] for i in range(n_rows)])
+            slow = model.used_logits(model.hidden(ids, cache=caches[0])[:, -1])
+            found.append((slow, quick.head(model.hidden(ids, cache=caches[1], blocks=quick.blocks)[:, -1])))
+    return found
+
+
+@given(
+    M=st.integers(1, 19),
+    N=st.integers(1, 21),
+    K=st.integers(1, 150),
+    kind=st.sampled_from(KINDS),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_products_are_float64_s(library: Path, M: int, N: int, K: int, kind: str, bias: bool, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "library_path", lambda: library)
+        random = torch.Generator().manual_seed(seed)
+        linear = nn.Linear(K, N, bias=bias).requires_grad_(False)
+        linear.weight.copy_(torch.randn(N, K, generator=random))
+        round_weights(nn.ModuleList([linear]), kind)
+        x = torch.randn(M, K, generator=random)
+        y = Rows(linear.weight, linear.bias, kind)(x[None])
+        expected = x.double() @ linear.weight.double().T + (linear.bias.double() if bias else 0.0)
+        sizes = x.double().abs() @ linear.weight.double().abs().T + 1.0
+        assert y.shape == (1, M, N)
+        assert ((y[0] - expected).abs() <= 2e-6 * sizes).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_is_the_model(built: Path, variant: dict[str, Any], kind: str) -> None:
+    model = tiny(**variant)
+    round_weights(model, kind)
+    for n_rows in (1, 5):
+        for slow, quick in both(model, Fast(model, kind), n_rows):
+            torch.testing.assert_close(quick, slow, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_model_in_bf16_keeps_its_own_weights(built: Path) -> None:
+    model = tiny().bfloat16()
+    assert accelerate(model) == "products of rows.cpp"
+    quick = fast(model, 1)
+    assert quick is not None
+    layer = quick.blocks[0].attn.c_attn
+    assert layer.read.data_ptr() == model.h[0].attn.c_attn.weight.data_ptr()  # type: ignore[union-attr, operator]
+    for slow, found in both(model, quick, 2):
+        torch.testing.assert_close(found, slow, atol=0.1, rtol=0.1)  # bf16 has three digits
+
+
+def test_int8_is_the_nearest_step_of_each_row(built: Path) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 12)
+    with torch.no_grad():
+        linear.weight[3] = 0.0  # a row of zeros stays one
+        linear.weight[5] *= 1e-3  # a scale of its own
+    model = nn.ModuleList([linear])
+    before = linear.weight.detach().clone()
+    round_weights(model, "int8")
+    step = before.abs().amax(dim=1, keepdim=True) / 127
+    assert ((linear.weight - before).abs() <= step * 0.5001 + 1e-12).all()
+    assert (linear.weight[3] == 0).all()
+    layer = Rows(linear.weight, linear.bias, "int8")
+    assert layer.read.dtype == torch.int8
+    assert int(layer.read.abs().max()) == 127
+    assert layer.scale is not None
+    torch.testing.assert_close(layer.read * layer.scale[:, None], linear.weight.detach())
+    again = linear.weight.detach().clone()
+    round_weights(model, "int8")
+    torch.testing.assert_close(linear.weight.detach(), again)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_are_those_of_the_model(built: Path, kind: str) -> None:
+    model = tiny()
+    round_weights(model, kind)
+    options: dict[str, Any] = {"max_new_tokens": 40, "stop_at_eot": False, "temperature": 0.8}  # past the context
+    prompts, seeds = ["ab", "the cat", "x" * 30], [3, 4, 5]
+    plain = generate(model, BYTES, prompts, seed=seeds, **options)
+    ids = torch.tensor([[5, 6, 7]])
+    greedy = generate_ids(model, ids, 40, temperature=0.0)
+    assert accelerate(model, kind) == "products of rows.cpp"
+    assert generate(model, BYTES, prompts, seed=seeds, **options) == plain
+    assert [generate(model, BYTES, [p], seed=[s], **options)[0] for p, s in zip(prompts, seeds, strict=True)] == plain
+    assert torch.equal(generate_ids(model, ids, 40, temperature=0.0), greedy)
+
+
+def test_eager_until_it_is_there_then_not(library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, started, used = tiny(), list[Path](), list[int]()
+    path = tmp_path / "rows.so"
+    options: dict[str, Any] = {"max_new_tokens": 12, "seed": 3, "stop_at_eot": False}
+    plain = generate(model, BYTES, "ab", **options)
+    monkeypatch.setattr(rows, "library_path", lambda: path)
+    monkeypatch.setattr(rows, "_build", lambda path, errors: started.append(path))
+    assert accelerate(model, when="cached") == "eager"
+    assert not started
+    assert accelerate(model) == "eager until rows.cpp is built, for this text or the next"
+    assert started == [path]
+    assert fast(model, 1) is None
+
+    class Counted(Fast):
+        def __init__(self, model: GPT, kind: str) -> None:
+            super().__init__(model, kind)
+            head = self.head
+
+            def counted(x: Tensor) -> Tensor:
+                used.append(1)
+                return head(x)
+
+            self.head = counted
+
+    monkeypatch.setattr(rows, "Fast", Counted)
+    text = ""
+    for n, piece in enumerate(stream_batch(model, BYTES, ["ab"], **options)):
+        text += piece.text
+        if n == 5:
+            path.symlink_to(library)  # the compiler is done
+    assert text == plain
+    assert len(used) == 12 - 6
+    used.clear()
+    many = rows.MAX_ROWS + 1
+    assert generate(model, BYTES, ["ab"] * many, **{**options, "seed": [3] * many}) == [plain] * many
+    assert not used  # so many rows are torch's
+
+
+def test_building_puts_it_where_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why := unsupported():
+        pytest.skip(why)
+    model = tiny()
+    assert accelerate(model, when="now") == "products of rows.cpp"
+    (path,) = (tmp_path / "cache" / "compiled").iterdir()  # conftest.py's cache; nothing beside it is left
+    assert path == rows.library_path()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    other = tiny()
+    assert accelerate(other).startswith("eager (no C++ compiler: no-such-compiler")  # another compiler, another library
+
+
+def test_what_it_does_not_serve() -> None:
+    assert str(unsupported(tiny().half())).startswith("rows.cpp serves fp32")
+    assert accelerate(tiny().half()).startswith("eager (rows.cpp serves")
+
+
+def test_failing_to_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(MinilmError, match=r"building rows\.cpp failed"):
+        accelerate(tiny(), when="now")
+
+
+def test_a_broken_library_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "rows.so").write_bytes(b"no library")
+    monkeypatch.setattr(rows, "library_path", lambda: tmp_path / "rows.so")
+    model = tiny()
+    assert accelerate(model) == "products of rows.cpp"
+    with pytest.raises(MinilmError, match="--compile off"):
+        generate(model, BYTES, "ab", max_new_tokens=3)
+
+
+def test_the_door_says_how_it_decodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny()
+    model.save_pretrained(tmp_path / "model", BYTES)
+    words = ["--checkpoint", str(tmp_path / "model"), "--prompt", "ab", "--seed", "1", "--max_new_tokens", "5"]
+    assert run_door("sample", [*words, "--device", "cpu", "--precision", "int8"]) == 0
+    out, err = capsys.readouterr()
+    assert "int8 weights, eager, seed 1" in err
+    assert not (tmp_path / "cache" / "compiled").exists()  # too small to be worth building for
+    round_weights(model, "int8")
+    assert out == generate(model, BYTES, "ab", max_new_tokens=5, seed=1) + "\n"
+
+
+@pytest.mark.parametrize(("compile", "said"), [("on", "bf16 weights, products of rows.cpp"), ("off", "float32, eager")])
+def test_a_large_model_is_read_in_bf16(
+    compile: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := unsupported():
+        pytest.skip(why)
+    monkeypatch.setattr(sample_cli, "SMALL", 1)
+    monkeypatch.setattr("minilm.runtime.matmul_flops", lambda device, dtype, width: 1e9)  # bf16 is no faster
+    tiny().save_pretrained(tmp_path / "model", BYTES)
+    words = ["--checkpoint", str(tmp_path / "model"), "--prompt", "ab", "--seed", "1", "--max_new_tokens", "5"]
+    assert run_door("sample", [*words, "--device", "cpu", "--compile", compile]) == 0
+    assert said in capsys.readouterr().err
