@@ -10,6 +10,7 @@ OMP_NUM_THREADS=1 and the last column, processor time, are what can be compared.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from works import SMALL, Values, gpt2
 
 from minilm.config import GPTConfig
 from minilm.decoding.engine import generate_ids
@@ -99,6 +101,25 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
     return built
 
 
+def measure(contender: str, _: str, B: int) -> Values:
+    """The works decode-1 and decode-8 of bench/run.py: tokens a second of all rows, the prompt's pass included."""
+    torch.manual_seed(0)
+    model, n_new = GPT(gpt2()).eval(), 12 if SMALL else 256
+    ids = torch.randint(50257, (B, 32), generator=torch.Generator().manual_seed(B))
+    with tempfile.TemporaryDirectory() as name:
+        model.save_pretrained(name)
+        decoder = contenders(model, Path(name))[contender]()
+    decoder(ids, 4)
+    start = time.perf_counter()
+    decoder(ids, 1)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    tokens = decoder(ids, n_new)
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:8]
+    return {"tokens/s": B * n_new / seconds, "first token s": first, "tokens": digest}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -154,22 +175,26 @@ def main() -> None:
 
 
 def report(rows: list[dict[str, Any]], n: int) -> None:
-    """Tokens a second over the whole request and the ratio to transformers fp32: medians over the rounds."""
-    print("| contender | batch | rounds | first token, s | tokens/s | x transformers fp32 | by processor time |")
-    print("|---|---|---|---|---|---|---|")
+    """Tokens a second over the whole request and the ratios to two peers: medians over the rounds."""
+    peers = [peer for peer in ("transformers fp32", "ctranslate2 int8") if any(row["who"] == peer for row in rows)]
+    columns = [f"x {peer}{how}" for peer in peers for how in ("", ", processor time")]
+    print(f"| contender | batch | rounds | first token, s | tokens/s | {' | '.join(columns)} |")
+    print("|---|" + "---|" * (4 + len(columns)))
     for B in sorted({row["B"] for row in rows}):
-        base = {row["round"]: row for row in rows if (row["B"], row["who"]) == (B, "transformers fp32")}
+        of = {(row["who"], row["round"]): row for row in rows if row["B"] == B}
         for who in dict.fromkeys(row["who"] for row in rows):
             mine = [row for row in rows if (row["B"], row["who"]) == (B, who)]
+            if not mine:
+                continue
             first, speed = (
                 statistics.median(x) for x in zip(*((r["first_s"], B * n / r["all_s"]) for r in mine), strict=True)
             )
-            pairs = [(base[r["round"]], r) for r in mine if r["round"] in base]
-            ratios = [
-                f"{statistics.median(b[key] / r[key] for b, r in pairs):.2f}" if pairs else ""
-                for key in ("all_s", "all_cpu_s")
-            ]
-            print(f"| {who} | {B} | {len(mine)} | {first:.3f} | {speed:.1f} | {ratios[0]} | {ratios[1]} |")
+            ratios = []
+            for peer in peers:
+                pairs = [(of[peer, row["round"]], row) for row in mine if (peer, row["round"]) in of]
+                for key in ("all_s", "all_cpu_s"):
+                    ratios.append(f"{statistics.median(p[key] / r[key] for p, r in pairs):.2f}" if pairs else "")
+            print(f"| {who} | {B} | {len(mine)} | {first:.3f} | {speed:.1f} | {' | '.join(ratios)} |")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from minilm.decoding.attributes import bag_of_words, steering
 from minilm.decoding.engine import stream_batch
 from minilm.decoding.rows import round_weights
 from minilm.evaluation.intervals import wilson
+from minilm.evaluation.perplexity import perplexity
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.model.gpt import GPT
 from minilm.runtime import versions
@@ -52,6 +53,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lookup 3": {"lookup": 3},
 }
 N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 24, 10, 60
+ROUNDED_TOKENS = 200_000
 BAG_WORDS, N_STEERED, STEERED_TOKENS = 40, 24, 40
 STRENGTHS = {"bag": ("", "step_size=0.1", "step_size=0.3"), "discriminator": ("", "step_size=0.3")}
 
@@ -63,10 +65,17 @@ def main() -> None:
     add("--checkpoint", type=Path, required=True, help="a step folder")
     add("--data", type=Path, required=True, help="the prepared ag_news that it was trained on")
     add("--source", type=Path, required=True, help="ag_news in upstream form, for its labels")
+    add = commands.add_parser("round", help="what narrower weights cost a model in perplexity").add_argument
+    add("--checkpoint", type=Path, required=True, help="a step folder")
+    add("--data", type=Path, required=True, help="the prepared data that it was trained on")
     commands.add_parser("report")
     options = parser.parse_args()
     if options.command == "measure":
         measure(options.checkpoint, options.data, options.source)
+    if options.command == "round":
+        found = json.loads(RESULTS.read_text(encoding="utf-8"))
+        found["rounded"] = of_rounded(GPT.from_pretrained(options.checkpoint), options.data)
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     report()
 
 
@@ -87,7 +96,6 @@ def measure(checkpoint: Path, data: Path, source: Path) -> None:
     for name, settings in STRATEGIES.items():
         part(f"strategy: {name}", lambda s=settings: of_strategy(model, tokenizer, documents, s))
     part("strategy: real text", lambda: of_real_text(model, documents))
-    part("rounded", lambda: of_rounded(model, documents))
     halves, judge = judged(source)
     bags = bags_of(halves)
     part("judge", lambda: {"accuracy": judge.accuracy, "n": judge.n})
@@ -138,15 +146,17 @@ def of_real_text(model: GPT, documents: list[list[int]]) -> Any:
     return measured(model, [row[:PROMPT_TOKENS] for row in documents[:N_PROMPTS]], rows)
 
 
-def of_rounded(model: GPT, documents: list[list[int]]) -> Any:
-    def perplexity(kind: str) -> float:
+def of_rounded(model: GPT, data: Path) -> Any:
+    """Perplexity of the validation text by the default protocol, by what weights are rounded to."""
+    found = {}
+    for kind in ("fp32", "bf16", "int8"):
         rounded = GPT(model.config).eval()
         rounded.load_state_dict(model.state_dict())
         round_weights(rounded, kind)
-        nats = [x for row in documents for x in nats_of(rounded, row[:1], row[1:])]
-        return math.exp(sum(nats) / len(nats))
-
-    return {"documents": len(documents), "kinds": {kind: perplexity(kind) for kind in ("fp32", "bf16", "int8")}}
+        found[kind] = perplexity(rounded, data, max_tokens=ROUNDED_TOKENS)
+    kinds = {kind: result.token_perplexity for kind, result in found.items()}
+    protocol = found["fp32"].protocol
+    return {"data": data.name, "parameters": model.num_params(), "protocol": protocol.name, "kinds": kinds}
 
 
 class Judge:
@@ -278,7 +288,8 @@ def report() -> None:
         "",
         "## Narrower weights",
         "",
-        f"Perplexity a token of {rounded['documents']} held-out news items, by what weights are rounded to:",
+        f"Perplexity a token by protocol `{rounded['protocol']}`, by what weights are rounded to: a model of "
+        f"{rounded['parameters']:,} parameters, the first {ROUNDED_TOKENS:,} validation tokens of {rounded['data']}.",
         "",
         "| weights | perplexity | change |",
         "|---|---|---|",

@@ -27,6 +27,7 @@ DATASET = Dataset(
     about_bytes=855_000_000,
     in_gpt2="partly",
     splits=("train",),
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ DATASET = Dataset(
     about_bytes=30_600_000_000,
     in_gpt2="partly",
     splits=("train",),
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

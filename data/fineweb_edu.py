@@ -26,6 +26,7 @@ DATASET = Dataset(
     about_bytes=28_518_193_415,
     in_gpt2="partly",
     splits=("train",),
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

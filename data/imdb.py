@@ -33,6 +33,7 @@ DATASET = Dataset(
     ),
     in_gpt2="partly",
     splits=("train", "test"),
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ DATASET = Dataset(
     ),
     in_gpt2="partly",
     splits=("train",),
+    parts="row_groups",
     build="minilm.text.build_corpus",
 )
 

@@ -25,9 +25,10 @@ DATASET = Dataset(
     licence="Apache-2.0; the books are in the public domain",
     citation="Rae et al. 2019, Compressive Transformers, arXiv:1911.05507",
     documents=documents,
-    sources=(HubFiles("emozilla/pg19", ("data/*.parquet",)),),
+    sources=(HubFiles("emozilla/pg19", ("data/*.parquet",), "c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),),
     about_bytes=6_600_000_000,
     in_gpt2="partly",
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,13 @@ DATASET = Dataset(
     licence="GFDL",
     citation="Mahoney 2006, About the Test Data",
     documents=documents,
-    sources=(Source("https://mattmahoney.net/dc/text8.zip", bytes=31_344_016),),
+    sources=(
+        Source(
+            "https://mattmahoney.net/dc/text8.zip",
+            bytes=31_344_016,
+            sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+        ),
+    ),
     tokenizer="chars",
 )
 

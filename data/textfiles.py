@@ -1,6 +1,6 @@
 """Your own text: any folder or file, read recursively; one file, one line of jsonl or one row of csv is a document.
 
-txt, md, jsonl, csv, each also .gz, in whatever encoding. A tenth is held out for validation, by document. Options:
+txt, md, html, jsonl, csv, each also .gz, in whatever encoding. A tenth is held out to validate, by document. Options:
 `--field` (jsonl key, csv column), `--separator` (between a plain file's documents), `--encoding` (else detected).
 """
 
@@ -22,6 +22,7 @@ DATASET = Dataset(
     citation="",
     documents=documents,
     splits=("train",),
+    parts="files",
 )
 
 if __name__ == "__main__":

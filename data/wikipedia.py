@@ -30,6 +30,7 @@ DATASET = Dataset(
     sources=lambda language: (HubFiles("wikimedia/wikipedia", (f"20231101.{language}/*.parquet",), COMMIT),),
     about_bytes=11_600_000_000,
     splits=("train",),
+    parts="row_groups",
 )
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _train_tokenizer(words: list[str]) -> None:
     from minilm.text.userfiles import read_documents
 
     parser = Parser(prog="minilm data train-tokenizer")
-    parser.add_argument("path", help="file or folder of text: txt, md, jsonl, csv, also packed")
+    parser.add_argument("path", help="file or folder of text: txt, md, html, jsonl, csv, also packed")
     parser.add_argument("--kind", default="bpe", choices=("bpe", "words", "chars"), help="(bpe)")
     parser.add_argument("--vocab_size", type=int, default=0, help="tokens; bpe needs it, 0 is all words or characters")
     parser.add_argument("--out", default="tokenizer", help="folder for tokenizer.json (tokenizer)")

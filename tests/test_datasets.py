@@ -475,6 +475,23 @@ def test_hub_files_are_listed_once_and_checked(host: Host, tmp_path: Path, monke
         HubFiles("a/b", ("w/*",)).listed(tmp_path / "d")
 
 
+def test_bad_rows_and_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Empty documents are dropped and counted, broken bytes counted, a missing field named; never a traceback."""
+    rows = [b'{"text": "caf\xe9 one"}', b'{"text": ""}', b'{"text": null}', b'{"text": " \\n"}', b'{"text": "two"}']
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "pages.jsonl").write_bytes(b"\n".join(rows))
+    folder = prepare("openwebtext", source=tmp_path / "a", tokenizer="bytes")
+    assert sum(split.documents for split in open_shards(folder).meta.splits.values()) == 2
+    said = capsys.readouterr().err
+    assert "\n  3 documents dropped, without text\n" in said
+    assert "\n  1 characters that did not decode, read as U+FFFD\n" in said
+    review = {"text": ["fine", None], "label": [1, 0]}
+    assert read("imdb", write_parquet(tmp_path / "b" / "train-0.parquet", review)) == [("fine", "pos"), ("", "neg")]
+    (tmp_path / "gutenberg.csv").write_text("poem,source\na,b\n")
+    with pytest.raises(UsageError, match=r"a row of gutenberg\.csv has no field 'haiku', it has poem, source: give"):
+        prepare("haiku", source=tmp_path / "gutenberg.csv", tokenizer="bytes")
+
+
 def test_labels_do_not_reach_the_shards(shared_data: Path) -> None:
     folder = prepare("imdb", source=shared_data / "hf_dummy" / "imdb__plain_text.zip", tokenizer="bytes")
     shards = open_shards(folder)

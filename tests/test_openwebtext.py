@@ -447,11 +447,94 @@ def test_the_same_on_a_ray_cluster_of_two_workers(
     finally:
         ray.shutdown()
         cluster.shutdown()
-    names = sorted(path.name for path in (tmp_path / "local" / "documents").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "ray" / "documents").iterdir())
+    same_output(tmp_path, "ray")
+
+
+def same_output(folder: Path, kind: str) -> None:
+    """Documents and table of a build are those of the local one."""
+    names = sorted(path.name for path in (folder / "local" / "documents").iterdir())
+    assert names == sorted(path.name for path in (folder / kind / "documents").iterdir())
     for name in names:
-        packed = [(tmp_path / kind / "documents" / name).read_bytes() for kind in ("local", "ray")]
-        local, there = map(gzip.decompress, packed)
-        assert local.replace(b"/local/", b"/ray/") == there
-    table = (tmp_path / "local" / "funnel.md").read_text().split("\n\n")[0]
-    assert (tmp_path / "ray" / "funnel.md").read_text().split("\n\n")[0] == table
+        local, there = (gzip.decompress((folder / one / "documents" / name).read_bytes()) for one in ("local", kind))
+        assert local.replace(b"/local/", f"/{kind}/".encode()) == there
+    table = (folder / "local" / "funnel.md").read_text().split("\n\n")[0]
+    assert (folder / kind / "funnel.md").read_text().split("\n\n")[0] == table
+
+
+SBATCH = """
+import json, pathlib, sys
+queue = pathlib.Path(__file__).parent / "queue"
+queue.mkdir(exist_ok=True)
+number = 100 + len(list(queue.iterdir()))
+*options, script = sys.argv[1:]
+job = {"options": options, "script": pathlib.Path(script).read_text()}
+(queue / f"{number}.json").write_text(json.dumps(job))
+print("Submitted batch job", number)
+"""
+
+
+def slurm_commands(folder: Path) -> None:
+    """A cluster's commands as far as a job needs them: sbatch queues, srun runs, scontrol names the one node."""
+    programs = {
+        "sbatch": f"#!{sys.executable}\n{SBATCH}",
+        "srun": '#!/bin/bash\n[ "$1 $2 $3" = "-l -n 1" ] || exit 9\nshift 3\nexec "$@"\n',
+        "scontrol": '#!/bin/bash\n[ "$*" = "show hostnames node1" ] && echo node1\n',
+    }
+    for name in ("launch_pickled_pipeline", "merge_stats"):
+        programs[name] = f'#!/bin/bash\nexec {sys.executable} -m datatrove.tools.{name} "$@"\n'
+    folder.mkdir()
+    for name, program in programs.items():
+        (folder / name).write_text(program)
+        (folder / name).chmod(0o755)
+
+
+def run_queue(folder: Path) -> list[str]:
+    """Every queued job's array, after what it depends on; the names of the jobs."""
+    done: dict[str, bool] = {}
+    names = []
+    for path in sorted((folder / "queue").iterdir()):
+        job = json.loads(path.read_text())
+        said = dict(line[10:].partition("=")[::2] for line in job["script"].splitlines() if line.startswith("#SBATCH"))
+        given = dict(option[2:].partition("=")[::2] for option in job["options"])
+        kind, _, number = (given.get("dependency") or said.get("dependency") or "").partition(":")
+        assert kind in ("", "afterok")
+        assert done.get(number, not kind), f"{path.name} depends on {number}"
+        assert (said["partition"], said["time"], said["cpus-per-task"]) == ("cpu", "2:00:00", "1")
+        assert said["mem-per-cpu"] == ("1G" if "dependency" in said else "3G")
+        exported = dict(word.partition("=")[::2] for word in given.get("export", "").split(",") if "=" in word)
+        last = int(said["array"].partition("%")[0].removeprefix("0-"))
+        codes = []
+        for i in range(last + 1):
+            task = {"SLURM_ARRAY_TASK_ID": str(i), "SLURM_JOB_ID": path.stem, "SLURM_NODELIST": "node1"}
+            log = folder / f"{path.stem}_{i}.out"
+            with log.open("w") as out:
+                words = ["bash", "-c", job["script"]]
+                codes.append(subprocess.run(words, env=os.environ | exported | task, stdout=out, stderr=out).returncode)
+        done[path.stem] = not any(codes)
+        names.append(said["job-name"])
+    assert all(done.values()), done
+    return names
+
+
+@pytest.mark.slow
+def test_the_same_by_slurm_s_launch_scripts(
+    web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What sbatch is given is run as Slurm would run it; scheduling itself is not tested."""
+    monkeypatch.setattr(openwebtext, "BUCKETS", 2)  # a task each
+    plant(web, shared_data, tmp_path / "dumps")
+    building.build_words(words(tmp_path / "dumps", tmp_path / "local", shared_data)[1:])
+    slurm_commands(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    more = ("--executor", "slurm", "--executor_options", "partition=cpu,time=2:00:00,mem_per_cpu_gb=3")
+    given = words(tmp_path / "dumps", tmp_path / "slurm", shared_data, *more)[1:]
+    assert building.build_words(given) == tmp_path / "slurm"
+    assert "handed over" in capsys.readouterr().err
+    assert not (tmp_path / "slurm" / "documents").exists()
+    names = run_queue(tmp_path / "bin")
+    stages = ["links", "pages", "articles", "hashes", "pairs", "clusters", "documents"]
+    assert names[::2] == [f"openwebtext-{name}" for name in stages]  # a job that adds statistics behind each
+    folder = building.build_words(given)
+    assert open_shards(folder).splits["train"].n_documents
+    assert len(list((tmp_path / "bin" / "queue").iterdir())) == len(names)
+    same_output(tmp_path, "slurm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -14,6 +15,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -170,6 +172,44 @@ def test_page_instead_of_data(server: Server, tmp_path: Path, content_type: str)
     with pytest.raises(MinilmError, match=r"web page instead of data.*--source"):
         download(server.source(), tmp_path)
     assert not (tmp_path / "file.zip").exists()
+
+
+@pytest.mark.parametrize("served", [DATA, DATA[:-9], DATA[:-9] + b"x" * 4])
+def test_one_of_two_documented_archives(server: Server, tmp_path: Path, served: bytes) -> None:
+    server.data = served
+    source = replace(server.source(), others=((len(DATA) - 9, hashlib.sha256(DATA[:-9]).hexdigest()),))
+    if len(served) == len(DATA) - 5:
+        with pytest.raises(MinilmError, match="is not the file it was: 999,995 bytes instead of 1,000,000"):
+            download(source, tmp_path)
+        return
+    assert download(source, tmp_path).path.read_bytes() == served
+    assert downloads.recorded_sha256(source, tmp_path) == hashlib.sha256(served).hexdigest()
+    asked = len(server.requests)
+    assert download(source, tmp_path).size == len(served)
+    assert len(server.requests) == asked
+    (tmp_path / "file.zip").unlink()
+    server.data = served[::-1]
+    with pytest.raises(MinilmError, match="SHA-256 differs"):
+        download(source, tmp_path)
+
+
+def test_a_disk_that_fills_keeps_the_part(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = downloads._request
+
+    def filling(source: Source, part: Path, have: int, advance: Callable[[int], object]) -> None:
+        server.break_after = [300_000]
+        request(source, part, have, advance)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(downloads, "_request", filling)
+    monkeypatch.setattr(downloads.time, "sleep", full)  # between the first answer and the second
+    with pytest.raises(MinilmError, match=r"no space is left for .*MINILM_DATA"):
+        download(server.source(), tmp_path)
+    monkeypatch.undo()
+    assert download(server.source(), tmp_path).path.read_bytes() == DATA
+    assert int(server.requests[-1]["Range"][6:-1]) > 200_000
 
 
 def test_no_space(tmp_path: Path) -> None:

@@ -70,8 +70,31 @@ def test_field_named_or_the_only_one(tmp_path: Path) -> None:
         read(tmp_path, field="other")
     with pytest.raises(UsageError, match=r"b\.csv line 2 has no field 'text' .*title, body.*--field"):
         read(tmp_path / "b.csv")
-    with pytest.raises(UsageError, match=r"b\.csv has no column 'other': it has title, body"):
+    with pytest.raises(UsageError, match=r"b\.csv has no column 'other': its first line names title, body"):
         read(tmp_path / "b.csv", field="other")
+
+
+def test_several_fields(tmp_path: Path) -> None:
+    write(
+        tmp_path, a_jsonl='{"title": "t", "body": "b"}\n', b_csv='title,"story, long"\nt2,s2\n', c_csv="haiku,n\nh,1\n"
+    )
+    assert read(tmp_path, field="body,haiku,title") == ["b", "t2", "h"]
+    assert read(tmp_path / "b.csv", field="story, long") == ["s2"]
+
+
+def test_pages_are_their_articles(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trafilatura")
+    page = (shared_data / "html_readability" / "ehow-1" / "source.html").read_bytes()
+    write(tmp_path, a_html=page, b_htm="<html><body></body></html>", c_txt="text")
+    files = Files.at(tmp_path)
+    article, text = read_documents(files)
+    assert (text, files.notes) == ("text", {"files skipped, without text": 1})
+    assert "<" not in article
+    assert len(article) > 1000
+    monkeypatch.setattr("minilm.text.userfiles.has_articles", lambda: False)
+    files = Files.at(tmp_path)
+    assert list(read_documents(files)) == ["text"]
+    assert files.notes['files skipped, ending in .html (pip install "minilm[data]" to have their articles)'] == 1
 
 
 @pytest.mark.parametrize(
@@ -134,16 +157,16 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert files.notes == {
         "files skipped, binary": 1,
         "files skipped, without text": 2,
-        "files skipped, ending in .docx": 1,
-        "files skipped, ending in .pdf": 2,
+        "files skipped, ending in .docx: turn them into .txt first": 1,
+        "files skipped, ending in .pdf: turn them into .txt first": 2,
         "files read as cp1252": 1,
         "characters that did not decode, read as U+FFFD": 1,
     }
 
 
 def test_a_file_that_is_named_is_read_whatever_its_ending(tmp_path: Path) -> None:
-    write(tmp_path, page_html="<p>text</p>")
-    assert read(tmp_path / "page.html") == ["<p>text</p>"]
+    write(tmp_path, page_asp="<p>text</p>")
+    assert read(tmp_path / "page.asp") == ["<p>text</p>"]
     with pytest.raises(UsageError, match="there is no encoding 'cp9999'"):
         read(tmp_path, encoding="cp9999")
 

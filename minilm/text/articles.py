@@ -3,7 +3,14 @@ articles that bench/articles.py measures (docs/data.md has the figures)."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from minilm.text.sources import needed
+
+
+def has_articles() -> bool:
+    """Whether trafilatura is installed."""
+    return find_spec("trafilatura") is not None
 
 
 def article_text(page: str) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
@@ -76,8 +78,12 @@ def run(planned: Sequence[Any], folder: Path, executor: str, workers: int, optio
     previous: Any = None
     for name, blocks, tasks in planned:
         settings = {"tasks": tasks, "logging_dir": str(folder / "logs" / name), "workers": min(workers, tasks)}
+        if executor == "slurm":
+            settings["job_name"] = f"openwebtext-{name}"
+            if not options.keys() & {"env_command", "venv_path", "condaenv"}:  # nodes need to find datatrove's commands
+                settings["env_command"] = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
         try:
-            stage = kind(pipeline=blocks, depends=previous, **settings, **options)
+            stage = kind(pipeline=blocks, depends=previous, **settings | options)
         except TypeError as error:
             raise UsageError(f"--executor {executor} needs other --executor_options: {error}") from error
         if executor != "slurm":  # there, sbatch keeps the order

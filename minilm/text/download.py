@@ -40,20 +40,32 @@ class Source:
     """Under the data set's folder of downloads, where the address's last part would not tell files apart."""
     pause_seconds: float = 0.0
     """Waited after the download, where a host asks for that."""
+    others: tuple[tuple[int, str], ...] = ()
+    """Bytes and SHA-256 of other archives of the same that are documented too: the host's answer tells which it has."""
 
     @property
     def name(self) -> str:
         return self.path or self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
+    def archives(self) -> list[Source]:
+        """Each that is documented."""
+        stated = ((self.bytes, self.sha256), *self.others)
+        return [replace(self, bytes=n_bytes, sha256=sha256, others=()) for n_bytes, sha256 in stated]
+
 
 def download(source: Source, folder: Path) -> Found:
     """The file of `source` in `folder`, from there or from its address. Raises MinilmError where it cannot be had."""
     target = folder / source.name
-    known = replace(source, sha256=source.sha256 or recorded_sha256(source, folder))
-    if target.is_file() and known.sha256 and target.stat().st_size == (source.bytes or target.stat().st_size):
+    known = [replace(one, sha256=one.sha256 or recorded_sha256(one, folder)) for one in source.archives()]
+    if target.is_file() and any(one.sha256 and one.bytes in (0, target.stat().st_size) for one in known):
         return Found(target, target.stat().st_size, target.stat().st_mtime_ns)
-    found = _download(replace(known, bytes=source.bytes or _size(source)), folder)
-    if not source.sha256:
+    wanted = known[0]
+    if source.others or not source.bytes:
+        size = _size(source)
+        wanted = next((one for one in known if one.bytes in (0, size)), wanted)
+        wanted = replace(wanted, bytes=wanted.bytes or size)
+    found = _download(wanted, folder)
+    if source.others or not source.sha256:
         with disk_errors(folder):
             line = f"{file_sha256(found.path)}  {found.path.name}\n"  # as sha256sum writes it
             found.path.with_name(f"{found.path.name}.sha256").write_text(line, encoding="utf-8")

@@ -84,21 +84,28 @@ def pieces(text: str) -> Iterator[str]:
 
 BLANKS = [chr(i) for i in range(0x3001) if chr(i).isspace()]  # U+3000 is Unicode's last white space
 ASCII_BLANKS = bytes.maketrans("".join(filter(str.isascii, BLANKS)).encode(), b" " * sum(map(str.isascii, BLANKS)))
-WIDE_BLANKS = {char.encode() for char in BLANKS if not char.isascii()}
+WIDE_BLANKS: dict[int, np.ndarray] = {}
+"""By their first byte: which two bytes behind it, as one number, make a blank."""
+for _blank in (char.encode() for char in BLANKS if not char.isascii()):
+    _table = WIDE_BLANKS.setdefault(_blank[0], np.zeros(1 << 16, bool))
+    if len(_blank) == 2:
+        _table[_blank[1] << 8 : (_blank[1] + 1) << 8] = True
+    else:
+        _table[_blank[1] << 8 | _blank[2]] = True
 
 
 def measure(texts: Sequence[str]) -> tuple[int, int]:
     """Bytes of UTF-8 and words: the sum of len(text.split()), many times as fast."""
     data = "\n".join(texts).encode("utf-8", "surrogatepass")
-    codes = np.frombuffer(bytearray(data.translate(ASCII_BLANKS)), np.uint8)
-    for first in {blank[0] for blank in WIDE_BLANKS}:
+    codes = np.frombuffer(bytearray(data.translate(ASCII_BLANKS) + b"  "), np.uint8)
+    for first, is_blank in WIDE_BLANKS.items():
         if len(at := np.flatnonzero(codes == first)):
-            for blank in (blank for blank in WIDE_BLANKS if blank[0] == first):
-                found = at[np.all([codes[at + i] == byte for i, byte in enumerate(blank)], axis=0)]
-                for i in range(len(blank)):
-                    codes[found + i] = 32
+            at = at[is_blank[codes[at + 1].astype(np.uint16) << 8 | codes[at + 2]]]
+            codes[at] = codes[at + 1] = 32
+            if first >= 0xE0:  # of three bytes
+                codes[at + 2] = 32
     blank = codes == 32
-    n_words = int(np.count_nonzero(blank[:-1] > blank[1:])) + int(len(blank) > 0 and not blank[0])
+    n_words = int(np.count_nonzero(blank[:-1] > blank[1:])) + int(not blank[0])
     return len(data) - max(len(texts) - 1, 0), n_words
 
 

@@ -7,13 +7,12 @@ than 0.5 %. A corpus of one document is cut inside, at the paragraph border near
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from minilm.errors import UsageError
-from minilm.text.long_text import LongText, parts_of
+from minilm.text.long_text import LongText, text_key
 
 SHARE, ENOUGH_BYTES, LEAST_SHARE = 0.1, 5e6, 0.005
 EXACT_DOCUMENTS = 100_000  # up to here the documents are chosen one by one; beyond, chance is exact enough
@@ -53,7 +52,7 @@ def choose(texts: Iterable[str]) -> Holdout:
     sizes: dict[int, int] = {}
     n_documents = text_bytes = 0
     for text in texts:
-        size = sum(len(part) if part.isascii() else len(part.encode()) for part in parts_of(text))
+        size = text.n_bytes if isinstance(text, LongText) else len(text) if text.isascii() else len(text.encode())
         n_documents += 1
         text_bytes += size
         if len(sizes) <= EXACT_DOCUMENTS:
@@ -94,7 +93,4 @@ def paragraph_border(text: str, aim: int = 0) -> int:
 
 
 def _hash(text: str) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts_of(text):
-        digest.update(part.encode())
-    return int.from_bytes(digest.digest(), "big")
+    return text.key if isinstance(text, LongText) else text_key([text.encode()])

@@ -17,6 +17,7 @@ from minilm.text.folders import short_hash, slug
 from minilm.text.holdout import Holdout
 from minilm.text.long_text import LongText
 from minilm.text.parallel import n_cores
+from minilm.text.reading import read
 from minilm.text.scripts import TEXT_FILES, Dataset, Document, Made
 from minilm.text.sources import Files, file_sha256
 
@@ -94,15 +95,16 @@ class Job:
         """The split's texts; the training split's cleaned, since a test set stays as it was published."""
         cleaner = make_cleaner(self.clean) if self.clean and split == "train" else None
         self.cleaner = cleaner or self.cleaner
-        return islice(self._coded(self.dataset.documents(files, split, **self.options), cleaner), self.max_docs or None)
+        workers = 1 if self.max_docs else n_cores()  # reading ahead, others would count notes of documents beyond
+        pairs = _with_text(read(self.dataset, files, split, self.options, workers), files)
+        return islice(self._coded(pairs, cleaner, workers), self.max_docs or None)
 
-    def _coded(self, documents: Iterable[Document], cleaner: Cleaner | None) -> Iterator[str]:
+    def _coded(self, pairs: Iterable[tuple[str, str]], cleaner: Cleaner | None, workers: int) -> Iterator[str]:
         """The texts, cleaned, each with its control code."""
-        pairs: Iterable[tuple[str, str]] = ((one, "") if isinstance(one, str) else one for one in documents)
         if cleaner or self.control_codes != "off":  # these need a text whole
             pairs = (("".join(text.parts()) if isinstance(text, LongText) else text, label) for text, label in pairs)
-        if cleaner:  # reading ahead, other processes would count notes of documents beyond max_docs
-            pairs = cleaner.run(pairs, 1 if self.max_docs else n_cores())
+        if cleaner:
+            pairs = cleaner.run(pairs, workers)
         return (self._with_code(text, label) for text, label in pairs)
 
     def _with_code(self, text: str, label: str) -> str:
@@ -146,6 +148,16 @@ class Job:
         if self.cleaner.min_tokens:
             lines += [f"min_tokens:{self.cleaner.min_tokens}: dropped {self.short['train']:,} documents of train"]
         return "".join(before + line for line in lines)
+
+
+def _with_text(documents: Iterable[Document], files: Files) -> Iterator[tuple[str, str]]:
+    """(text, label) of those that are not empty."""
+    for one in documents:
+        text, label = (one, "") if isinstance(one, str) else one
+        if text and not text.isspace():
+            yield text, label
+        else:
+            files.notes["documents dropped, without text"] += 1
 
 
 def code_token(code: str) -> str:

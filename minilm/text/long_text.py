@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 
 PART_CHARS = 1 << 20
 LONG_BYTES = 1 << 28  # of a plain file; up to here a document is read whole
@@ -19,6 +20,8 @@ class LongText(str):
     _read: Callable[[], Iterator[str]]
     _begin: int
     _end: int
+    n_bytes = n_broken = key = 0
+    """Of a whole text: bytes of UTF-8, characters that did not decode, `text_key`."""
 
     def __len__(self) -> int:
         return self._end - self._begin
@@ -47,10 +50,29 @@ def parts_of(text: str) -> Iterator[str]:
         yield from (text[i : i + PART_CHARS] for i in range(0, len(text), PART_CHARS))
 
 
+def text_key(parts: Iterable[bytes]) -> int:
+    """64 bits that tell texts apart, from their UTF-8."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "big")
+
+
 def long_text(read: Callable[[], Iterator[str]]) -> LongText | None:
-    """The whole text; None where there is nothing but blanks. Reads it once, to know its length."""
-    n_chars, is_blank = 0, True
-    for part in read():
-        n_chars += len(part)
-        is_blank = is_blank and part.isspace()
-    return None if is_blank else LongText(read, 0, n_chars)
+    """The whole text; None where there is nothing but blanks. Reads it once, for all that is to be known of it."""
+    n_chars = n_bytes = n_broken = 0
+    is_blank = True
+
+    def encoded() -> Iterator[bytes]:
+        nonlocal n_chars, n_bytes, n_broken, is_blank
+        for part in read():
+            data = part.encode()
+            n_chars, n_bytes = n_chars + len(part), n_bytes + len(data)
+            n_broken += part.count("\ufffd")
+            is_blank = is_blank and part.isspace()
+            yield data
+
+    key = text_key(encoded())
+    made = LongText(read, 0, n_chars)
+    made.n_bytes, made.n_broken, made.key = n_bytes, n_broken, key
+    return None if is_blank else made

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from minilm.errors import MinilmError
 
+IN_WORKER = "MINILM_IN_WORKER"
 AHEAD = 2  # items for each worker: bounds what is in memory
 
 T = TypeVar("T")
@@ -26,7 +27,9 @@ Worker = subprocess.Popen[bytes]
 
 
 def n_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; of a worker, its one."""
+    if IN_WORKER in os.environ:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,7 +37,8 @@ def in_order(maker: str, argument: Any, items: Iterable[T], workers: int) -> Ite
     """(item, result) of each item. `maker` ("module:function") makes of the argument, in every worker, the function
     that turns an item into its result. What that raises is raised here; MinilmError where a worker dies."""
     here = str(Path(__file__).resolve().parents[2])  # also where the package is not installed
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, IN_WORKER: "1"}
     free: SimpleQueue[Worker] = SimpleQueue()
     started: list[Worker] = []
 

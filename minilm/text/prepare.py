@@ -236,7 +236,7 @@ def downloaded(dataset: Dataset, options: dict[str, Any]) -> tuple[Files, dict[s
     missing = sum(source.bytes for source in sources if not (folder / source.name).is_file())
     check_space(folder, missing, f"downloading {dataset.name}")
     found = {source.name: download(source, folder) for source in sources}
-    return Files(folder, found), {source.name: source.sha256 or recorded_sha256(source, folder) for source in sources}
+    return Files(folder, found), {source.name: recorded_sha256(source, folder) or source.sha256 for source in sources}
 
 
 def _shard_bytes(text_bytes: int, tokenizer: Tokenizer) -> int:

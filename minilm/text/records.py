@@ -19,7 +19,20 @@ from minilm.text.userfiles import LONGEST_FIELD, between_separators
 
 BROKEN = "\ufffd"
 PARQUET_ROWS = 1024
-Row = dict[str, Any]
+
+
+class Row(dict[str, Any]):
+    """Fields by name; null is "". Raises UsageError for a field that the row lacks."""
+
+    def __init__(self, found: dict[str, Any], file: str) -> None:
+        super().__init__((name, "" if value is None else value) for name, value in found.items())
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise UsageError(
+            f"a row of {self.file} has no field {name!r}, it has {', '.join(self) or 'none'}: give the data set in its "
+            f"original form"
+        )
 
 
 def records(files: Files, *patterns: str, columns: Sequence[str] = (), has_header: bool = True) -> Iterator[Row]:
@@ -34,7 +47,8 @@ def rows(files: Files, member: Member, *, columns: Sequence[str] = (), has_heade
     ending = member.name.rpartition(".")[2].lower()
     if ending not in READERS:
         raise UsageError(f"{member.name} is none of {', '.join(READERS)}: name another file")
-    yield from READERS[ending](files, member, columns, has_header)
+    for row in READERS[ending](files, member, columns, has_header):
+        yield Row(row, member.name)
 
 
 def lines(files: Files, *patterns: str) -> Iterator[str]:
@@ -75,7 +89,7 @@ def _text(member: Member, newline: str | None = None) -> io.TextIOWrapper:
     return io.TextIOWrapper(member.open(), "utf-8-sig", "replace", newline=newline)
 
 
-def _jsonl(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[Row]:
+def _jsonl(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_text(member), 1):
         if line.isspace():
             continue
@@ -88,7 +102,7 @@ def _jsonl(files: Files, member: Member, columns: Sequence[str], has_header: boo
         yield row
 
 
-def _csv(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[Row]:
+def _csv(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(_text(member, newline=""))
     try:
@@ -103,7 +117,7 @@ def _csv(files: Files, member: Member, columns: Sequence[str], has_header: bool)
         raise UsageError(f"{member.name} line {reader.line_num} is not csv ({error}): fetch the file again") from error
 
 
-def _parquet(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[Row]:
+def _parquet(files: Files, member: Member, columns: Sequence[str], has_header: bool) -> Iterator[dict[str, Any]]:
     """A parquet file's directory stands at its end: one on disk is read in place, one in an archive through memory."""
     arrow = needed("pyarrow")
     parquet = needed("pyarrow.parquet")
@@ -113,13 +127,14 @@ def _parquet(files: Files, member: Member, columns: Sequence[str], has_header: b
         known = set(file.schema_arrow.names)
         if missing := [name for name in columns if name not in known]:
             raise UsageError(f"{member.name} has no column {missing[0]!r}: it has {', '.join(sorted(known))}")
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=list(columns) or None):
+        groups = None if files.row_groups is None else list(files.row_groups)
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=list(columns) or None):
             yield from batch.to_pylist()
     except (arrow.ArrowInvalid, OSError) as error:
         raise MinilmError(f"{member.name} is damaged or cut short ({error}): fetch it again") from error
 
 
-READERS: dict[str, Callable[[Files, Member, Sequence[str], bool], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Files, Member, Sequence[str], bool], Iterator[dict[str, Any]]]] = {
     "jsonl": _jsonl,
     "json": _jsonl,  # McAuley's .json.gz has one object on a line
     "csv": _csv,

@@ -64,6 +64,9 @@ class Dataset:
     tokenizer: str = "gpt2"
     made: Callable[..., Made] | None = None
     """Called with the options."""
+    parts: Literal["one", "files", "row_groups"] = "one"
+    """What can be read by itself, so that several processes read: nothing; each of the files; row groups of parquet
+    files too. Documents then come in the order of the files' paths."""
     build: str = ""
     """The module whose `build_words` takes the words of a command line with --build among them."""
 

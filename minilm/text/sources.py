@@ -29,16 +29,18 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from minilm.errors import MinilmError, UsageError
+from minilm.text.long_text import LongText
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": lambda stream: cast(BinaryIO, gzip.GzipFile(fileobj=stream)),
     ".bz2": lambda stream: cast(BinaryIO, bz2.BZ2File(stream)),
     ".xz": lambda stream: cast(BinaryIO, lzma.LZMAFile(stream)),  # noqa: SIM115
-    ".zst": lambda stream: cast(BinaryIO, io.BufferedReader(_Zstd(stream))),
+    ".zst": lambda stream: cast(BinaryIO, io.BufferedReader(_Zstd(stream), READ_BYTES)),
 }
 TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNPACKED_TIMES, UNPACKED_BYTES = 200, 1 << 30
 """Of text, compressors make a tenth; of a zip bomb a thousandth. Under a gibibyte nothing is refused."""
+READ_BYTES = 1 << 17  # asked of a decompressor at once: each call costs some microseconds
 NESTED_ZIP_BYTES = 1 << 28  # a zip inside an archive is held in memory: its directory stands at its end
 TAR_MARK = slice(257, 262)  # "ustar" (POSIX.1-1988)
 LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
@@ -83,6 +85,10 @@ class Files:
     """Every file by its path inside what was given, with slashes."""
     notes: Counter[str] = field(default_factory=Counter)
     """What a reader left out or had to guess, with how often: reported when all is read."""
+    long_texts: dict[str, LongText | None] = field(default_factory=dict)
+    """Those among the files that are too large for memory, once they were read."""
+    row_groups: range | None = None
+    """Of a single parquet file, where only these are to be read."""
 
     @classmethod
     def at(cls, path: Path) -> Files:
@@ -182,7 +188,7 @@ def _inner(guard: _Guard, name: str, open_: Callable[[], Any]) -> Iterator[Membe
             raise UsageError(f"{guard.path} holds a large zip, {name}: unpack it yourself and name the folder")
         yield from _archived(guard, lower, io.BytesIO(data))
     elif lower.endswith(TAR_ENDINGS):
-        yield from _archived(guard, lower, io.BufferedReader(_Packed(guard, open_)))
+        yield from _archived(guard, lower, io.BufferedReader(_Packed(guard, open_), READ_BYTES))
     elif lower.endswith(tuple(OPENERS)):
         member = _packed(guard, name, open_)
         stream = cast(io.BufferedReader, member.open())
@@ -198,8 +204,8 @@ def _inner(guard: _Guard, name: str, open_: Callable[[], Any]) -> Iterator[Membe
 def _packed(guard: _Guard, name: str, open_: Callable[[], Any]) -> Member:
     stem, dot, ending = name.rpartition(".")
     if opener := OPENERS.get(f"{dot}{ending}".lower()):
-        return Member(stem, lambda: io.BufferedReader(_Packed(guard, lambda: opener(open_()))))
-    return Member(name, lambda: io.BufferedReader(_Packed(guard, open_)))
+        return Member(stem, lambda: io.BufferedReader(_Packed(guard, lambda: opener(open_())), READ_BYTES))
+    return Member(name, lambda: io.BufferedReader(_Packed(guard, open_), READ_BYTES))
 
 
 class _Guard:

@@ -1,6 +1,7 @@
-"""A user's own text: any folder, file or archive of txt, md, jsonl, csv (each also .gz), in whatever encoding.
+"""A user's own text: any folder, file or archive of txt, md, html, jsonl, csv (each also .gz), in whatever encoding.
 
-One plain file is one document, or as many as a separator makes of it; one line of jsonl, one row of csv is a document.
+One plain file is one document, or as many as a separator makes of it, the article of one html page is one; so is one
+line of jsonl, one row of csv.
 Line ends become "\n". What is left out (binary, empty, of another kind) is counted in `Files.notes`.
 """
 
@@ -10,42 +11,46 @@ import codecs
 import csv
 import io
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from minilm.errors import UsageError
+from minilm.text.articles import article_text, has_articles
 from minilm.text.encodings import open_text
-from minilm.text.long_text import LONG_BYTES, long_text, parts_of
+from minilm.text.long_text import LONG_BYTES, LongText, long_text
 from minilm.text.sources import Files, Member
 
 PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
 TABLES = {"csv": ",", "tsv": "\t"}
-SURROGATE = re.compile("[\ud800-\udfff]")
+PAGES = {"html", "htm", "xhtml"}
+TO_CONVERT = {"doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"}
 READ_CHARS = 1 << 20
 LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
 
 
 def read_documents(files: Files, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:
-    """Every document, in the order of the paths. `field` names the jsonl key or csv column that holds the text,
-    `separator` what stands between two documents of a plain file (backslash-n and backslash-t are understood). Raises
-    UsageError for a line or a table that has no such field."""
+    """Every document, in the order of the paths. `field` names the jsonl key or csv column that holds the text (several
+    with commas: of each file the first that it has), `separator` what stands between two documents of a plain file
+    (backslash-n and backslash-t are understood). Raises UsageError for a line or a table that has no such field."""
     separator = separator.replace("\\n", "\n").replace("\\t", "\t")
     try:
         codecs.lookup(encoding or "utf-8")
     except LookupError as error:
         raise UsageError(f"there is no encoding {encoding!r}: name one of Python's, such as cp1252") from error
-    only = len(files.found) == 1
+    is_named = files.given.is_file()
     for member in files.find("*"):
         folder, _, name = member.name.rpartition("/")
         if name.startswith(".") or "__MACOSX" in folder:
             continue
         ending = name.rpartition(".")[2].lower() if "." in name else ""
-        if ending not in PLAIN | LINES | set(TABLES) and not (only and "/" not in member.name):
-            files.notes[f"files skipped, ending in .{ending}"] += 1
+        known = ending in PLAIN | LINES | PAGES or ending in TABLES
+        if (not known and not (is_named and "/" not in member.name)) or (ending in PAGES and not has_articles()):
+            way = ": turn them into .txt first" if ending in TO_CONVERT else ""
+            way = ' (pip install "minilm[data]" to have their articles)' if ending in PAGES else way
+            files.notes[f"files skipped, ending in .{ending}{way}"] += 1
             continue
         on_disk = files.found.get(member.name)
         is_long = ending in PLAIN and not separator and on_disk is not None and on_disk.size > LONG_BYTES
@@ -55,18 +60,28 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
                 files.notes["files skipped, binary"] += 1
                 continue
             found = 0
-            whole = long_text(partial(_read, member, encoding)) if is_long else None
-            for document in [whole] if whole else _documents(text, member.name, ending, field, separator):
-                if whole or (document and not document.isspace()):
+            if is_long:
+                documents = _long(files, member, encoding)
+            else:
+                documents = map(_sound, _documents(text, member.name, ending, field, separator))
+            for document in documents:
+                if isinstance(document, LongText) or (document and not document.isspace()):
                     found += 1
-                    document = document if whole else _sound(document)
-                    if broken := sum(part.count("\ufffd") for part in parts_of(document)):
+                    broken = document.n_broken if isinstance(document, LongText) else document.count("\ufffd")
+                    if broken:
                         files.notes["characters that did not decode, read as U+FFFD"] += broken
                     yield document
             if not found:
                 files.notes["files skipped, without text"] += 1
             elif not encoding and text.encoding not in ("utf-8", "utf-8-sig"):
                 files.notes[f"files read as {text.encoding}"] += 1
+
+
+def _long(files: Files, member: Member, encoding: str) -> Iterator[str]:
+    if member.name not in files.long_texts:
+        files.long_texts[member.name] = long_text(partial(_read, member, encoding))
+    if found := files.long_texts[member.name]:
+        yield found
 
 
 def _read(member: Member, encoding: str) -> Iterator[str]:
@@ -82,6 +97,8 @@ def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separ
         return _jsonl(text, name, field)
     if ending in TABLES:
         return _table(text, name, field, TABLES[ending])
+    if ending in PAGES:
+        return iter([article_text(text.read())])
     return between_separators(text, separator) if separator else iter([text.read()])
 
 
@@ -95,7 +112,7 @@ def between_separators(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
 
 
 def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
-    chosen = field
+    chosen = ""
     for number, line in enumerate(text, 1):
         if line.isspace():
             continue
@@ -109,6 +126,7 @@ def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
             continue
         if not isinstance(record, dict):
             raise UsageError(f'{where} is neither an object nor a string: write {{"text": "..."}}')
+        chosen = chosen or _named(field, record)
         chosen = chosen or _choose(where, {key: value for key, value in record.items() if isinstance(value, str)})
         if not isinstance(value := record.get(chosen, 0), str | None):
             raise UsageError(f"{where} has no text in a field {chosen!r}: it has {_listed(record)}")
@@ -122,20 +140,29 @@ def _table(text: io.TextIOWrapper, name: str, field: str, delimiter: str) -> Ite
         delimiter = ";"
     rows = csv.reader(chain([first], text), delimiter=delimiter)
     columns, chosen = next(rows, []), -1
-    if field and field not in columns:
-        raise UsageError(f"{name} has no column {field!r}: it has {_listed(columns)}")
+    named = _named(field, columns)
+    if named and named not in columns:
+        raise UsageError(
+            f"{name} has no column {named!r}: its first line names {_listed(columns)} (is that text? "
+            f"then put a line of column names before it)"
+        )
     try:
         for row in rows:
             where = f"{name} line {rows.line_num}"
             if chosen < 0 and row:
                 texts = {key: value for key, value in zip(columns, row, strict=False) if not _is_number(value)}
-                chosen = columns.index(field or _choose(where, texts))
+                chosen = columns.index(named or _choose(where, texts))
             if row and len(row) <= chosen:
                 raise UsageError(f"{where} has {len(row)} columns instead of {len(columns)}: mend or delete it")
             if row:
                 yield row[chosen].replace("\r\n", "\n")
     except csv.Error as error:
         raise UsageError(f"{name} line {rows.line_num} is not csv ({error}): mend or delete it") from error
+
+
+def _named(field: str, known: Collection[str]) -> str:
+    """The name that was given, or of several the first that is known."""
+    return field if field in known else next((name for name in field.split(",") if name in known), field)
 
 
 def _choose(where: str, texts: dict[str, str]) -> str:
@@ -162,6 +189,10 @@ def _is_number(value: Any) -> bool:
 
 def _sound(text: str) -> str:
     """Lone halves of UTF-16 pairs (JSON can spell them) become U+FFFD: no tokenizer can encode them."""
-    if SURROGATE.search(text):
+    if text.isascii():
+        return text
+    try:
+        text.encode()  # twice as fast as a search
+    except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
