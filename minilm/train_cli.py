@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SAMPLES = 3
 SAMPLE_TOKENS = 120
 # What a resumed run cannot change: kernels that were chosen, state that the checkpoint holds, tokens that were counted.
-SETTLED = ("init", "optimizer", "precision", "compile", "micro_batch_size", "recompute", "batch_size")
-SETTLED += ("freeze", "train_only", "lora_rank", "lora_targets")
+SETTLED = (
+    *("init", "optimizer", "precision", "compile", "micro_batch_size", "recompute", "batch_size"),
+    *("freeze", "train_only", "lora_rank", "lora_targets"),
+)
 WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
 
