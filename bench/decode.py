@@ -10,6 +10,7 @@ OMP_NUM_THREADS=1 and the last column, processor time, are what can be compared.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from works import SMALL, Values, gpt2
 
 from minilm.config import GPTConfig
 from minilm.decoding.engine import generate_ids
@@ -97,6 +99,25 @@ def contenders(model: GPT, folder: Path) -> dict[str, Callable[[], Decoder]]:
     else:
         built |= {f"ctranslate2 {k}": lambda k=k: ctranslate2(k) for k in ("float32", "int8")}
     return built
+
+
+def measure(contender: str, _: str, B: int) -> Values:
+    """The works decode-1 and decode-8 of bench/run.py: tokens a second of all rows, the prompt's pass included."""
+    torch.manual_seed(0)
+    model, n_new = GPT(gpt2()).eval(), 12 if SMALL else 256
+    ids = torch.randint(50257, (B, 32), generator=torch.Generator().manual_seed(B))
+    with tempfile.TemporaryDirectory() as name:
+        model.save_pretrained(name)
+        decoder = contenders(model, Path(name))[contender]()
+    decoder(ids, 4)
+    start = time.perf_counter()
+    decoder(ids, 1)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    tokens = decoder(ids, n_new)
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:8]
+    return {"tokens/s": B * n_new / seconds, "first token s": first, "tokens": digest}
 
 
 def main() -> None:

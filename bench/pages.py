@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,29 @@ ROOT = Path(__file__).resolve().parent.parent
 _OUT = os.environ.get("MINILM_BENCH_OUT", "")  # elsewhere, when a script is only being checked
 RESULTS = Path(_OUT) if _OUT else ROOT / "bench" / "results"
 MEASURED = RESULTS / "measured.md" if _OUT else ROOT / "docs" / "measured.md"
+
+
+Line = dict[str, Any]
+
+
+class JsonLines:
+    """Results that grow a line at a time, so that a stopped run loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Line]:
+        return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()] if self.path.is_file() else []
+
+    def add(self, line: Line) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def keep(self, wanted: Callable[[Line], bool]) -> None:
+        """Drops all other lines."""
+        kept = [line for line in self.read() if wanted(line)]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 MARK = "RESULT "  # begins the line of a process's output that holds its values
@@ -58,6 +81,17 @@ def where() -> dict[str, str]:
     versions = runtime.versions()
     told = {name: versions[name] for name in ("processor", "threads", "torch", "python", "minilm")}
     return {"date": time.strftime("%Y-%m-%d"), "commit": runtime.git_commit(), **told}
+
+
+def machine() -> str:
+    """What results may be compared on: the processor's name and its vector units, cores, threads, torch."""
+    import torch
+
+    from minilm import runtime
+
+    units, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    name = runtime.versions()["processor"]
+    return f"{name}, {units}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
 def told(made: dict[str, str]) -> str:

@@ -1,169 +1,169 @@
 """minilm beside its peers on this machine: interleaved rounds, each measurement in a process of its own, ratios first.
 
-    python bench/run.py                                   every work, five rounds; `--list` names them
-    python bench/run.py train-4x256 start --rounds 3      some works
+    python bench/run.py                                   every work, three rounds; `--list` names them
+    python bench/run.py train-4x256 start --rounds 1      some works
     python bench/run.py --nanogpt PATH                    with nanoGPT from a checkout
-    python bench/run.py --report                          docs/benchmarks.md, from the results
+    python bench/run.py --minutes 9                       stops before a measurement that would take longer, and goes on
+                                                          where it stopped when called again
+    python bench/run.py --small                           tries works with little models, apart from the results
+    python bench/run.py report                            docs/benchmarks.md, from the results
 
-A measurement is one line of bench/results/run.jsonl; a round that has its lines is not run again, so that a stopped run
-goes on. Peers that are not installed are left out, and said to be. Needs the extras `test` and `bench`.
+A measurement is one line of bench/results/run.jsonl, with date, machine, versions and command; a round that has its
+lines is not run again (`--forget` drops a work's lines of this machine). Peers that are not installed, and formats
+that the machine only emulates, are left out and said to be. Needs the extras `test` and `bench`, and MINILM_TEST_DATA
+for the works that read text.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT, give, in_a_process
-from works import WORKS, Work
+from pages import RESULTS, ROOT, JsonLines, Line, give, in_a_process, machine
+from works import WORKS, Work, version
 
-RESULTS = ROOT / "bench" / "results" / "run.jsonl"
-PAGE = ROOT / "docs" / "benchmarks.md"
-Line = dict[str, Any]
-
-
-def read_results() -> list[Line]:
-    return [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.is_file() else []
+FILE = JsonLines(RESULTS / "run.jsonl")
+UNKNOWN_SECONDS = 120.0  # what a measurement is thought to take that was never made here
 
 
-def machine() -> str:
-    """What results may be compared on: the processor's name and its vector units, cores, torch."""
-    import torch
+def stamped(work: Work, contender: str, nanogpt: str) -> Line:
+    """What every line says of itself."""
+    import importlib.metadata
+    import platform
 
-    name = "processor of unknown name"
-    if Path("/proc/cpuinfo").is_file():
-        rows = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), name)
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, torch {torch.__version__}"
-
-
-def measure(work: Work, contender: str, round_: int, nanogpt: str) -> Line | None:
-    """Runs one contender in a process of its own; None, said why, where it cannot run here."""
     from minilm import runtime
 
+    versions = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
+    if package := work.package(contender):
+        versions[package] = version(package, nanogpt)
+    command = " ".join(["python", "bench/run.py", work.name, *(["--nanogpt", "PATH"] if nanogpt else [])])
+    line = {"work": work.name, "contender": contender, "machine": machine(), "versions": versions, "command": command}
+    return line | {"date": time.strftime("%Y-%m-%d"), "commit": runtime.git_commit()[:10]}
+
+
+def measure(work: Work, contender: str, nanogpt: str) -> Line:
+    """Runs one contender in a process of its own; `values`, or `left_out` and why."""
     environment = {"PYTHONPATH": str(ROOT), **work.environment(contender)}
-    values = in_a_process(__file__, "--measure", work.name, contender, "--nanogpt", nanogpt, environment=environment)
-    if isinstance(values, str):
-        print(f"  {contender}: left out ({values})")
-        return None
-    line = {"work": work.name, "contender": contender, "round": round_, "values": values, "machine": machine()}
-    return line | {"date": time.strftime("%Y-%m-%d"), "commit": runtime.git_commit()[:10], "load": os.getloadavg()[0]}
+    words = [__file__, "--measure", work.name, contender, "--nanogpt", nanogpt]
+    began = time.perf_counter()
+    values = in_a_process(*words, environment=environment)
+    took = {"seconds": round(time.perf_counter() - began, 1), "load": round(os.getloadavg()[0], 2)}
+    return {"left_out": values} if isinstance(values, str) else {"values": values, **took}
 
 
-def run(works: list[Work], rounds: int, nanogpt: str) -> None:
+def expected_seconds(lines: list[Line], work: str, contender: str) -> float:
+    """Of one measurement, by those that were made."""
+    seen = [x["seconds"] for x in lines if (x["work"], x["contender"]) == (work, contender) and "seconds" in x]
+    return statistics.median(seen) if seen else UNKNOWN_SECONDS
+
+
+def run(works: list[Work], rounds: int, nanogpt: str, minutes: float) -> None:
     """All rounds of all works that have no lines yet; contenders take turns within a round."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    here = machine()
+    began, here = time.monotonic(), machine()
     for work in works:
-        done = {(x["contender"], x["round"]) for x in read_results() if x["work"] == work.name and x["machine"] == here}
-        left_out = {who: why for who in work.contenders if (why := work.missing(who, nanogpt))}
-        for who, why in left_out.items():
-            print(f"{work.name}, {who}: left out ({why})")
+        mine = [line for line in FILE.read() if line["work"] == work.name and line["machine"] == here]
+        done = {(line["contender"], line["round"]) for line in mine if "values" in line}
+        said = {(line["contender"], line["left_out"]) for line in mine if "left_out" in line}
+        out = {who: why for who in work.contenders if (why := work.missing(who, nanogpt))}
+        for who, why in out.items():
+            leave_out(work, who, why, nanogpt, said)
         for round_ in range(rounds):
             for who in work.contenders:
-                if who in left_out or (who, round_) in done:
+                if who in out or (who, round_) in done:
                     continue
-                line = measure(work, who, round_, nanogpt)
-                if line is None:
-                    left_out[who] = "failed"
+                ends = time.monotonic() - began + expected_seconds(FILE.read(), work.name, who)
+                if minutes and ends > 60.0 * minutes:
+                    print(
+                        f"stopped before {work.name}, round {round_ + 1}, {who}: the same command goes on", flush=True
+                    )
+                    return
+                found = measure(work, who, nanogpt)
+                if "left_out" in found:
+                    out[who] = found["left_out"]
+                    leave_out(work, who, out[who], nanogpt, said)
                     continue
-                print(f"{work.name}, round {round_ + 1}, {who}: {_told(line['values'])}", flush=True)
-                with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                print(f"{work.name}, round {round_ + 1}, {who}: {_told(found['values'])}", flush=True)
+                FILE.add(stamped(work, who, nanogpt) | {"round": round_} | found)
+
+
+def leave_out(work: Work, contender: str, why: str, nanogpt: str, said: set[tuple[str, str]]) -> None:
+    """Says that a contender is not measured, and writes it down once."""
+    print(f"{work.name}, {contender}: left out ({why})", flush=True)
+    if (contender, why) not in said:
+        here = {"work": work.name, "contender": contender, "machine": machine(), "left_out": why}
+        FILE.add(here | {"date": time.strftime("%Y-%m-%d")})
+
+
+def forget(works: list[Work]) -> None:
+    """Drops this machine's lines of the works."""
+    here, names = machine(), {work.name for work in works}
+    FILE.keep(lambda line: line["work"] not in names or line["machine"] != here)
+
+
+def tried_small() -> int:
+    """The same command on little models, its results in a folder that goes away; its page is printed."""
+    with tempfile.TemporaryDirectory() as out:
+        words = [__file__, *(word for word in sys.argv[1:] if word != "--small")]
+        environment = {**os.environ, "MINILM_BENCH_SMALL": "1", "MINILM_BENCH_OUT": out, "TORCH_COMPILE_DISABLE": "1"}
+        code = subprocess.run([sys.executable, *words], env=environment, check=False).returncode
+        if (page := Path(out) / "benchmarks.md").is_file():
+            print(page.read_text("utf-8"))
+    return code
 
 
 def _told(values: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
-INTRODUCTION = """# Benchmarks
-
-Made by `python bench/run.py` and `python bench/run.py --report`; no figure is typed by hand. Each measurement ran in a
-process of its own, contenders in turns; a figure is the median over rounds, and a ratio the median over rounds of the
-ratio within the round, so that a machine whose speed drifts spoils neither. More than 1 means that minilm is better.
-Memory is peak resident size less what it was after the imports. Aims are those that the project set itself, most of
-them for a processor with AVX-512 and bf16. Load is the machine's mean load when measurements ended: near its number of
-cores, nothing else ran.
-"""
-
-
-def report() -> None:
-    """Writes docs/benchmarks.md from all lines."""
-    lines = read_results()
-    if not lines:
-        raise SystemExit("no results yet: python bench/run.py")
-    parts = [INTRODUCTION]
-    for here in dict.fromkeys(line["machine"] for line in lines):
-        of_machine = [line for line in lines if line["machine"] == here]
-        dates = sorted({line["date"] for line in of_machine})
-        commits = ", ".join(dict.fromkeys(line["commit"] for line in of_machine))
-        parts.append(f"## {here}\n\n{dates[0]} to {dates[-1]}; commits {commits}.\n")
-        for work in WORKS.values():
-            mine = [line for line in of_machine if line["work"] == work.name]
-            if mine:
-                parts.append("\n".join(_section(work, mine)))
-    PAGE.write_text("\n".join(parts), encoding="utf-8")
-
-
-def _section(work: Work, lines: list[Line]) -> Iterator[str]:
-    loads = statistics.median(line["load"] for line in lines)
-    yield f"### {work.name}: {work.title}\n\nLoad {loads:.1f}.\n"
-    keys = list(dict.fromkeys(key for line in lines for key in line["values"]))
-    yield f"| contender | rounds | {' | '.join(keys)} | minilm's ratio by {work.metric} | aim |"
-    yield "|---" * (len(keys) + 4) + "|"
-    base = {line["round"]: line["values"] for line in lines if line["contender"] == work.contenders[0]}
-    for who in work.contenders:
-        mine = [line for line in lines if line["contender"] == who]
-        if not mine:
-            continue
-        cells = [_cell([line["values"].get(key) for line in mine]) for key in keys]
-        ratios = [
-            base[line["round"]][work.metric] / line["values"][work.metric] for line in mine if line["round"] in base
-        ]
-        if not work.more_is_better:
-            ratios = [1.0 / ratio for ratio in ratios]
-        ratio = f"{statistics.median(ratios):.2f}" if ratios and who != work.contenders[0] else ""
-        yield f"| {who} | {len(mine)} | {' | '.join(cells)} | {ratio} | {work.aims.get(who, '')} |"
-    yield ""
-
-
-def _cell(values: list[Any]) -> str:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if not numbers:
-        return str(next((value for value in values if value is not None), ""))
-    value = statistics.median(numbers)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def listed(works: list[Work]) -> None:
+    """Names, contenders, and the minutes of a round by measurements that were made."""
+    lines = FILE.read()
+    for work in works:
+        left_out = {x["contender"] for x in lines if x["work"] == work.name and "left_out" in x}
+        known = [who for who in work.contenders if who not in left_out]
+        minutes = sum(expected_seconds(lines, work.name, who) for who in known) / 60
+        print(f"{work.name:12} {minutes:5.1f} min a round  {work.title}: {', '.join(work.contenders)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("works", nargs="*", help="which (all)")
-    add("--rounds", type=int, default=5)
-    add("--nanogpt", default="", metavar="PATH", help="a checkout of nanoGPT")
-    add("--list", action="store_true", help="name the works and their contenders")
-    add("--report", action="store_true")
-    add("--measure", nargs=2, metavar=("WORK", "CONTENDER"), help=argparse.SUPPRESS)
+    option = parser.add_argument
+    option("works", nargs="*", help="which (all), or `report`")
+    option("--rounds", type=int, default=3)
+    option("--minutes", type=float, default=0.0, help="stop in time for so many (0: never)")
+    option("--nanogpt", default="", metavar="PATH", help="a checkout of nanoGPT")
+    option("--list", action="store_true", help="name the works, their contenders, minutes of a round")
+    option("--small", action="store_true", help="little models, to see that works work; results go elsewhere")
+    option("--forget", action="store_true", help="drop this machine's lines of the works, and end")
+    option("--measure", nargs=2, metavar=("WORK", "CONTENDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if unknown := [name for name in options.works if name not in WORKS]:
-        parser.error(f"no work {unknown[0]!r}: there are {', '.join(WORKS)}")
+    reporting = options.works == ["report"]
+    if not reporting and (unknown := [name for name in options.works if name not in WORKS]):
+        parser.error(f"no work {unknown[0]!r}: there are {', '.join(WORKS)}, and report")
+    if options.small:
+        sys.exit(tried_small())
+    works = [WORKS[name] for name in ([] if reporting else options.works) or WORKS]
     if options.measure:
         name, contender = options.measure
         give(WORKS[name].measure(contender, options.nanogpt))
-    elif options.list:
-        for work in WORKS.values():
-            print(f"{work.name:14}{work.title}: {', '.join(work.contenders)}")
-    elif options.report:
-        report()
+        return
+    if options.list:
+        listed(works)
+    elif options.forget:
+        forget(works)
     else:
-        run([WORKS[name] for name in options.works or WORKS], options.rounds, options.nanogpt)
-        report()
+        if not reporting:
+            run(works, options.rounds, options.nanogpt and os.path.abspath(options.nanogpt), options.minutes)
+        from report import write
+
+        write(FILE.read())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,45 @@
-"""What bench/run.py measures: works, and each contender's way of doing them. One call is one process."""
+"""What bench/run.py measures: works, the contenders of each, and the aims that the project set itself.
+
+One call of a work's `measure` is one process, and nothing heavy is imported before it: `start` times imports.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
-import sys
-import time
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minilm.config import GPTConfig
 
 Values = dict[str, Any]
-ROOT = Path(__file__).resolve().parent.parent
 TUNED = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc's thresholds as `runtime.tune_allocator` sets them, for peers that do not."""
+SMALL = bool(os.environ.get("MINILM_BENCH_SMALL"))
+"""Whether works are only being tried: little models, little text."""
+HIGHER_IS_BETTER = {"tokens/s", "MB/s", "read GB/s"}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A ratio of two contenders' values within a round (the better of several), or without peers a value itself."""
+
+    bound: float
+    ours: tuple[str, ...]
+    peers: tuple[str, ...] = ()
+    metric: str = ""
+    """Empty: the work's own."""
+    most: bool = False
+    """The bound is an upper one of ours / peer; else a lower one of how many times as good ours is."""
+    of: Callable[[Values, Values], float] | None = None
+    """What is compared instead of a ratio of one metric, from (ours, peer)."""
+    why: str = ""
+    """In words, where `metric` does not say it."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +53,28 @@ class Work:
     """Of the values, what ratios are of."""
     measure: Callable[[str, str], Values]
     """(contender, path of nanoGPT) -> values, in this process."""
-    more_is_better: bool = True
-    aims: dict[str, str] = field(default_factory=dict)
+    aims: tuple[Aim, ...] = ()
+    widens: tuple[str, ...] = ()
+    """Contenders that store bf16 and multiply fp32, so that no processor emulates them."""
+    needs_text: bool = False
+    """Reads the test data and GPT-2's vocabulary in it."""
+
+    def package(self, contender: str) -> str:
+        """The peer's package, or nothing where it is minilm."""
+        word = contender.split()[0]
+        return word if word in PEERS else ""
 
     def missing(self, contender: str, nanogpt: str) -> str:
         """Why a contender cannot run here, or nothing."""
-        words = contender.split()
-        if words[0] == "nanogpt":
-            return "" if nanogpt else "give --nanogpt PATH"
-        if words[0] != "minilm" and importlib.util.find_spec(words[0]) is None:
-            return f"{words[0]} is not installed"
-        if {"bf16", "pure_bf16"} & set(words) and emulated():
+        package = self.package(contender)
+        if package == "nanogpt" and not nanogpt:
+            return "give --nanogpt PATH"
+        if package not in ("", "nanogpt") and importlib.util.find_spec(package) is None:
+            return f"{package} is not installed"
+        if self.needs_text and not os.environ.get("MINILM_TEST_DATA"):
+            return "MINILM_TEST_DATA names no folder of test data"
+        narrow = {"bf16", "pure_bf16"} & set(contender.split()) and contender not in self.widens
+        if narrow and emulated():
             return "this processor emulates bf16"
         return ""
 
@@ -47,6 +82,7 @@ class Work:
         return TUNED if "tuned" in contender.split() else {}
 
 
+@cache
 def emulated() -> bool:
     """Whether bf16 products are slower than fp32's here."""
     import torch
@@ -57,160 +93,35 @@ def emulated() -> bool:
     return runtime.matmul_flops(cpu, torch.bfloat16) < runtime.matmul_flops(cpu, torch.float32)
 
 
-# --- training GPT-2's shape
+def version(package: str, nanogpt: str) -> str:
+    """A peer's version; of nanoGPT the commit of the checkout."""
+    if package == "nanogpt":
+        import subprocess
+
+        words = ["git", "-C", nanogpt, "rev-parse", "--short=10", "HEAD"]
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    import importlib.metadata
+
+    return importlib.metadata.version(package)
 
 
-def train(contender: str, nanogpt: str, B: int, T: int, n_steps: int = 5) -> Values:
-    """Forward, backward, clip, AdamW on random tokens, GPT-2 124M with random weights. Median of steps after two."""
-    from minilm import bench, runtime
-    from minilm.config import GPTConfig, TrainConfig
-
-    who, *words = contender.split()
-    config = GPTConfig(block_size=T)
-    if who == "minilm":
-        runtime.tune_allocator()
-        precision = next((w for w in words if w in runtime.PRECISIONS), "auto")
-        changes: dict[str, Any] = {"compile": "off"} if "eager" in words else {}
-        run = TrainConfig(
-            model=config, batch_size=B, max_steps=10_000, precision=precision, optimizer="adamw", **changes
-        )
-        found = bench.training(run, n_steps)
-        return {
-            "tokens/s": found.tokens_per_second,
-            "MiB": found.peak_bytes / 2**20,
-            "first step s": found.first_step_seconds,
-            "loss": found.last_loss,
-            "as": f"{found.precision} {'compiled' if found.compiled else 'eager'}",
-        }
-    import torch
-    from peers import median_after_two, timed_steps, transformers_gpt2
-
-    model: Any
-    loss_of: Any
-    if who == "nanogpt":
-        sys.path.insert(0, nanogpt)
-        theirs = importlib.import_module("model")
-        before = runtime.peak_resident_bytes()
-        torch.manual_seed(0)
-        model = theirs.GPT(theirs.GPTConfig(block_size=T, vocab_size=50257, dropout=0.0)).train()
-        called = torch.compile(model) if "compiled" in words else model
-        loss_of = lambda ids, targets: called(ids, targets)[1]  # noqa: E731
-    else:
-        from transformers import GPT2LMHeadModel  # noqa: F401, its import is not what is measured
-
-        before = runtime.peak_resident_bytes()
-        model, loss_of = transformers_gpt2(config, "compiled" in words)
-    ids = torch.randint(50257, (B, T + 1), generator=torch.Generator().manual_seed(0))
-    seconds, loss = timed_steps(model, loss_of, ids, n_steps, fused="fused" in words, half="bf16" in words)
-    mib = (runtime.peak_resident_bytes() - before) / 2**20
-    return {"tokens/s": B * T / median_after_two(seconds), "MiB": mib, "first step s": seconds[0], "loss": loss}
-
-
-# --- starting
-
-
-def start(contender: str, _: str) -> Values:
-    """Seconds to import beyond torch, and to the end of an eager first step of GPT-2 124M on 4 x 256 tokens."""
-    import torch
-
-    begin = time.perf_counter()
-    if contender == "minilm":
-        from minilm import GPT  # noqa: F401
-
-        imported = time.perf_counter() - begin
-        from minilm import bench
-        from minilm.config import GPTConfig, TrainConfig
-
-        begin = time.perf_counter()
-        config = TrainConfig(model=GPTConfig(block_size=256), data="", batch_size=4, compile="off", precision="fp32")
-        bench.Steps(config).step()
-        return {"import s": imported, "first step s": time.perf_counter() - begin}
-    from transformers import GPT2LMHeadModel  # noqa: F401
-
-    imported = time.perf_counter() - begin
-    begin = time.perf_counter()
-    from peers import transformers_gpt2
-
+def gpt2(block_size: int = 1024) -> GPTConfig:
+    """GPT-2 124M, with a small stand-in where works are only being tried."""
     from minilm.config import GPTConfig
 
-    module, loss_of = transformers_gpt2(GPTConfig(block_size=256), False)
-    ids = torch.randint(50257, (4, 257))
-    loss_of(ids[:, :-1], ids[:, 1:]).backward()
-    torch.optim.AdamW(module.parameters()).step()
-    return {"import s": imported, "first step s": time.perf_counter() - begin}
+    return GPTConfig(block_size=block_size, **({"n_layer": 2, "n_head": 2, "n_embd": 32} if SMALL else {}))
 
 
-# --- decoding and perplexity: bench/decode.py and bench/perplexity.py do them
+def test_data() -> Path:
+    return Path(os.environ["MINILM_TEST_DATA"])
 
 
-def decode(contender: str, _: str, B: int) -> Values:
-    """256 new tokens after 32, greedily."""
-    import tempfile
-
-    import torch
-
-    module = importlib.import_module("decode")
-    from minilm.config import GPTConfig
-    from minilm.model.gpt import GPT
-
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=50257)).eval()
-    ids = torch.randint(50257, (B, 32), generator=torch.Generator().manual_seed(B))
-    with tempfile.TemporaryDirectory() as name:
-        model.save_pretrained(name)
-        decoder = module.contenders(model, Path(name))[contender]()
-        decoder(ids, 4)
-        begin = time.perf_counter()
-        decoder(ids, 1)
-        first = time.perf_counter() - begin
-        begin = time.perf_counter()
-        decoder(ids, 256)
-        return {"tokens/s": B * 256 / (time.perf_counter() - begin), "first token s": first}
+def _from(module: str, function: str, *arguments: Any) -> Callable[[str, str], Values]:
+    """Imports the module when it is called."""
+    return lambda contender, nanogpt: getattr(importlib.import_module(module), function)(contender, nanogpt, *arguments)
 
 
-# --- nanoGPT's CPU recipe, from start to end
-
-
-def recipe(contender: str, nanogpt: str) -> Values:
-    """Seconds of the whole command: 2,000 steps on tinyshakespeare's characters, validation at the end."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as out:
-        if contender == "minilm":
-            command = [sys.executable, "train.py", "--config", "shakespeare_char", "--device", "cpu", "--out_dir", out]
-            folder, extra = ROOT, ["--overwrite"]
-        else:
-            command = [
-                sys.executable,
-                "train.py",
-                "config/train_shakespeare_char.py",
-                "--device=cpu",
-                "--compile=False",
-            ]
-            folder = Path(nanogpt)
-            extra = [
-                f"--out_dir={out}", "--eval_iters=20", "--log_interval=100", "--block_size=64", "--batch_size=12",
-                "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000",
-                "--dropout=0.0", "--eval_interval=2000",
-            ]  # fmt: skip
-        begin = time.perf_counter()
-        done = subprocess.run([*command, *extra], cwd=folder, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - begin
-        if done.returncode:
-            raise SystemExit((done.stderr or done.stdout).strip().splitlines()[-1])
-        told = [line for line in (done.stdout + done.stderr).splitlines() if "val " in line]
-        value = float(told[-1].split("val ")[1].removeprefix("loss ").split()[0].strip(","))
-        return {"seconds": seconds, "val loss": value}
-
-
-def _train(B: int, T: int) -> Callable[[str, str], Values]:
-    return lambda contender, nanogpt: train(contender, nanogpt, B, T)
-
-
-def _decode(B: int) -> Callable[[str, str], Values]:
-    return lambda contender, nanogpt: decode(contender, nanogpt, B)
-
-
+PEERS = ("transformers", "nanogpt", "ctranslate2", "tiktoken", "datasets")
 TRAINERS = (
     "minilm",
     "minilm pure_bf16",
@@ -221,34 +132,99 @@ TRAINERS = (
     "transformers bf16 fused compiled",
     "transformers bf16 fused compiled tuned",
     "nanogpt",
+    "nanogpt fused compiled",
     "nanogpt bf16 fused compiled",
 )
 DECODERS = (
     "minilm fp32",
     "minilm bf16",
+    "minilm int8",
+    "minilm eager fp32",
     "transformers fp32",
     "transformers bf16",
     "ctranslate2 float32",
     "ctranslate2 int8",
 )
+COMPILED = ("transformers bf16 fused compiled", "nanogpt bf16 fused compiled")
+TUNED_COMPILED = "transformers bf16 fused compiled tuned"
+FREED: dict[str, Any] = {
+    "of": lambda ours, full: (full["MiB"] - ours["MiB"]) / (full["state MiB"] - ours["state MiB"]),
+    "why": "memory given back, of gradients and optimizer state",
+}
+MINILM = ("minilm",)
+BEST_DECODER = Aim(1.6, DECODERS[:3], DECODERS[4:], why="tokens/s, the best of each")
+
+
+def _training(B: int, T: int, *aims: Aim) -> Work:
+    title = f"GPT-2 124M, random weights, {B} x {T:,} tokens: forward, backward, clip, AdamW"
+    return Work(f"train-{B}x{T}", title, TRAINERS, "tokens/s", _from("training_works", "train", B, T), aims)
+
+
+def _frozen(name: str, times: float) -> tuple[Aim, Aim]:
+    return Aim(times, (name,), ("full",)), Aim(1.0, (name,), ("full",), **FREED)
+
+
 WORKS = {
     work.name: work
     for work in (
-        Work("start", "importing, and a first eager step", ("minilm", "transformers"), "first step s", start, False),
+        Work("limits", "this machine's limits", ("machine",), "read GB/s", _from("training_works", "limits")),
         Work(
-            "train-4x256", "training GPT-2 124M on 4 x 256 tokens", TRAINERS, "tokens/s", _train(4, 256),
-            aims={"transformers": "4.5", "nanogpt": "4.5", "transformers bf16 fused compiled": "1.5",
-                  "transformers bf16 fused compiled tuned": "1.15"},
+            "start", "importing the model class beyond torch, and a first eager step of GPT-2 124M on 1 x 256 tokens",
+            ("minilm", "transformers"), "first step s", _from("training_works", "start"),
+            (Aim(0.05, MINILM, metric="import minilm s", most=True), Aim(3.0, MINILM, most=True)),
+        ),
+        _training(
+            4, 256,
+            Aim(4.5, MINILM, ("transformers",)), Aim(4.5, MINILM, ("nanogpt",)),
+            Aim(1.5, MINILM, COMPILED), Aim(1.15, MINILM, (TUNED_COMPILED,)),
+            Aim(0.85, MINILM, COMPILED, "MiB", most=True),
+            Aim(0.6, ("minilm pure_bf16",), COMPILED, "MiB", most=True),
+        ),
+        _training(1, 1024, Aim(1.8, MINILM, COMPILED[:1]), Aim(1.3, MINILM, (TUNED_COMPILED,))),
+        Work(
+            "finetune", "parts of GPT-2 124M trained, beside our own full training, 4 x 256 tokens",
+            ("full", "norms", "biases", "top-4", "lora"), "tokens/s", _from("training_works", "finetune"),
+            (*_frozen("norms", 1.35), *_frozen("biases", 1.35), *_frozen("top-4", 1.5), *_frozen("lora", 1.3)),
         ),
         Work(
-            "train-1x1024", "training GPT-2 124M on 1 x 1,024 tokens", TRAINERS, "tokens/s", _train(1, 1024),
-            aims={"transformers bf16 fused compiled": "1.8", "transformers bf16 fused compiled tuned": "1.3"},
+            "decode-1", "GPT-2 124M, 256 new tokens after 32, one row, greedy", DECODERS, "tokens/s",
+            _from("decode", "measure", 1),
+            (
+                Aim(2.3, ("minilm fp32",), ("transformers fp32",)), Aim(2.3, ("minilm bf16",), ("transformers bf16",)),
+                Aim(2.0, ("minilm int8",), ("ctranslate2 int8",)),
+            ),
+            widens=("minilm bf16",),
         ),
-        Work("decode-1", "256 new tokens after 32, one row", DECODERS, "tokens/s", _decode(1),
-             aims={"transformers fp32": "2.3", "transformers bf16": "2.3"}),
-        Work("decode-8", "256 new tokens after 32, eight rows", DECODERS, "tokens/s", _decode(8),
-             aims={"transformers fp32": "1.6", "ctranslate2 float32": "1.6", "ctranslate2 int8": "1.6"}),
-        Work("recipe", "nanoGPT's CPU recipe from start to end", ("minilm", "nanogpt"), "seconds", recipe, False,
-             aims={"nanogpt": "1.8"}),
+        Work(
+            "decode-8", "GPT-2 124M, 256 new tokens after 32, eight rows, greedy", DECODERS, "tokens/s",
+            _from("decode", "measure", 8), (BEST_DECODER,), widens=("minilm bf16",),
+        ),
+        Work(
+            "shards", "text to finished shards of GPT-2's tokens, all cores; tiktoken encodes and writes nothing",
+            ("minilm", "tiktoken", "datasets"), "MB/s", _from("text_works", "shards"),
+            (Aim(10.0, MINILM, ("tiktoken",)),), needs_text=True,
+        ),
+        Work(
+            "perplexity", "GPT-2 124M, stride 512, context 1,024; transformers by its documented loop",
+            ("minilm", "transformers", "transformers bf16"), "tokens/s", _from("text_works", "score"),
+            (Aim(3.0, MINILM, ("transformers",)), Aim(1.4, MINILM, ("transformers bf16",))), needs_text=True,
+        ),
+        Work(
+            "recipe", "nanoGPT's CPU recipe (its README's command) from start to end", ("minilm", "nanogpt"),
+            "seconds", _from("training_works", "recipe"),
+            (
+                Aim(1.8, MINILM, ("nanogpt",)),
+                Aim(1.0, MINILM, ("nanogpt",), "val loss", most=True, why="validation loss, each by its own count"),
+            ),
+            needs_text=True,
+        ),
+        Work(
+            "loader", "batches of 32 x 128 tokens beside a step of `tiny` on one thread", ("minilm",),
+            "of a step", _from("text_works", "loader"),
+            (
+                Aim(0.01, MINILM, metric="slowest of a step", most=True, why="share of a step, slowest packing"),
+                Aim(1.0, MINILM, metric="grew MiB", most=True, why="memory's growth in MiB over 100,000 batches"),
+            ),
+        ),
     )
 }  # fmt: skip

@@ -45,8 +45,13 @@ class Training:
     """Share of the measured or stated peak, FLOPs counted as 6N + 12 L D T."""
     peak_bytes: int
     """Process or card, less what was there before the model."""
+    state_bytes: int
+    """Gradients of what is trained, and the optimizer's state."""
     precision: str
     compiled: bool
+    graph_breaks: int
+    recompilations: int
+    """Graphs compiled after the first step."""
     last_loss: float
 
 
@@ -85,6 +90,7 @@ class Steps:
 
         from minilm.model.gpt import GPT
         from minilm.text.tokenizer import get_tokenizer
+        from minilm.training.finetune import adapt
         from minilm.training.objective import build_objective
         from minilm.training.optim import build_optimizers
         from minilm.training.precision import Precision
@@ -92,7 +98,9 @@ class Steps:
 
         self.device = runtime.pick_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = GPT(config.model).to(self.device).train()
+        self.model = GPT(config.model)
+        adapt(self.model, config)
+        self.model.to(self.device).train()
         self.setup, self.config = settle(config, self.model, self.device), config
         self.precision = Precision(self.setup.precision, config.rounding, self.device)
         self.precision.prepare(self.model)
@@ -118,25 +126,44 @@ class Steps:
         self.model.zero_grad(set_to_none=True)
         return float(total)
 
+    def state_bytes(self) -> int:
+        """Of the gradients of what is trained and the optimizer's state, after a step."""
+        from minilm.training.optim import optimizer_state
+
+        states = optimizer_state(self.model, self.optimizers).values()
+        moments = sum(value.nbytes for state in states for value in state.values() if hasattr(value, "nbytes"))
+        return moments + sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
+
+def compilations() -> tuple[int, int]:
+    """Graph breaks, and graphs compiled, by torch.compile in this process so far."""
+    counters = sys.modules["torch._dynamo.utils"].counters if "torch._dynamo.utils" in sys.modules else {}
+    return sum(counters.get("graph_break", {}).values()), counters.get("stats", {}).get("unique_graphs", 0)
+
 
 def training(config: TrainConfig, n_steps: int = 8) -> Training:
     """Trains on random tokens for 2 + n_steps steps."""
-    before = _peak_bytes(config.device)
+    before = _bytes_now(config.device)
+    breaks, _ = compilations()
     steps = Steps(config)
-    seconds = []
+    seconds, graphs = [], []
     for _ in range(2 + n_steps):
         start = time.perf_counter()
         loss = steps.step()  # reads the loss: waits for the device
         seconds.append(time.perf_counter() - start)
+        graphs.append(compilations()[1])
     speed = steps.targets.numel() / statistics.median(seconds[2:])
     peak = steps.setup.peak_flops
     return Training(
         tokens_per_second=speed,
         first_step_seconds=seconds[0],
         mfu=speed * steps.model.flops_per_token(config.model.block_size) / peak,
-        peak_bytes=_peak_bytes(config.device) - before,
+        peak_bytes=max(_peak_bytes(config.device) - before, 0),  # the kernel's two counts differ by some kB
+        state_bytes=steps.state_bytes(),
         precision=steps.setup.precision,
         compiled=steps.setup.compile,
+        graph_breaks=compilations()[0] - breaks,
+        recompilations=graphs[-1] - graphs[0],
         last_loss=loss,
     )
 
@@ -216,6 +243,14 @@ def _print_preset(preset: str, config: TrainConfig, trained: Training, told: Dec
         f"{told.tokens_per_second:.0f} tokens/s, {told.bandwidth_share:.0%} of memory bandwidth, first token "
         f"{told.first_token_seconds:.2f} s"
     )
+
+
+def _bytes_now(device: str) -> int:
+    import torch
+
+    if runtime.pick_device(device).type == "cuda":
+        return torch.cuda.memory_allocated()
+    return runtime.resident_bytes()
 
 
 def _peak_bytes(device: str) -> int:

@@ -174,7 +174,13 @@ def set_step_seed(seed: int, step: int, rank: int = 0) -> None:
     import torch
 
     mixed = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()  # a CPU generator takes 32 bits
-    torch.manual_seed(int.from_bytes(mixed, "little"))
+    number = int.from_bytes(mixed, "little")
+    # torch.manual_seed does the same, but on a machine without a card formats the whole call stack each time.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 
 def versions() -> dict[str, str]:
@@ -185,7 +191,7 @@ def versions() -> dict[str, str]:
 
     import minilm
 
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     return {
         "minilm": minilm.__version__,
         "python": platform.python_version(),
@@ -194,6 +200,27 @@ def versions() -> dict[str, str]:
         "processor": card,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def processor_name() -> str:
+    """What the system calls the processor, else its architecture."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; where the system does not say, the most that it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return peak_resident_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_resident_bytes() -> int:

@@ -98,10 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
     model, tokenizer, what = load(options)
-    how = _accelerated(options, model)
+    how = _accelerated(options, model, _dtype(options, model.device, model)[1])
     for role in ("amateur", "draft"):
         if getattr(options, role):
             decoding[role] = load_beside(getattr(options, role), model, role)
+            _accelerated(options, decoding[role], "")
     if options.bag or options.attribute:
         decoding["steering"] = steering_of(options, model, tokenizer)
     if options.prompts:
@@ -330,21 +331,18 @@ def load_beside(name: str, model: GPT, role: str) -> GPT:
     return other
 
 
-def _accelerated(options: argparse.Namespace, model: GPT) -> str:
-    """Has few rows decoded by rows.cpp where --compile says so; "auto": builds it beside a large model's first text."""
+def _accelerated(options: argparse.Namespace, model: GPT, weights: str) -> str:
+    """Has few tokens read by rows.cpp where --compile says so; "auto": builds it beside a large model's first text."""
     from minilm.decoding.rows import accelerate
 
     if options.compile == "off":
         return "eager"
-    when = "now" if options.compile == "on" else "background" if model.num_params() >= SMALL else "cached"
-    return accelerate(model, _dtype(options, model.device, model)[1], when)
+    auto = "background" if model.num_params() >= SMALL else "cached"
+    return accelerate(model, weights, "now" if options.compile == "on" else auto)
 
 
 def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tuple[torch.dtype, str]:
-    """What the model computes in, and what its weights are rounded to beyond that ("": nothing).
-
-    On a CPU without bf16 products, weights in bf16 halve what rows.cpp reads.
-    """
+    """What the model computes in; what weights are rounded to beyond: bf16 halves what rows.cpp reads on a slow CPU."""
     import torch
 
     from minilm import runtime

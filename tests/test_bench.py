@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from training_helpers import prepared, tiny_config
 from minilm import bench, runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
+from minilm.model.gpt import GPT
 from minilm.text.mixture import open_data
 from minilm.training.feed import training_batches
 from minilm.training.loop import train
@@ -61,6 +63,9 @@ def test_training_and_decoding_give_figures() -> None:
     assert not trained.compiled
     assert trained.tokens_per_second > 0
     assert 0 < trained.mfu < 1
+    assert (trained.graph_breaks, trained.recompilations) == (0, 0)
+    n = GPT(MODEL).num_params()
+    assert trained.state_bytes == pytest.approx(4 * 3 * n, abs=64 * 4)  # a gradient, two moments; step counts
     told = bench.decoding(MODEL, 1e12, torch.device("cpu"), n_prompt=4, n_new=8)
     assert told.tokens_per_second > 0
     assert 0 < told.bandwidth_share < 1
@@ -93,31 +98,113 @@ def test_the_door_refuses() -> None:
         bench.main(["--stepps", "3"])
 
 
+def lines_of(work: str, values: dict[str, tuple[dict[str, Any], ...]]) -> list[dict[str, Any]]:
+    """Lines of run.jsonl: contender -> its values in each round."""
+    made = {"machine": "a machine", "date": "2026-11-25", "commit": "0123456789", "command": "python", "seconds": 60.0}
+    return [
+        {"work": work, "contender": who, "round": i, "values": found, "versions": {}, "load": 1.0, **made}
+        for who, rounds in values.items()
+        for i, found in enumerate(rounds)
+    ]
+
+
+def rates(*values: float, mib: float = 2048.0) -> tuple[dict[str, Any], ...]:
+    return tuple({"tokens/s": value, "MiB": mib} for value in values)
+
+
 def test_report_has_medians_of_ratios_within_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load("works", monkeypatch)
-    run = load("run", monkeypatch)
-    monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "run.jsonl")
-    speeds = {"minilm": (100.0, 300.0, 30.0), "transformers": (50.0, 100.0, 20.0)}
-    lines = [
-        {"work": "train-4x256", "contender": who, "round": i, "values": {"tokens/s": value, "MiB": 2048.0}}
-        | {"machine": "a machine", "date": "2026-11-25", "commit": "0123456789", "load": 1.0}
-        for who, values in speeds.items()
-        for i, value in enumerate(values)
-    ]
-    run.RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    run.report()
-    page = run.PAGE.read_text("utf-8")
-    assert "| minilm | 3 | 100 | 2,048 |  |  |" in page
-    assert "| transformers | 3 | 50 | 2,048 | 2.00 | 4.5 |" in page
+    report = load("report", monkeypatch)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    lines = lines_of("train-4x256", {"minilm": rates(100, 300, 30), "transformers": rates(50, 100, 20)})
+    compiled = "transformers bf16 fused compiled"
+    lines += [{"work": "train-4x256", "contender": compiled, "machine": "a machine", "left_out": "no bf16"}]
+    report.write(lines)
+    page = report.PAGE.read_text("utf-8")
+    assert "| minilm | 3 |  | 100 (30–300) | 2,048 |" in page
+    assert "| transformers | 3 | 2 (1.5–3) | 50 (20–100) | 2,048 |" in page
+    assert "| train-4x256 | minilm | transformers | tokens/s | ≥ 4.5× | 2 (1.5–3) | no |" in page
+    assert "not measured: no bf16; not run | – |" in page
+    assert f"Left out, no bf16: {compiled}." in page
+
+
+def test_an_aim_is_of_the_better_of_several_and_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    works, report = load("works", monkeypatch), load("report", monkeypatch)
+    found = {"a": rates(10, mib=100), "b": rates(30, mib=300), "c": rates(20, mib=400), "d": rates(60, mib=200)}
+    lines = lines_of("train-4x256", found)
+    work, ours, peers = works.WORKS["train-4x256"], ("a", "b"), ("c", "d", "not there")
+
+    def compared(**more: Any) -> list[float]:
+        return report.compared(work, works.Aim(1.0, ours, peers, **more), lines)
+
+    assert compared() == [0.5]  # 30 of 60
+    assert compared(metric="MiB", most=True) == [0.5]  # 100 of 200
+    assert compared(metric="MiB") == [2.0]  # a half is twice as good
+    assert compared(of=lambda a, b: a["MiB"] - b["MiB"]) == [-300.0]  # the first of each
+    assert report.compared(work, works.Aim(1.0, ours, metric="MiB", most=True), lines) == [100.0]
+    assert report.compared(work, works.Aim(1.0, ("e",), peers), lines) == []
+
+
+def test_a_stopped_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    works, run = load("works", monkeypatch), load("run", monkeypatch)
+    monkeypatch.setattr(run, "FILE", run.JsonLines(tmp_path / "run.jsonl"))
+    monkeypatch.setattr(run, "machine", lambda: "a machine")
+    asked = []
+
+    def in_a_process(*words: str, environment: dict[str, str]) -> dict[str, Any] | str:
+        asked.append(words[3])
+        return "it broke" if words[3] == "bad" else {"MB/s": 1.0}
+
+    monkeypatch.setattr(run, "in_a_process", in_a_process)
+    work = works.Work("shards", "a work", ("good", "bad", "fine"), "MB/s", lambda who, path: {})
+    run.FILE.add(lines_of("shards", {"good": ({"MB/s": 1.0},)})[0])
+    run.run([work], 2, "", 3.5)  # good is known to take a minute, others are thought to take two
+    assert asked == ["bad", "fine", "good", "fine"]
+    run.run([work], 2, "", 0.5)
+    assert "stopped before shards, round 1, bad" in capsys.readouterr().out
+    run.run([work], 2, "", 0.0)
+    assert asked[4:] == ["bad"]  # what failed is tried again, what is there is not
+    assert [x["left_out"] for x in run.FILE.read() if "left_out" in x] == ["it broke"]
+    run.forget([work])
+    assert run.FILE.read() == []
 
 
 def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     works = load("works", monkeypatch)
-    work = works.WORKS["train-4x256"]
+    work, text = works.WORKS["train-4x256"], works.WORKS["shards"]
+    monkeypatch.setattr(works, "emulated", lambda: True)
+    monkeypatch.setattr(works, "PEERS", (*works.PEERS, "no_such_package"))
+    monkeypatch.delenv("MINILM_TEST_DATA", raising=False)
     assert work.missing("nanogpt", "") == "give --nanogpt PATH"
     assert work.missing("nanogpt", "somewhere") == ""
     assert work.missing("no_such_package fused", "") == "no_such_package is not installed"
-    monkeypatch.setattr(works, "emulated", lambda: True)
     assert "emulates" in work.missing("minilm pure_bf16", "")
+    assert "MINILM_TEST_DATA" in text.missing("minilm", "")
     assert work.missing("minilm", "") == ""
+
+
+def test_every_aim_names_contenders_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for work in load("works", monkeypatch).WORKS.values():
+        for aim in work.aims:
+            assert {*aim.ours, *aim.peers} <= set(work.contenders), work.name
+
+
+def test_scaling_tells_cost_against_arithmetic_and_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaling = load("scaling", monkeypatch)
+    made = {"machine": "m", "date": "2026-11-25", "commit": "0123456789", "command": "python", "load": 1.0}
+    size = {"parameters": 10, "rows": 1, "T": 8, "MFU": 0.5, "MiB": 1.0, "MiB by shapes": 1.0, "as": "fp32"}
+    cells = {
+        "size 1M": size | {"tokens/s": 100.0, "FLOPs a token": 8.0},
+        "size 3M": size | {"tokens/s": 20.0, "FLOPs a token": 20.0},
+        "ranks 1": {"ranks": 1, "s a step": 2.0, "processor s a step": 2.0},
+        "ranks 2": {"ranks": 2, "s a step": 1.25, "processor s a step": 2.5},
+    }
+    lines = [{"cell": name, "kind": name.split()[0], "values": values, **made} for name, values in cells.items()]
+    lines.append({"cell": "size 1.5B", "kind": "size", "left_out": "too large", **made})
+    page = "\n".join(scaling.page(lines))
+    assert "| size 1M | 10 | 1 x 8 | 100 | 50% | 1.00 | 1 | 1 | fp32 |" in page
+    assert "| size 3M | 10 | 1 x 8 | 20 | 50% | 0.50 | 1 | 1 | fp32 |" in page
+    assert "| 2 | 1.250 | 1.60 | 2.500 | +25% |" in page
+    assert "Left out, size 1.5B: too large." in page

@@ -75,3 +75,13 @@ def test_page_on_training_names_every_choice() -> None:
     for field in ("optimizer", "schedule", "precision", "guard"):
         for value in set(get_args(hints[field])) - {"auto"}:
             assert f"| `{value}` |" in page, value
+
+
+def test_entries_of_the_performance_log_are_whole() -> None:
+    page = (ROOT / "docs" / "performance-log.md").read_text(encoding="utf-8")
+    entries = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    dates = [entry[:10] for entry in entries]
+    assert dates == sorted(dates, reverse=True)
+    for entry in entries:
+        said = re.findall(r"^- (\w+): \S", entry, flags=re.MULTILINE)
+        assert said == ["Profiled", "Predicted", "Changed", "Measured", "Kept"], entry.splitlines()[0]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from training_helpers import prepared, tiny_config
 
-from minilm import runtime
+from minilm import bench, runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.model.gpt import GPT
+from minilm.training import loop
 from minilm.training.estimate import memory
 from minilm.training.loop import Result, train
 from minilm.training.muon import product_dtype
@@ -83,6 +84,40 @@ def test_compiled_is_eager(sums: Path, tmp_path: Path) -> None:
     eager = train(config_of(sums, tmp_path / "eager", max_steps=4))
     compiled = train(config_of(sums, tmp_path / "compiled", max_steps=4, compile="on"))
     assert compiled.losses == pytest.approx(eager.losses, abs=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2, "resid_dropout": 0.1}, {"optimizer": "muon"}])
+def test_the_loop_breaks_no_graph_and_compiles_once(sums: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    breaks, graphs = bench.compilations()
+    train(config_of(sums, tmp_path / "run", max_steps=6, compile="on", log_every_steps=1, **changes))
+    assert bench.compilations() == (breaks, graphs + 1)
+
+
+@pytest.mark.skipif(not ON_CARD, reason="a CPU waits for nothing")
+@pytest.mark.parametrize("compile_", ["off", "on"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_between_logs_do_not_wait_for_the_card(
+    sums: Path, tmp_path: Path, optimizer: str, compile_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises where something waits, from the third step to the end of the last but one; the first and the last
+    read their loss back."""
+    config = config_of(sums, tmp_path / "run", max_steps=8, log_every_steps=100, eval_every_steps=0,
+                       save_every_steps=0, optimizer=optimizer, compile=compile_)  # fmt: skip
+    begins = loop.lr_factor
+
+    def watched(step: int, config: TrainConfig) -> float:
+        torch.cuda.set_sync_debug_mode("error" if 2 <= step < config.max_steps - 1 else "default")
+        return begins(step, config)
+
+    monkeypatch.setattr(loop, "lr_factor", watched)
+    try:
+        assert len(train(config).losses) == 8
+        torch.cuda.set_sync_debug_mode("error")
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            torch.ones(1, device="cuda").item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not ON_CARD, reason="asks the card")

@@ -93,3 +93,13 @@ def test_nothing_of_one_machine_is_tracked() -> None:
         text = (ROOT / name).read_bytes().decode("utf-8", "replace")
         for line in text.splitlines():
             assert not foreign.search(line), f"{name}: {line.strip()[:120]}"
+
+
+def test_the_model_and_sampling_leave_the_compiler_alone() -> None:
+    """Importing torch's compiler takes over a second."""
+    code = (
+        "import sys, torch, minilm; m = minilm.GPT(minilm.GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=9)); "
+        "minilm.generate_ids(m, torch.tensor([[1]]), 2); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -119,7 +119,7 @@ def test_a_model_in_bf16_keeps_its_own_weights(built: Path) -> None:
     quick = fast(model, 1)
     assert quick is not None
     layer = quick.blocks[0].attn.c_attn
-    assert layer.read.data_ptr() == model.h[0].attn.c_attn.weight.data_ptr()  # type: ignore[union-attr, operator]
+    assert layer.narrow.data_ptr() == model.h[0].attn.c_attn.weight.data_ptr()  # type: ignore[union-attr, operator]
     for slow, found in both(model, quick, 2):
         torch.testing.assert_close(found, slow, atol=0.1, rtol=0.1)  # bf16 has three digits
 
@@ -137,10 +137,10 @@ def test_int8_is_the_nearest_step_of_each_row(built: Path) -> None:
     assert ((linear.weight - before).abs() <= step * 0.5001 + 1e-12).all()
     assert (linear.weight[3] == 0).all()
     layer = Rows(linear.weight, linear.bias, "int8")
-    assert layer.read.dtype == torch.int8
-    assert int(layer.read.abs().max()) == 127
+    assert layer.narrow.dtype == torch.int8
+    assert int(layer.narrow.abs().max()) == 127
     assert layer.scale is not None
-    torch.testing.assert_close(layer.read * layer.scale[:, None], linear.weight.detach())
+    torch.testing.assert_close(layer.narrow * layer.scale[:, None], linear.weight.detach())
     again = linear.weight.detach().clone()
     round_weights(model, "int8")
     torch.testing.assert_close(linear.weight.detach(), again)
@@ -159,6 +159,26 @@ def test_texts_are_those_of_the_model(built: Path, kind: str) -> None:
     assert generate(model, BYTES, prompts, seed=seeds, **options) == plain
     assert [generate(model, BYTES, [p], seed=[s], **options)[0] for p, s in zip(prompts, seeds, strict=True)] == plain
     assert torch.equal(generate_ids(model, ids, 40, temperature=0.0), greedy)
+
+
+@pytest.mark.parametrize("how", ["draft", "lookup", "contrastive", "beams", "guidance"])
+def test_every_way_of_decoding_reads_by_it(built: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draft, used = tiny(), tiny(n_layer=1), list[int]()
+    ways: dict[str, dict[str, Any]] = {
+        "draft": {"draft": draft, "n_ahead": 3},
+        "lookup": {"lookup": 3},
+        "contrastive": {"strategy": "contrastive"},
+        "beams": {"n_beams": 3, "temperature": 0.0},
+        "guidance": {"guidance": 1.5},
+    }
+    options = {"max_new_tokens": 30, "seed": 1, "stop_at_eot": False, **ways[how]}
+    plain = generate(model, BYTES, "abcabc", **options)
+    accelerate(model)
+    accelerate(draft)
+    forward = Rows.forward
+    monkeypatch.setattr(Rows, "forward", lambda self, x: (used.append(len(x)), forward(self, x))[1])  # type: ignore[func-returns-value]
+    assert generate(model, BYTES, "abcabc", **options) == plain
+    assert len(used) > 30
 
 
 def test_eager_until_it_is_there_then_not(library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

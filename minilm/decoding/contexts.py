@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilm.decoding.rows import Fast, fast
+from minilm.decoding.rows import logits_of, read
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -79,9 +79,9 @@ class Contexts:
     def logits(self) -> Tensor:
         """Reads what has not been read; logits of the next token (B, vocabulary in use)."""
         with evaluating(self.model):
-            quick = fast(self.model, len(self.rows)) if self.cache is not None else None
-            hidden = self._read(quick)[:, -1]
-            return (self.model.used_logits(hidden) if quick is None else quick.head(hidden)).to(self.device)
+            hidden = self._read()[:, -1]
+            logits = self.model.used_logits(hidden) if self.cache is None else logits_of(self.model, hidden)
+            return logits.to(self.device)
 
     @torch.inference_mode()
     def advance(self, kept: list[int], tokens: Sequence[int], joining: Sequence[Sequence[int]] = ()) -> None:
@@ -104,15 +104,14 @@ class Contexts:
         if self.cache is not None and (dropped or unread or moved):
             self._repack(self.cache, kept if dropped else None, len(joining), unread, moved)
 
-    def _read(self, quick: Fast | None) -> Tensor:
-        """Hidden states (B, T, D) of the tokens that no cache holds yet. quick: what reads a single one."""
+    def _read(self) -> Tensor:
+        """Hidden states (B, T, D) of the tokens that no cache holds yet."""
         if self.cache is not None and self.cache.length:
-            blocks = None if quick is None else quick.blocks
-            return self.model.hidden(self._tensor([row[-1:] for row in self.rows]), cache=self.cache, blocks=blocks)
+            return read(self.model, self._tensor([row[-1:] for row in self.rows]), self.cache)
         ids, starts = self._padded(self.rows)
         if self.cache is not None:
             self.cache.starts = starts
-            return self.model.hidden(ids, cache=self.cache)
+            return read(self.model, ids, self.cache)
         # Without a cache the padding is a document of its own.
         documents = None if starts is None else (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None]).int()
         return self.model.hidden(ids, documents)

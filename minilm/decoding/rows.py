@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from minilm.errors import MinilmError
+from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
 
-MAX_ROWS = 16  # more are faster by torch's matrix products
+MAX_ROWS = 16  # tokens read at once; more are faster by torch's matrix products
 KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 SOURCE = Path(__file__).with_name("rows.cpp")
 BUILD = """
@@ -49,18 +50,18 @@ class Rows(nn.Module):
         self.weight = weight  # of the model itself: what asks a layer for its dtype
         scale = _scales(weight.detach()) if kind == "int8" else None
         if scale is not None:
-            read = (weight.detach().float() / scale).round().to(torch.int8)
+            narrow = (weight.detach().float() / scale).round().to(torch.int8)
         else:
-            read = weight.detach().to(torch.bfloat16 if kind == "bf16" else weight.dtype)
-        self.read = read.contiguous()
+            narrow = weight.detach().to(torch.bfloat16 if kind == "bf16" else weight.dtype)
+        self.narrow = narrow.contiguous()
         self.scale = None if scale is None else scale[:, 0].contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.product = getattr(_library(library_path()), f"rows_{KINDS[self.read.dtype]}")
-        self.fixed = [None if t is None else t.data_ptr() for t in (self.read, self.scale, self.bias)]
+        self.product = getattr(_library(library_path()), f"rows_{KINDS[self.narrow.dtype]}")
+        self.fixed = [None if t is None else t.data_ptr() for t in (self.narrow, self.scale, self.bias)]
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.float().contiguous()
-        n_out, n_in = self.read.shape
+        n_out, n_in = self.narrow.shape
         y = flat.new_empty(*x.shape[:-1], n_out)
         weight, scale, bias = self.fixed
         self.product(weight, flat.data_ptr(), scale, bias, y.data_ptr(), flat.numel() // n_in, n_out, n_in)
@@ -77,7 +78,7 @@ class Fast:
 
 
 def fast(model: GPT, n_rows: int) -> Fast | None:
-    """What reads one token of so many rows faster than the model, where it was asked for and is ready."""
+    """What reads so many tokens faster than the model, where it was asked for and is ready."""
     found = _READY.get(model)
     if found is None or n_rows > MAX_ROWS:
         return None
@@ -86,6 +87,18 @@ def fast(model: GPT, n_rows: int) -> Fast | None:
             return None  # still being built
         found = _READY[model] = Fast(model, found)
     return found
+
+
+def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
+    """What the head reads of ids (B, T) behind what the cache holds: (B, T, D), by rows.cpp where it serves."""
+    quick = fast(model, ids.numel())
+    return model.hidden(ids, cache=cache, blocks=None if quick is None else quick.blocks)
+
+
+def logits_of(model: GPT, x: Tensor) -> Tensor:
+    """What the head reads (N, D) -> logits of the vocabulary in use (N, V), by rows.cpp where it serves."""
+    quick = fast(model, len(x))
+    return model.used_logits(x) if quick is None else quick.head(x)
 
 
 def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minilm.decoding.contexts import Contexts, evaluating
 from minilm.decoding.loop import Job, Piece, slots
+from minilm.decoding.rows import logits_of, read
 from minilm.decoding.strategies import penalised
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -123,21 +124,21 @@ def _contrastive(job: Job, prompt: list[int], k: int, alpha: float) -> list[int]
     context, new = prompt[-limit - 1 :], list[int]()
     history = job.strategy.history([prompt], job.n_tokens, model.device, job.ends, job.choices)
     with evaluating(model):
-        read = _read(model, context, k)[0]
-        last = read[-1:]
+        states = _read(model, context, k)[0]
+        last = states[-1:]
         cache = None
         while True:
-            best = penalised(model.used_logits(last)[:, : job.n_tokens], job.strategy, history)
+            best = penalised(logits_of(model, last)[:, : job.n_tokens], job.strategy, history)
             likeliest = best[0].softmax(dim=-1).topk(k)
             if cache is None or len(context) > limit:
                 if len(context) > limit:  # the window moves: what is kept is read again
                     context = context[len(context) - min(limit, max(1, (limit + 1) // 2)) :]
-                read, cache = _read(model, context, k)
+                states, cache = _read(model, context, k)
             ids = likeliest.indices[:, None]
-            after = model.hidden(ids, cache=cache)[:, -1]
+            after = read(model, ids, cache)[:, -1]
             similar = after.new_zeros(k)
-            if len(read):
-                similar = F.cosine_similarity(after[:, None], read[None], dim=-1).amax(dim=-1)
+            if len(states):
+                similar = F.cosine_similarity(after[:, None], states[None], dim=-1).amax(dim=-1)
             choice = int(((1 - alpha) * likeliest.values - alpha * similar).argmax())
             token = int(likeliest.indices[choice])
             new.append(token)
@@ -145,7 +146,7 @@ def _contrastive(job: Job, prompt: list[int], k: int, alpha: float) -> list[int]
             if token in job.ends or len(new) == job.max_new_tokens or history.finished(0):
                 return new
             last = after[choice : choice + 1]
-            context, read = [*context, token], torch.cat((read, last))
+            context, states = [*context, token], torch.cat((states, last))
             for slots in (cache.keys, cache.values):
                 slots[:, :, :, cache.length - 1] = slots[:, choice : choice + 1, :, cache.length - 1].clone()
 
@@ -156,7 +157,7 @@ def _read(model: GPT, context: list[int], n_rows: int) -> tuple[Tensor, Cache]:
     if not context:
         return model.wte.weight.new_zeros(0, model.config.n_embd), cache
     ids = torch.tensor([context], device=model.device).expand(n_rows, -1)
-    return model.hidden(ids, cache=cache)[0], cache
+    return read(model, ids, cache)[0], cache
 
 
 def _said(job: Job, row: int, tokens: list[int]) -> Iterator[Piece]:

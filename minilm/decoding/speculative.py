@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.loop import Job, Piece
+from minilm.decoding.rows import logits_of, read
 from minilm.decoding.strategies import Strategy, draw, filtered
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -56,7 +57,7 @@ class Reader:
         self.cache.reset(same)
         ids = torch.tensor([wanted[same:]], device=self.model.device)
         self.read = wanted
-        return self.model.used_logits(self.model.hidden(ids, cache=self.cache)[0, -n:])
+        return logits_of(self.model, read(self.model, ids, self.cache)[0, -n:])
 
 
 def by_model(model: GPT, strategy: Strategy, n_tokens: int) -> Callable[[list[int]], Guess]:

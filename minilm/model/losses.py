@@ -65,7 +65,7 @@ def over_tokens(
     return _chunked(x, weight, of_chunk, by)
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable, which imports the compiler (1.7 s) here and not on the first call
 def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor) -> tuple[Tensor, Tensor]:
     n = max(CHUNK_BYTES // (4 * len(weight)), 1)
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
