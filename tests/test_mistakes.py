@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_helpers import data as data
 from training_helpers import first as first
 from training_helpers import tiny_config
@@ -15,6 +16,7 @@ from minilm import cli
 from minilm.errors import UsageError
 from minilm.text.prepare import prepare
 from minilm.training.loop import Result, train
+from minilm.training.setup import settle
 
 
 def files(run: Path) -> dict[Path, bytes]:
@@ -137,3 +139,18 @@ def test_a_run_that_stopped_early_stays_where_it_stopped(data: Path, tmp_path: P
     assert (again.step, again.losses, again.interrupted) == (4, [], False)
     assert again.val_loss == stopped.val_loss
     assert train(replace(config, existing="resume", patience=2)).step == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 9}, "2 ranks do not divide batch_size 9: choose a multiple"),
+        ({"parallel": "fsdp", "compile": "on"}, "leave out --compile on, or take --parallel ddp"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_ranks_cannot_do_is_told_before_a_run_is_opened(
+    first: Result, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        settle(tiny_config(Path("x"), Path("y"), **changes), first.model, torch.device("cpu"), world=2)

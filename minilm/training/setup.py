@@ -63,7 +63,9 @@ class Setup:
 
 
 def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1) -> Setup:
-    """Measures and decides what the config leaves to "auto"."""
+    """Measures and decides what the config leaves to "auto". Raises UsageError on what so many ranks cannot do."""
+    if config.batch_size % world:
+        raise UsageError(f"{world} ranks do not divide batch_size {config.batch_size}: choose a multiple")
     precision = runtime.pick_precision(config.precision, device, config.model.n_embd)
     sixteen = {"bf16": torch.bfloat16, "fp16": torch.float16 if device.type != "cpu" else torch.float32}
     peak = runtime.peak_flops(device, sixteen.get(precision.removeprefix("pure_"), torch.float32))
