@@ -74,6 +74,18 @@ def test_field_named_or_the_only_one(tmp_path: Path) -> None:
         read(tmp_path / "b.csv", field="other")
 
 
+def test_json_and_documents_that_are_named(tmp_path: Path) -> None:
+    write(tmp_path, a_json='[{"text": "one"}, "two"]', b_json='{"text": "three"}\n{"text": "four"}\n', c_docx=b"PK\x03")
+    assert read(tmp_path / "a.json") == ["one", "two"]
+    assert read(tmp_path / "b.json") == ["three", "four"]
+    files = Files.at(tmp_path)
+    assert list(read_documents(files)) == []
+    assert files.notes["files skipped, ending in .json: name one itself, or turn them into .jsonl"] == 2
+    files = Files.at(tmp_path / "c.docx")
+    assert list(read_documents(files)) == []
+    assert files.notes == {"files skipped, ending in .docx: turn them into .txt first": 1}
+
+
 def test_several_fields(tmp_path: Path) -> None:
     write(
         tmp_path, a_jsonl='{"title": "t", "body": "b"}\n', b_csv='title,"story, long"\nt2,s2\n', c_csv="haiku,n\nh,1\n"

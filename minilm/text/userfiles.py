@@ -26,7 +26,9 @@ PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
 TABLES = {"csv": ",", "tsv": "\t"}
 PAGES = {"html", "htm", "xhtml"}
-TO_CONVERT = {"doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"}
+WAYS = dict.fromkeys(("doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"), ": turn them into .txt first") | {
+    "json": ": name one itself, or turn them into .jsonl"
+}
 READ_CHARS = 1 << 20
 LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
 
@@ -46,10 +48,10 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         if name.startswith(".") or "__MACOSX" in folder:
             continue
         ending = name.rpartition(".")[2].lower() if "." in name else ""
-        known = ending in PLAIN | LINES | PAGES or ending in TABLES
-        if (not known and not (is_named and "/" not in member.name)) or (ending in PAGES and not has_articles()):
-            way = ": turn them into .txt first" if ending in TO_CONVERT else ""
-            way = ' (pip install "minilm[data]" to have their articles)' if ending in PAGES else way
+        known = ending in PLAIN | LINES or ending in TABLES or (ending in PAGES and has_articles())
+        as_named = is_named and "/" not in member.name and (ending not in WAYS or ending == "json")
+        if not known and (ending in PAGES or not as_named):
+            way = ' (pip install "minilm[data]" to have their articles)' if ending in PAGES else WAYS.get(ending, "")
             files.notes[f"files skipped, ending in .{ending}{way}"] += 1
             continue
         on_disk = files.found.get(member.name)
@@ -95,6 +97,8 @@ def _read(member: Member, encoding: str) -> Iterator[str]:
 def _documents(text: io.TextIOWrapper, name: str, ending: str, field: str, separator: str) -> Iterator[str]:
     if ending in LINES:
         return _jsonl(text, name, field)
+    if ending == "json":
+        return _json(text.read(), name, field)
     if ending in TABLES:
         return _table(text, name, field, TABLES[ending])
     if ending in PAGES:
@@ -111,7 +115,16 @@ def between_separators(text: io.TextIOWrapper, separator: str) -> Iterator[str]:
     yield rest.strip("\n")
 
 
-def _jsonl(text: io.TextIOWrapper, name: str, field: str) -> Iterator[str]:
+def _json(text: str, name: str, field: str) -> Iterator[str]:
+    """An array of what jsonl has on its lines; else jsonl."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return _jsonl(io.StringIO(text), name, field)
+    return _jsonl(map(json.dumps, found if isinstance(found, list) else [found]), name, field)
+
+
+def _jsonl(text: Iterable[str], name: str, field: str) -> Iterator[str]:
     chosen = ""
     for number, line in enumerate(text, 1):
         if line.isspace():
