@@ -171,7 +171,10 @@ WORKS = {
         Work(
             "start", "importing the model class beyond torch, and a first eager step of GPT-2 124M on 1 x 256 tokens",
             ("minilm", "transformers"), "together s", _from("training_works", "start"),
-            (Aim(0.05, MINILM, metric="import minilm s", most=True), Aim(3.0, MINILM, metric="first step s", most=True)),
+            (
+                Aim(0.05, MINILM, metric="import minilm s", most=True),
+                Aim(3.0, MINILM, metric="first step s", most=True),
+            ),
         ),
         _training(
             4, 256,
