@@ -21,7 +21,7 @@ extras = {
     "test": [
         *("pytest>=8", "hypothesis>=6.100", "transformers>=4.57", "matplotlib>=3.8", "pyarrow>=17", "zstandard>=0.22"),
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
-        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4"),
+        *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4", "peft>=0.13"),
     ],
     # Building a corpus: data sets' steps on one machine, Slurm or Ray. Ray needs its cluster's Python on every machine.
     "cluster": ["datatrove>=0.10", "orjson>=3.10", "ray>=2.40"],

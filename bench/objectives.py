@@ -1,21 +1,23 @@
-"""Cross-entropy over a large vocabulary, four ways, and what each term adds to a step.
+"""Cross-entropy over a large vocabulary, by every path, and what each term adds to a step.
 
-`python bench/objectives.py` writes the tables of docs/objectives.md in place of the old ones: processor seconds and
-memory of loss and gradients, as shares of the plain way in the same run; one thread, best of two rounds. With
-`fp32 bf16` behind it also under bf16 autocast, which takes minutes on a CPU without bf16 units.
+    python bench/objectives.py                    # the tables of docs/objectives.md in place of the old ones
+    python bench/objectives.py --precision bf16   # minutes on a CPU without bf16 units
+    python bench/objectives.py --device cuda      # a card's, in their own section
+
+Loss and gradients as shares of the plain way, at two widths; on a CPU of one thread, the processor's seconds. Each way
+runs in a process of its own, so that its memory is its own; the fastest of three rounds counts.
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
+import argparse
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pages import ROOT, give, in_a_process, put, told, where
 from torch import Tensor
 
 from minilm import runtime
@@ -24,10 +26,11 @@ from minilm.model import losses
 from minilm.model.gpt import GPT
 from minilm.training.objective import Objective, greedy
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "objectives.md"
-HEADING = "## Measured\n"
-N, D, V = 512, 128, 50257  # GPT-2's vocabulary, a sixth of small's width
-ROUNDS = 2
+PAGE = ROOT / "docs" / "objectives.md"
+HEADINGS = {"cpu": "Measured", "cuda": "Measured on a card"}
+N, V = 1024, 50257  # GPT-2's vocabulary: 196 MiB of logits
+WIDTHS = (128, 768)  # GPT-2 small's, and a sixth of it
+ROUNDS = 3
 
 _compiled = torch.compile(losses.cross_entropy, dynamic=False)
 
@@ -53,50 +56,70 @@ def _torchs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "plain": _whole,
-    "chunks of 64 rows": _in_chunks(64, losses.cross_entropy),
-    "chunks of 256 rows": _in_chunks(256, losses.cross_entropy),
+    **{f"chunks of {n} rows": _in_chunks(n, losses.cross_entropy) for n in (32, 64, 128, 256)},
+    "chunks of 64 rows, loss compiled": _in_chunks(64, _compiled),
     "chunks of 256 rows, loss compiled": _in_chunks(256, _compiled),
     "`F.linear_cross_entropy`": _torchs,
 }
 
 
-def measure(way: str, precision: str) -> tuple[float, float, float]:
-    """(best processor seconds, MiB that the process grew by, loss per target) of loss and gradients."""
+def measure(way: str, precision: str, width: int, device: str) -> dict[str, float]:
+    """Seconds of loss and gradients, MiB beyond what they are of, loss per target."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x, weight = torch.randn(N, D), torch.randn(V, D) * 0.02
-    targets = torch.randint(V, (N,))
-    before = runtime.peak_resident_bytes()
-    best = float("inf")
+    x, weight = torch.randn(N, width).to(device), (torch.randn(V, width) * 0.02).to(device)
+    targets = torch.randint(V, (N,)).to(device)
+    before, best = peak_bytes(device), float("inf")
     for _ in range(ROUNDS):
         x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-        started = time.process_time()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        started = now(device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = WAYS[way](x, weight, targets)
         loss.backward()
-        best = min(best, time.process_time() - started)
-    return best, (runtime.peak_resident_bytes() - before) / 2**20, loss.item() / N
+        best = min(best, now(device) - started)
+    return {"seconds": best, "MiB": (peak_bytes(device) - before) / 2**20, "loss": loss.item() / N}
 
 
-def ways_table(precision: str) -> str:
-    lines = [f"| {precision} | time | memory beyond inputs | loss |", "|---|---|---|---|"]
-    first: tuple[float, float, float] | None = None
+def now(device: str) -> float:
+    """The processor's own seconds; of a card, the wall's, when it is done."""
+    if device != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else runtime.peak_resident_bytes()
+
+
+def ways_table(precision: str, device: str) -> str:
+    lines = [
+        f"| {precision} | " + " | ".join(f"time, D {D} | memory" for D in WIDTHS) + " | loss |",
+        "|---|" + "---|---|" * len(WIDTHS) + "---|",
+    ]
+    first: dict[int, float] = {}
     for way in WAYS:
-        words = [sys.executable, __file__, way, precision]  # a process of its own, so that its peak is its own
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        seconds, mib, loss = map(float, done.stdout.split())
-        first = first or (seconds, mib, loss)
-        lines.append(f"| {way} | {seconds / first[0]:.2f} | {mib:.0f} MiB | {loss:.4f} |")
-    assert first is not None
-    return "\n".join([*lines, "", f"Plain took {first[0]:.2f} processor seconds.", ""])
+        cells, loss = [], ""
+        for width in WIDTHS:
+            found = in_a_process(
+                __file__, "--way", way, "--precision", precision, "--width", str(width), "--device", device
+            )
+            if isinstance(found, str):
+                raise SystemExit(f"{way}, D {width}: {found}")
+            seconds = first.setdefault(width, found["seconds"])
+            cells.append(f"{found['seconds'] / seconds:.2f} | {found['MiB']:.0f} MiB")
+            loss = f"{found['loss']:.4f}"
+        lines.append(f"| {way} | {' | '.join(cells)} | {loss} |")
+    plain = " and ".join(f"{first[width]:.2g}" for width in WIDTHS)
+    return "\n".join([*lines, "", f"Plain took {plain} seconds.", ""])
 
 
-def terms_table() -> str:
+def terms_table(device: str) -> str:
     """Seconds of a step's loss and gradients with one term added, as shares of cross-entropy alone."""
     torch.set_num_threads(1)
-    model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=256, block_size=256, vocab_size=8192))
-    teacher = GPT(model.config).requires_grad_(False)
-    ids = torch.randint(8192, (4, 256))
+    model = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=256, block_size=256, vocab_size=8192)).to(device)
+    teacher = GPT(model.config).to(device).requires_grad_(False)
+    ids = torch.randint(8192, (4, 256)).to(device)
     cases: dict[str, dict[str, object]] = {
         "cross-entropy": {},
         "with label smoothing": {"label_smoothing": 0.1},
@@ -112,28 +135,30 @@ def terms_table() -> str:
             config = TrainConfig(**changes)  # type: ignore[arg-type]
             objective = Objective(model, config, teacher if config.distill else None, greedy)
             model.zero_grad(set_to_none=True)
-            started = time.process_time()
+            started = now(device)
             objective(ids, ids).backward()
-            best[name] = min(best[name], time.process_time() - started)
+            best[name] = min(best[name], now(device) - started)
     plain = best["cross-entropy"]
     return "| a step's loss and gradients | time |\n|---|---|\n" + "".join(
         f"| {name} | {seconds / plain:.2f} |\n" for name, seconds in best.items()
     )
 
 
-def main(precisions: Sequence[str]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    head = page[: page.index(HEADING)]
-    told = (
-        f"By `python bench/objectives.py`, {time.strftime('%Y-%m-%d')}, torch {re.split('[+]', torch.__version__)[0]}, "
-    )
-    told += f"one core of a CPU; {N:,} targets, D {D}, V {V:,}; shares of the plain way.\n\n"
-    tables = [*(ways_table(precision) for precision in precisions), terms_table()]
-    PAGE.write_text(head + HEADING + "\n" + told + "\n".join(tables), encoding="utf-8")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=tuple(HEADINGS))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--way", choices=tuple(WAYS), help="only this one, for a process of its own")
+    parser.add_argument("--width", type=int, default=WIDTHS[0])
+    options = parser.parse_args()
+    if options.way:
+        give(measure(options.way, options.precision, options.width, options.device))
+        return
+    made: Any = where() | {"threads": "1"}
+    by = f"By `python bench/objectives.py`, {told(made)}; {N:,} targets, V {V:,}; shares of the plain way."
+    tables = [by, "", ways_table(options.precision, options.device), terms_table(options.device)]
+    put(PAGE, HEADINGS[options.device], "\n".join(tables))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] in WAYS:
-        print(*measure(*sys.argv[1:]))
-    else:
-        main(sys.argv[1:] or ["fp32"])
+    main()

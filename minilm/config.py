@@ -228,8 +228,8 @@ class TrainConfig:
             *("unfreeze_every_steps", "lora_rank", "patience", "swap_at_step", "fix_norms_every_steps"),
             *("stride", "max_tokens", "eval_samples"),
         ):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 1 << 63:
+                raise UsageError(f"{name} must be 0 or more and under 2^63, not {getattr(self, name)}")
         for name in (
             *("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"),
             *("guard_spike", "target_loss", "prompt_weight", *OBJECTIVES),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,9 @@ class TensorBoard:
     """Event files in run/tensorboard."""
 
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError("--loggers tensorboard needs the extra `log`: pip install 'minilm[log]'") from None
+        check_installed(["tensorboard"])
+        from torch.utils.tensorboard import SummaryWriter
+
         self._folder, self._kind = str(run / "tensorboard"), SummaryWriter
         self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
@@ -85,10 +86,9 @@ class WandB:
     """Weights & Biases: project minilm, the run's folder as its name; WANDB_MODE=offline keeps everything here."""
 
     def __init__(self, run: Path, step: int) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--loggers wandb needs the extra `log`: pip install 'minilm[log]'") from None
+        check_installed(["wandb"])
+        import wandb
+
         self._run = wandb.init(project="minilm", name=run.name, dir=str(run))
 
     def back_to(self, step: int) -> None:
@@ -104,25 +104,33 @@ class WandB:
 LOGGERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
+def check_installed(loggers: Sequence[str]) -> None:
+    """Raises UsageError where the package of a logger is missing (each has its own name)."""
+    for name in loggers:
+        if find_spec(name) is None:
+            raise UsageError(f"--loggers {name} needs the extra `log`: pip install 'minilm[log]'")
+
+
 def _drop_after(metrics: Path, step: int, keep: str = "") -> None:
     """Replaces metrics.jsonl and samples.jsonl, whole or not at all, by their lines up to a step and those that have a
     key `keep`."""
     for path in (metrics, metrics.with_name("samples.jsonl")):
         if is_first_rank() and path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= step or keep in row]
+            kept = [row for row in read_metrics(path) if row.get("step", math.inf) <= step or keep in row]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a line that a kill cut short is left out."""
+    """Every whole line that holds an object; a line that a kill cut short, or a broken one, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             continue
+        rows += [row] if isinstance(row, dict) else []
     return rows
 
 

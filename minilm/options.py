@@ -24,6 +24,30 @@ ALIASES = {
 }
 MODEL_FIELDS = tuple(f.name for f in fields(GPTConfig))
 TRAIN_FIELDS = tuple(f.name for f in fields(TrainConfig) if f.name != "model")
+_DEFAULTS = TrainConfig()
+LENGTHS = ("max_steps", "max_tokens", "max_epochs")
+# Options that count only beside another one: which, and its values with which they do (none named: any but off).
+_OPTIMIZERS = {
+    "beta1": ("adamw", "adam", "muon", "lion", "adafactor"),
+    "beta2": ("adamw", "adam", "muon", "lion", "rmsprop"),
+    "eps": ("adamw", "adam", "muon", "adagrad", "rmsprop"),
+    **dict.fromkeys(("momentum", "nesterov"), ("muon", "sgd")),
+    **dict.fromkeys(("adafactor_relative_step", "adafactor_first_moment", "adafactor_clip"), ("adafactor",)),
+}
+BESIDE: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{name: ("optimizer", kinds) for name, kinds in _OPTIMIZERS.items()},
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "lora_targets"), ("lora_rank", ())),
+    "decay_share": ("schedule", ("wsd",)),
+    "schedule_cycles": ("schedule", ("cosine_restarts",)),
+    "schedule_power": ("schedule", ("polynomial",)),
+    "schedule_drops": ("schedule", ("step",)),
+    "rounding": ("precision", ("pure_bf16", "pure_fp16")),
+    "stride": ("packing", ("sliding",)),
+    "swap_at_step": ("swap_activation", ()),
+    "contrastive_margin": ("contrastive", ()),
+    "distill_temperature": ("distill", ()),
+    "label_smoothing": ("likelihood", ()),
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +79,26 @@ def parse(argv: Sequence[str], device_type: str = "cpu", base: GPTConfig | None 
     given = _options(words)
     if overwrite or resume_from is not None:
         given["existing"] = "overwrite" if overwrite else "resume"
-    values |= given
-    return CommandLine(build(values, base), preset, frozenset(values), resume_from)
+    lengths = [name for name in LENGTHS if name in given]
+    if len(lengths) > 1:
+        raise UsageError(f"{' and '.join(f'--{name}' for name in lengths)} exclude each other: give one length")
+    values = {k: v for k, v in values.items() if not (lengths and k in LENGTHS)} | given  # a preset's length gives way
+    config = build(values, base)
+    _check_counting(config, given)
+    return CommandLine(config, preset, frozenset(values), resume_from)
+
+
+def _check_counting(config: TrainConfig, given: dict[str, Any]) -> None:
+    """Raises UsageError where an option was given that does nothing beside the others."""
+    for name, (beside, kinds) in BESIDE.items():
+        there = getattr(config, beside)
+        if (
+            name in given
+            and getattr(config, name) != getattr(_DEFAULTS, name)
+            and not (there in kinds if kinds else there)
+        ):
+            needed = f"--{beside} {' or '.join(kinds)}" if kinds else f"--{beside}"
+            raise UsageError(f"--{name} does nothing without {needed}: add that, or leave --{name} out")
 
 
 def _show_help(defaults: TrainConfig) -> None:

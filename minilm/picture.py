@@ -41,7 +41,7 @@ def _marks(n: int) -> str:
 def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> None:
     """Writes the curves to a file of any format that matplotlib knows by its suffix.
 
-    Raises UsageError without matplotlib or on an unknown suffix.
+    Raises UsageError without matplotlib, on an unknown suffix, or where the file cannot be written.
     """
     try:
         import matplotlib
@@ -58,7 +58,7 @@ def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> Non
     axis.legend()
     try:
         figure.savefig(path, dpi=150)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be drawn: {error}") from None
     finally:
         plt.close(figure)

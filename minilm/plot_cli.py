@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -39,14 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def curve(run: Path, metric: str, x: str) -> tuple[list[int], list[float]]:
-    """x and the metric wherever a run logged it. Raises UsageError on a folder without metrics or an unknown name."""
+    """x and the metric wherever a run logged a finite one. Raises UsageError on a folder without metrics or an unknown
+    name."""
     if not (run / "metrics.jsonl").is_file():
         raise UsageError(f"{run} holds no metrics.jsonl: name a run folder")
-    rows = read_metrics(run / "metrics.jsonl")
-    rows = [row for row in rows if isinstance(row.get(metric), int | float)]
+    logged = [row for row in read_metrics(run / "metrics.jsonl") if type(row.get("step")) is int]
+    rows = [row for row in logged if type(row.get(metric)) in (int, float) and math.isfinite(row[metric])]
     if not rows:
-        known = sorted({key for row in read_metrics(run / "metrics.jsonl") for key in row})
-        raise UsageError(f"{run} logged no {metric!r}{nearest(metric, known)}: it has {', '.join(known)}")
+        known = sorted({key for row in logged for key in row})
+        has = f"it has {', '.join(known)}" if known else "nothing has been logged yet"
+        raise UsageError(f"{run} logged no {metric!r} that can be drawn{nearest(metric, known)}: {has}")
     per_step = 1 if x == "step" else _tokens_per_step(run)
     return [row["step"] * per_step for row in rows], [row[metric] for row in rows]
 

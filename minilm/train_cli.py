@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 SAMPLES = 3
 SAMPLE_TOKENS = 120
+# What a resumed run cannot change: kernels that were chosen, state that the checkpoint holds, tokens that were counted.
+SETTLED = (
+    *("init", "optimizer", "precision", "compile", "micro_batch_size", "recompute", "batch_size"),
+    *("freeze", "train_only", "lora_rank", "lora_targets"),
+)
 WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
 
@@ -73,6 +78,13 @@ def _command(argv: Sequence[str]) -> CommandLine:
     if not (run / "config.toml").is_file():
         raise UsageError(f"{run} holds no run to resume: start it without --resume")
     again = parse([*_without_config(argv), "--config", str(run / "config.toml")], kind)
+    was = _config_of(run)
+    for name in SETTLED:
+        if getattr(again.config, name) != getattr(was, name):
+            raise UsageError(
+                f"--{name} is settled where a run begins, and {run} goes on as it began: leave it out, or start anew "
+                f"with --init {run}"
+            )
     return replace(again, config=replace(again.config, out_dir=str(run), existing="resume"))
 
 
@@ -125,8 +137,11 @@ def _with_file(measure: str) -> str:
 
 def warn_of(config: TrainConfig) -> str:
     """What the planner says against the run, where it would not fit or take days; silent on a run that goes on."""
-    from minilm.lab.plan import warning
+    from minilm.lab.plan import warning, with_length
+    from minilm.text.mixture import open_data
 
+    if config.max_tokens or config.max_epochs:
+        config = with_length(config, open_data(config.data, config.mix_temperature).splits["train"].n_tokens)
     if config.existing == "resume" or config.max_steps < WARN_FROM_STEPS:
         return ""
     return warning(config, config.device)

@@ -1,15 +1,20 @@
-"""Ranks as forks of the test process: what torchrun does, without importing torch once for each."""
+"""Ranks: by torchrun, and as forks of the test process, which does not import torch once for each."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+from minilm.config import TrainConfig
+from minilm.options import to_toml
 
 SECONDS = 600  # a machine may be busy; what hangs is killed
 
@@ -58,3 +63,37 @@ def on_ranks(n_ranks: int, work: Callable[[int], object], errors: Path) -> None:
     """Runs work(rank) on forked ranks to their end; all have to end well."""
     codes = wait_for(fork_ranks(n_ranks, work, errors))
     assert codes == [0] * n_ranks, "".join(path.read_text() for path in sorted(errors.glob("rank_*.txt")))
+
+
+# A rank: the config of argv[1], argv[2] steps; rank 1 kills itself in step argv[3].
+WORKER = """
+import os, signal, sys
+from dataclasses import replace
+from minilm.options import build, read_preset
+from minilm.errors import MinilmError
+from minilm.text import batches
+from minilm.training.loop import train
+config = build(read_preset(sys.argv[1]))
+config = replace(config, max_steps=int(sys.argv[2]), existing=sys.argv[4])
+before = batches.Batches.batch
+def batch(self, step, rank=0, world=1):
+    if (step, rank) == (int(sys.argv[3]), 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return before(self, step, rank, world)
+batches.Batches.batch = batch
+try:
+    train(config)
+except MinilmError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def torchrun(
+    folder: Path, config: TrainConfig, n_ranks: int, die_at: int = -1, existing: str = "refuse"
+) -> subprocess.CompletedProcess[str]:
+    (folder / "config.toml").write_text(to_toml(config))
+    (folder / "worker.py").write_text(WORKER)
+    words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+    words += [folder / "worker.py", folder / "config.toml", str(config.max_steps), str(die_at), existing]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=900)

@@ -48,7 +48,7 @@ def test_steps_are_the_loops(tmp_path: Path, optimizer: str) -> None:
         data, tmp_path / "run", optimizer=optimizer, max_steps=4, schedule="constant", warmup_steps=0, vocab_size=257
     )
     shards = open_data(config.data, config.mix_temperature)
-    batches = training_batches(config, shards, shards.tokenizer())
+    batches, _ = training_batches(config, shards, shards.tokenizer())
     steps, found = bench.Steps(config), []
     for i in range(config.max_steps):
         batch = batches.batch(i)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from rank_helpers import torchrun
 from training_helpers import prepared, tiny_config
 
 from minilm import bench, runtime
-from minilm.config import GPTConfig, TrainConfig
+from minilm.config import GPTConfig, Parallel, TrainConfig
+from minilm.log import read_metrics
 from minilm.model.gpt import GPT
 from minilm.training import loop
 from minilm.training.estimate import memory
@@ -178,3 +180,17 @@ def test_sampling_and_validation_run_where_the_model_is(sums: Path, tmp_path: Pa
     assert (result.run / "samples.jsonl").is_file()
     tuned = replace(config_of(sums, tmp_path / "tuned", max_steps=2, lora_rank=2), model=GPTConfig())
     assert train(replace(tuned, init=str(result.checkpoint))).val_loss
+
+
+@pytest.mark.skipif(ON_CARD and torch.cuda.device_count() < 2, reason="needs two cards")
+@pytest.mark.parametrize("parallel", get_args(Parallel))
+def test_two_cards_are_one_and_resume_on_one(sums: Path, tmp_path: Path, parallel: str) -> None:
+    """NCCL on cards, gloo without."""
+    one = train(config_of(sums, tmp_path / "one"))
+    config = config_of(sums, tmp_path / "two", parallel=parallel)
+    done = torchrun(tmp_path, config, 2)
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "two" / "metrics.jsonl")
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(one.losses, abs=1e-3)
+    longer = replace(config, max_steps=12, existing="resume", model=one.model.config)
+    assert train(longer).step == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,18 +107,32 @@ def test_training_on_a_mixture_and_by_documents(
 
 def test_length_in_tokens_and_epochs(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "sums")
-    data = open_shards(folder)
-    config = TrainConfig(batch_size=4, max_tokens=100_000)
-    T = config.model.block_size
-    assert with_budget(config, data).max_steps == -(-100_000 // (4 * T))
-    n_tokens = data.splits["train"].n_tokens - 1
-    assert with_budget(TrainConfig(batch_size=4, max_epochs=2.5), data).max_steps == -(-5 * n_tokens // (2 * 4 * T))
-    assert with_budget(TrainConfig(max_steps=7), data).max_steps == 7
+    split = open_shards(folder).splits["train"]
+    batches = Batches(split, block_size=32, batch_size=8, seed=0)
+    config = TrainConfig(model=GPTConfig(block_size=32), batch_size=8, max_tokens=100_000)
+    assert with_budget(config, batches).max_steps == -(-100_000 // (8 * 32))
+    assert with_budget(TrainConfig(max_steps=7), batches).max_steps == 7
     with pytest.raises(UsageError, match="exclude each other"):
         TrainConfig(max_tokens=5, max_epochs=1.0)
     run = train(tiny_config(folder, tmp_path / "run", max_epochs=1.0, max_steps=999))
-    batches = Batches(data.splits["train"], block_size=run.model.config.block_size, batch_size=8, seed=0)
-    assert 0 <= run.step - batches.steps_per_epoch < 2
+    assert 0 <= run.step - batches.steps_per_epoch < 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"packing": "lines"}, {"packing": "documents"}, {"packing": "best_fit"}, {"packing": "sliding", "stride": 5}],
+    ids=str,
+)
+def test_an_epoch_has_every_row_once(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """So many steps as max_epochs comes to read every target of the text that packing keeps once for each epoch."""
+    data = open_shards(prepared(tmp_path / "sums"))
+    config = tiny_config(data.folder, tmp_path / "run", max_epochs=1.0, batch_size=1, **changes)
+    batches, counted = training_batches(config, data, get_tokenizer("bytes"))
+    assert isinstance(batches, Batches)
+    n_targets = sum(batches.batch(step).n_targets for step in range(counted.max_steps))
+    assert n_targets == sum(packing.n_targets for packing in batches.packings) > 500
+    twice = training_batches(replace(config, max_epochs=2.5), data, get_tokenizer("bytes"))[1]
+    assert twice.max_steps == -(-5 * counted.max_steps // 2)
 
 
 def decoded(folder: Path, split: str) -> list[str]:
@@ -180,7 +195,7 @@ def test_tokens_attend_within_their_document(tmp_path: Path) -> None:
     config = tiny_config(folder, tmp_path / "run", attend="document", packing="best_fit", max_steps=2)
     result = train(config)
     data = open_shards(folder)
-    batches = training_batches(config, data, result.tokenizer)
+    batches, _ = training_batches(config, data, result.tokenizer)
     batch = batches.batch(0)
     assert batch.documents is not None
     ids, documents = torch.from_numpy(batch.ids), torch.from_numpy(batch.documents)
@@ -202,7 +217,7 @@ def test_tokens_attend_within_their_document(tmp_path: Path) -> None:
 def test_contexts_grow_and_tokens_a_step_stay(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "sums")
     config = tiny_config(folder, tmp_path / "run", context_schedule="8:0.3,16:0.6", max_steps=10, batch_size=4)
-    batches = training_batches(config, open_shards(folder), get_tokenizer("bytes"))
+    batches, _ = training_batches(config, open_shards(folder), get_tokenizer("bytes"))
     shapes = [batches.batch(step).ids.shape for step in range(10)]
     assert shapes == [(16, 8)] * 3 + [(8, 16)] * 3 + [(4, 32)] * 4
     assert np.array_equal(np.concatenate([batches.batch(4, rank, 2).ids for rank in range(2)]), batches.batch(4).ids)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.options import ALIASES, MODEL_FIELDS, PRESETS, TRAIN_FIELDS, build, init_of, parse, presets, to_toml
+from minilm.options import ALIASES, BESIDE, MODEL_FIELDS, PRESETS, TRAIN_FIELDS, build, init_of, parse, presets, to_toml
 
 
 @pytest.mark.parametrize("name", presets())
@@ -94,6 +94,14 @@ _HINTS = get_type_hints(GPTConfig) | get_type_hints(TrainConfig)
 _CHOICES = {name: get_args(_HINTS[name]) for name in _HINTS if str(_HINTS[name]).startswith("typing.Literal")}
 
 
+def does_nothing(name: str, values: dict[str, Any]) -> bool:
+    """Of the few options below; tiny's optimizer is muon, its precision auto."""
+    if name == "rounding":
+        return values[name] != "nearest" and not str(values.get("precision")).startswith("pure_")
+    without = ("sgd", "adagrad", "adafactor")
+    return name == "beta2" and values[name] != TrainConfig.beta2 and values.get("optimizer") in without
+
+
 @given(st.fixed_dictionaries({}, optional={
     **{name: st.sampled_from(choices) for name, choices in _CHOICES.items() if name != "existing"},
     "lr": st.floats(0, 1), "seed": st.integers(0, 2**40), "max_steps": st.integers(1, 10**9),
@@ -105,6 +113,10 @@ def test_command_line_and_file_say_the_same(values: dict[str, Any]) -> None:
         word for name, value in values.items()
         for word in ([f"--{name}={value}"] if name != "skip_mlp" else ["--skip_mlp", *map(str, value)])
     ]  # fmt: skip
+    if idle := [name for name in values if does_nothing(name, values)]:
+        with pytest.raises(UsageError, match=f"--({'|'.join(idle)}) does nothing without"):
+            parse(words)
+        return
     config = parse(words).config
     assert all(getattr(config if k in TRAIN_FIELDS else config.model, k) == v for k, v in values.items())
     assert build(tomllib.loads(to_toml(config))) == config
@@ -133,6 +145,7 @@ def test_command_line_and_file_say_the_same(values: dict[str, Any]) -> None:
         (["--n_head", "5"], r"n_head \(5\) must divide n_embd"),
         (["--dropout", "2"], r"must lie in \[0, 1\)"),
         (["--lr", "nan"], "lr must be 0 or more"),
+        (["--seed", "99999999999999999999"], r"seed must be 0 or more and under 2\^63"),
         (["--batch_size", "8", "--micro_batch_size", "3"], "must divide batch_size"),
     ],
 )
@@ -140,6 +153,56 @@ def test_misuse_is_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse(words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--optimizer adamw --momentum 0.5", "--momentum does nothing without --optimizer muon or sgd: add that"),
+        ("--lora_alpha 8", "--lora_alpha does nothing without --lora_rank: add that, or leave --lora_alpha out"),
+        ("--config lora --lora_rank 0 --lora_dropout 0.5", "without --lora_rank"),
+        ("--stride 4", "without --packing sliding"),
+        ("--decay_share 0.5", "without --schedule wsd"),
+        ("--rounding stochastic --precision bf16", "without --precision pure_bf16 or pure_fp16"),
+        ("--distill_temperature 1", "without --distill"),
+        ("--swap_at_step 3", "without --swap_activation"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(words: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(words.split())
+
+
+def test_an_option_that_does_nothing_may_stand_at_its_default_or_in_a_file(tmp_path: Path) -> None:
+    for name in BESIDE:
+        assert parse([]).config == parse(["--config", "tiny"]).config
+        value = getattr(TrainConfig(), name)
+        words = [f"--{name}", *(value if isinstance(value, tuple) else [str(value)])]
+        assert getattr(parse(words).config, name) == value
+    mine = tmp_path / "mine.toml"
+    mine.write_text("stride = 4\nmomentum = 0.5\n")
+    assert parse(["--config", str(mine)]).config.stride == 4
+
+
+def test_the_command_lines_length_takes_the_place_of_the_presets(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("max_epochs = 4.0\nmax_steps = 12\n")
+    words = ["--config", str(mine)]
+    assert parse(words).config.max_epochs == 4.0
+    for name in ("max_steps", "max_tokens", "max_epochs"):
+        config = parse([*words, f"--{name}", "7"]).config
+        lengths = (config.max_steps, config.max_tokens, config.max_epochs)
+        assert lengths == {"max_steps": (7, 0, 0), "max_tokens": (1000, 7, 0), "max_epochs": (1000, 0, 7)}[name]
+    with pytest.raises(UsageError, match="--max_steps and --max_epochs exclude each other"):
+        parse(["--max_epochs", "2", "--max_steps", "5"])
+
+
+def test_finetune_reads_its_text_four_times_at_most() -> None:
+    for device in ("cpu", "cuda"):
+        config = parse(["--config", "finetune"], device).config
+        assert (config.max_epochs, config.max_tokens, config.eps) == (4.0, 0, 1e-5)
+        assert config.patience > 0
+        assert config.lr <= 5e-5
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from rank_helpers import on_ranks, torchrun
 from training_helpers import prepared, tiny_config
 
 from minilm.config import Parallel
 from minilm.errors import UsageError
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
-from minilm.options import to_toml
+from minilm.text.prompts import PromptWeights
+from minilm.text.shards import open_shards
 from minilm.training.distributed import Ranks, joined
+from minilm.training.feed import training_batches
 from minilm.training.loop import train
-
-# A rank: the config of argv[1], argv[2] steps; rank 1 kills itself in step argv[3].
-WORKER = """
-import os, signal, sys
-from dataclasses import replace
-from minilm.options import build, read_preset
-from minilm.errors import MinilmError
-from minilm.text import batches
-from minilm.training.loop import train
-config = build(read_preset(sys.argv[1]))
-config = replace(config, max_steps=int(sys.argv[2]), existing=sys.argv[4])
-before = batches.Batches.batch
-def batch(self, step, rank=0, world=1):
-    if (step, rank) == (int(sys.argv[3]), 1):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return before(self, step, rank, world)
-batches.Batches.batch = batch
-try:
-    train(config)
-except MinilmError as error:
-    sys.exit(f"error: {error}")
-"""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("data") / "sums")
-
-
-def torchrun(
-    folder: Path, config: Any, n_ranks: int, die_at: int = -1, existing: str = "refuse"
-) -> subprocess.CompletedProcess[str]:
-    (folder / "config.toml").write_text(to_toml(config))
-    (folder / "worker.py").write_text(WORKER)
-    words: list[str | Path] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
-    words += [folder / "worker.py", folder / "config.toml", str(config.max_steps), str(die_at), existing]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=900)
 
 
 def losses(run: Path, key: str = "loss") -> list[float]:
@@ -125,3 +92,29 @@ def test_ranks_need_a_device_that_can_be_shared(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="not on mps"), joined("mps"):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", get_args(Parallel))
+@pytest.mark.parametrize(
+    "changes",
+    [{"packing": "documents", "block_size": 160}, {"prompt_end": " make", "prompt_weight": 0.25}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_ranks_and_micro_batches_of_unequal_targets_are_one_batch(
+    data: Path, tmp_path: Path, changes: dict[str, Any], parallel: str
+) -> None:
+    """Every micro-batch of every rank has another count of targets. SGD without clipping: what is compared after a step
+    are gradients. Losses within 1e-5, weights and norms within 1e-4."""
+    changes = {**changes, "optimizer": "sgd", "lr": 0.1, "grad_clip": 0.0, "max_steps": 4, "eval_every_steps": 0}
+    one = train(tiny_config(data, tmp_path / "one", micro_batch_size=8, **changes))
+    config = tiny_config(data, tmp_path / "many", micro_batch_size=1, parallel=parallel, **changes)
+    batches, _ = training_batches(config, open_shards(data), one.tokenizer)
+    held = batches if "packing" in changes else PromptWeights(batches, one.tokenizer, " make", 0.25)
+    counts = [held.batch(0, rank, 2).n_targets for rank in range(2)]
+    assert counts[0] != counts[1]
+    on_ranks(2, lambda rank: train(config), tmp_path)
+    assert losses(tmp_path / "many") == pytest.approx(one.losses, abs=1e-5)
+    assert losses(tmp_path / "many", "grad_norm") == pytest.approx(losses(one.run, "grad_norm"), abs=1e-4)
+    for a, b in zip(GPT.from_pretrained(tmp_path / "many").parameters(), one.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

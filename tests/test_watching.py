@@ -18,6 +18,7 @@ from minilm.cli import run_door
 from minilm.errors import UsageError
 from minilm.log import Metrics, read_metrics
 from minilm.picture import as_text
+from minilm.plot_cli import curve
 from minilm.text.prepare import prepare
 from minilm.training.loop import train
 
@@ -96,8 +97,8 @@ def test_wandb_gets_every_number(data: Path, tmp_path: Path, monkeypatch: pytest
 def test_loggers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
-        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(UsageError, match=f"{name} needs the extra `log`"):
             Metrics(tmp_path / "metrics.jsonl", loggers=(name,))
     with pytest.raises(UsageError, match="loggers are tensorboard and wandb"):
@@ -138,6 +139,32 @@ def test_plot_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "did you mean val_loss?" in capsys.readouterr().err
     assert run_door("plot", [str(tmp_path)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_plot_of_broken_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be drawn is drawn; else one sentence."""
+    run = written(tmp_path / "run", [3.0, 2.0])
+    path = run / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 20, "val_loss": NaN}\n{"step": 30, "val_loss": Infinity}\n[1, 2]\n"x"\nnull\n')
+        file.write(
+            '{"val_loss": 1.0}\n{"step": "a", "val_loss": 1.0}\n{"step": 40, "val_loss": true}\n{"step": 50, "va'
+        )
+    assert curve(run, "val_loss", "step") == ([0, 10], [3.0, 2.0])
+    assert run_door("plot", [str(run), "--target", "2.5"]) == 0
+    assert "reached at step 10" in capsys.readouterr().out
+    for content in (b"", b"\xff\xfe\x00", b'{"step": 1, "val_loss": NaN}\n', b"[" * 100_000):
+        path.write_bytes(content)
+        assert run_door("plot", [str(run)]) == 2
+        assert "logged no 'val_loss' that can be drawn" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    run = written(tmp_path / "run", [3.0, 2.0])
+    for name in ("missing/curves.svg", "curves.xyz"):
+        assert run_door("plot", [str(run), "--out", str(tmp_path / name)]) == 2
+        assert "cannot be drawn" in capsys.readouterr().err
 
 
 def test_plot_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

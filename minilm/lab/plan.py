@@ -243,9 +243,12 @@ def expected_loss(text_bytes: float, places: Places, scale: str = "laptop") -> t
 
 
 def with_length(config: TrainConfig, text_tokens: float) -> TrainConfig:
-    """Not more steps than EPOCHS passes over the text; 0 tokens: as the preset says."""
-    most = EPOCHS * text_tokens / (config.batch_size * config.model.block_size)
-    return replace(config, max_steps=max(1, min(config.max_steps, math.ceil(most)))) if text_tokens else config
+    """In steps: as long as the config says in tokens or passes over the text, else not more than EPOCHS of them; where
+    the text has 0 tokens, its max_steps."""
+    per_step = config.batch_size * config.model.block_size
+    said = config.max_tokens or config.max_epochs * text_tokens
+    steps = math.ceil((said or EPOCHS * text_tokens) / per_step)
+    return replace(config, max_steps=max(1, steps if said else min(config.max_steps, steps))) if steps else config
 
 
 def warning(config: TrainConfig, device: str = "auto", days: float = 1.0) -> str:

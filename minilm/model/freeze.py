@@ -78,6 +78,9 @@ def _numbers(ranges: str) -> set[int]:
 def _nothing(model: GPT, pattern: str, names: list[str]) -> str:
     if pattern == "head" and model.config.tie_embeddings:
         return "the head is the embedding table here, so nothing is called head: name embeddings, or untie them"
+    if pattern in GROUPS:
+        here = [group for group in GROUPS if any(_matches(model, group, name) for name in names)]
+        return f"this model has no {pattern}: it has {', '.join(here)}"
     prefixes = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
     close = difflib.get_close_matches(pattern, [*GROUPS, f"top:{len(model.h)}", *sorted(prefixes)], n=3, cutoff=0.4)
     hint = f"nearest are {', '.join(close)}" if close else f"groups are {', '.join(GROUPS)}"

@@ -31,12 +31,16 @@ def swap(model: GPT, **changes: Any) -> tuple[GPT, LoadReport]:
 _TABLES = ("wte.weight", "lm_head.weight")
 
 
-def set_activation(model: GPT, name: str) -> None:
-    """Another activation in every block, in place. Raises UsageError where it needs other weights (gated or not)."""
-    kind, act = ACTIVATIONS[name]
-    now = ACTIVATIONS[model.config.activation][0]
-    if kind is not now:
+def check_activation(model: GPT, name: str) -> None:
+    """Raises UsageError where an activation needs other weights than the model's (gated or not)."""
+    if ACTIVATIONS[name][0] is not ACTIVATIONS[model.config.activation][0]:
         raise UsageError(f"{name} and {model.config.activation} have different weights: take --activation instead")
+
+
+def set_activation(model: GPT, name: str) -> None:
+    """Another activation in every block, in place. Raises UsageError where it needs other weights."""
+    check_activation(model, name)
+    act = ACTIVATIONS[name][1]
     for block in model.h:
         if isinstance(block.mlp, MLP):
             block.mlp.act = act

@@ -22,9 +22,11 @@ from minilm.training.setup import Setup
 from minilm.training.validation import batch_tensors
 
 
-def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenizer) -> Batches | Curriculum:
-    """The run's batches; says what packing costs where it costs something, and what is mixed. Raises UsageError where
-    the text, the packing or the schedule of contexts does not fit."""
+def training_batches(
+    config: TrainConfig, data: ShardFolder, tokenizer: Tokenizer
+) -> tuple[Batches | Curriculum, TrainConfig]:
+    """The run's batches, and the config with its length in steps; says what packing costs where it costs something, and
+    what is mixed. Raises UsageError where the text, the packing or the schedule of contexts does not fit."""
     line_ends = line_end_ids(tokenizer.decode, tokenizer.vocab_size) if config.packing == "lines" else ()
 
     def of_context(block_size: int, seed: int) -> Batches:
@@ -41,12 +43,13 @@ def training_batches(config: TrainConfig, data: ShardFolder, tokenizer: Tokenize
         )
 
     batches = of_context(config.model.block_size, config.seed)
+    config = with_budget(config, batches)
     _announce(config, batches, isinstance(data, MixedFolder))
     if not config.context_schedule:
-        return batches
+        return batches, config
     stages = parse_contexts(config)
     made = [(last, of_context(context, config.seed + 1 + i)) for i, (context, last) in enumerate(stages)]
-    return Curriculum([*made, (config.max_steps, batches)])
+    return Curriculum([*made, (config.max_steps, batches)]), config
 
 
 class Curriculum:
@@ -56,6 +59,7 @@ class Curriculum:
     def __init__(self, stages: list[tuple[int, Batches]]) -> None:
         self.stages = stages
         self.eot = stages[0][1].eot
+        self.windows_per_epoch = stages[-1][1].windows_per_epoch  # of the whole context
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         first = 0
@@ -102,13 +106,14 @@ def _announce(config: TrainConfig, batches: Batches, mixed: bool) -> None:
             say(f"  {name}: {weight / sum(batches.weights):.1%} of the rows, {rows / packing.n_rows:.2f} epochs")
 
 
-def with_budget(config: TrainConfig, data: ShardFolder) -> TrainConfig:
-    """The config with max_steps worked out from max_tokens or max_epochs, where one of them is set."""
-    tokens = config.max_tokens or config.max_epochs * (data.splits["train"].n_tokens - 1)
-    if not tokens:
+def with_budget(config: TrainConfig, batches: Batches) -> TrainConfig:
+    """The config with max_steps worked out from max_tokens, or from max_epochs (every row comes once in each), where
+    one of them is set."""
+    rows = config.max_tokens / config.model.block_size or config.max_epochs * batches.windows_per_epoch
+    if not rows:
         return config
-    per_step = config.batch_size * config.model.block_size
-    return replace(config, max_steps=max(math.ceil(tokens / per_step), 1))
+    # 4.1 times 10 is a hair above 41.
+    return replace(config, max_steps=max(math.ceil(round(rows / config.batch_size, 6)), 1))
 
 
 def micro_batches(

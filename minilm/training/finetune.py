@@ -67,13 +67,22 @@ class Unfreezing:
 
 
 class Surgery:
-    """Changes of the model between steps, as functions of the step: an activation swapped, norms fixed one by one."""
+    """Changes of the model between steps, as functions of the step: an activation swapped, norms fixed one by one.
+
+    Raises UsageError on what cannot be done, or would not be before the run ends.
+    """
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.config = model, config
         self.norms = surgery.norm_groups(model) if config.fix_norms_every_steps else []
         if config.fix_norms_every_steps and not self.norms:
             raise UsageError("--fix_norms_every_steps needs norms that can be fixed: add --norm fixed")
+        if config.swap_activation:
+            surgery.check_activation(model, config.swap_activation)
+            if config.swap_at_step >= config.max_steps:
+                raise UsageError(
+                    f"--swap_at_step {config.swap_at_step} comes after the last of {config.max_steps} steps"
+                )
 
     def restore(self, steps_done: int) -> None:
         """The activation that the model has after so many steps (fixed norms are in its weights)."""

@@ -164,5 +164,5 @@ def went_wrong(guard: Guard, run: Path, load: Callable[[], None], step: int, tro
 def diverged(run: Path, trouble: str, where: str, step: int) -> str:
     """The last words of a run that cannot go on."""
     folders = step_folders(run)
-    kept = f"{folders[-1]} is whole: start from it with --init {folders[-1]}" if folders else "start again"
-    return f"step {step}: {trouble} ({where}); {kept} and a lower --lr or a longer warmup, or set --guard"
+    kept = f"{folders[-1]} is whole: start from it with --init {folders[-1]} and" if folders else "start again with"
+    return f"step {step}: {trouble} ({where}); {kept} a lower --lr or a longer warmup, or set --guard"

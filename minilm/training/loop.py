@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from minilm import runtime
 from minilm.config import TrainConfig
-from minilm.errors import MinilmError, UsageError
+from minilm.errors import MinilmError
 from minilm.log import Metrics, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
@@ -33,11 +34,11 @@ from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpo
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
 from minilm.training.expected import expected
-from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches, with_budget
+from minilm.training.feed import Curriculum, micro_batches, micro_rows, training_batches
 from minilm.training.finetune import Surgery, Unfreezing, report, write_start
 from minilm.training.guard import Guard, diverged, first_bad, went_wrong
 from minilm.training.measures import Measures
-from minilm.training.objective import build_objective
+from minilm.training.objective import Objective, build_objective
 from minilm.training.optim import build_optimizers, set_rates
 from minilm.training.parallel import Replicated, share_out
 from minilm.training.precision import Precision, step_seed
@@ -50,8 +51,8 @@ from minilm.training.setup import (
     check_run,
     loss_function,
     open_run,
-    read_setup,
     settle,
+    setup_of,
 )
 from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
@@ -133,23 +134,20 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     tokenizer = shards.tokenizer()
     folder = Path(config.out_dir or f"runs/{Path(config.data).name}")
     config = replace(config, out_dir=str(folder))
-    check_run(folder, config.existing)
+    check_run(folder, config.existing, config.loggers)
     ranks.wait()  # every rank has looked before one writes
     model, config = build_model(config, tokenizer, device)
-    config = with_budget(config, shards)
-    plain = training_batches(config, shards, tokenizer)
+    plain, config = training_batches(config, shards, tokenizer)
     prompts = config.prompt_end, config.prompt_weight
     batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
+    parts = build_objective(model, config, tokenizer), Surgery(model, config)
+    measures = Measures(config, model, tokenizer, shards, folder)
     resuming = config.existing == "resume"
-    if not resuming:
+    if not resuming:  # everything that a user may have got wrong has been looked at
         if ranks.first:
             open_run(config, settle(config, model, device, ranks.world))
         ranks.wait()
-    setup = read_setup(folder)
-    if setup.device_type != device.type:
-        raise UsageError(
-            f"{folder} began on {setup.device_type}, this is {device.type}: start anew with --init {folder}"
-        )
+    setup = setup_of(folder, config, device)
     precision = Precision(setup.precision, config.rounding, device)
     precision.prepare(model)
     parallel = share_out(model, config.parallel, ranks, setup.compile)
@@ -161,25 +159,23 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
     if resuming:
         run.load()
-    announce(config, setup, str(precision), model, shards.splits["train"].n_tokens, run.state["step"])
+    announce(config, setup, str(precision), model, plain, run.state["step"])
     with advice(model, config, setup.precision, setup.micro_batch_size):
-        return _steps(run)
+        return _steps(run, *parts, partial(measures, parallel.whole))
 
 
-def _steps(run: _Run) -> Result:
+def _steps(run: _Run, objective: Objective, surgery: Surgery, measured: Callable[[int], dict[str, Any]]) -> Result:
     config, setup, model, first = run.config, run.setup, run.model, run.state["step"]
     tokens_per_step = config.batch_size * config.model.block_size
     flops = model.flops_per_token(config.model.block_size)
-    objective = build_objective(model, config, run.tokenizer)
     loss_of = loss_function(objective, setup, run.parallel.through)
     val = run.shards.splits["val"]
     metrics = Metrics(run.folder / "metrics.jsonl", first, config.loggers)
     clock, val_loss = Clock(run.state["seconds"]), run.state["val_loss"]
     losses: list[Tensor] = []
     saved = step_folders(run.folder)[-1] if first else None
-    unfreezing, surgery = Unfreezing(model, config.unfreeze_every_steps), Surgery(model, config)
+    unfreezing = Unfreezing(model, config.unfreeze_every_steps)
     validate = partial(evaluate, model, setup, val, config.eval_tokens, run.ranks, config.attend)
-    measured = Measures(config, model, run.tokenizer, run.shards, run.folder, run.parallel.whole)
     if config.init and not first:
         if (start := run.parallel.whole(model.device)) is not None:
             write_start(start, run.tokenizer, run.folder)
@@ -189,7 +185,7 @@ def _steps(run: _Run) -> Result:
         saved = run.save()  # something to roll back to from the first step on
     step = first
     with Interrupt() as interrupt, Bar(config.max_steps, first) as bar:
-        while step < config.max_steps:
+        while step < config.max_steps and not run.watch.exhausted:
             surgery.begin_step(step, run.batches.batch, setup.micro_batch_size, validate, metrics)
             runtime.set_step_seed(config.seed, step, run.ranks.rank)
             unfreezing.begin_step(step)
@@ -242,7 +238,7 @@ def _steps(run: _Run) -> Result:
                 mfu = speed * flops / setup.peak_flops
                 text = progress_text(loss, val_loss, speed, mfu, clock.eta(config, done))
                 bar.show(done, text, as_line=validating)
-            if (interrupt.heard and run.ranks.world == 1) or run.watch.exhausted:
+            if interrupt.heard and run.ranks.world == 1:
                 break
     metrics.close()
     if saved is None or run.state["step"] != int(saved.name.removeprefix("step_")):

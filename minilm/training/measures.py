@@ -55,9 +55,7 @@ class Measures:
         tokenizer: Tokenizer,
         shards: ShardFolder,
         folder: Path,
-        whole: Callable[[torch.device], GPT | None],
     ) -> None:
-        """whole: gives the first rank the model in one piece, and all others None; every rank calls it, or none."""
         self.config, self.model, self.tokenizer, self.shards, self.folder = config, model, tokenizer, shards, folder
         self.protocols: dict[str, ShardFolder] = {}
         self.questions: dict[str, list[Question]] = {}
@@ -65,7 +63,7 @@ class Measures:
         for word in config.eval_metrics:
             self._add(word, *word.partition("@")[::2])
         self._real = self._real_texts() if self.judges else []
-        self._told, self._whole = set[str](), whole
+        self._told = set[str]()
 
     def _add(self, word: str, name: str, path: str) -> None:
         known = [*PROTOCOLS, *READERS, *MEASURES, "coherence"]
@@ -118,11 +116,14 @@ class Measures:
         n = min(self.config.eval_samples, split.n_documents)
         return [Sample(self.tokenizer.decode(split.document(i)[:SAMPLE_TOKENS])) for i in range(n)]
 
-    def __call__(self, step: int) -> dict[str, Any]:
+    def __call__(self, whole: Callable[[torch.device], GPT | None], step: int) -> dict[str, Any]:
         """By name; what could not be measured is left out, and said once. Nothing on ranks other than the first, and at
-        step 0 nothing for samples alone."""
+        step 0 nothing for samples alone.
+
+        whole: gives the first rank the model in one piece, and all others None; every rank calls it, or none.
+        """
         wanted = bool(self.config.eval_metrics) or (self.config.eval_samples > 0 and step > 0)
-        model = self._whole(self.model.device) if wanted else None
+        model = whole(self.model.device) if wanted else None
         return {} if model is None else self._measured(step, model)
 
     def _measured(self, step: int, model: GPT) -> dict[str, Any]:

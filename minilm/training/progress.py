@@ -17,6 +17,8 @@ from tqdm import tqdm
 from minilm.config import TrainConfig
 from minilm.log import duration, say
 from minilm.model.gpt import GPT
+from minilm.text.batches import Batches
+from minilm.training.feed import Curriculum
 from minilm.training.setup import Setup
 
 
@@ -108,10 +110,12 @@ def progress_text(loss: float, val_loss: float | None, tokens_per_second: float,
     return f"loss {loss:.3f}{val}{speed}, ETA {'…' if eta is None else duration(eta)}"
 
 
-def announce(config: TrainConfig, setup: Setup, precision: str, model: GPT, train_tokens: int, step: int) -> None:
+def announce(
+    config: TrainConfig, setup: Setup, precision: str, model: GPT, batches: Batches | Curriculum, step: int
+) -> None:
     """Says what is about to be trained, and how."""
     tokens_per_step = config.batch_size * config.model.block_size
-    epochs = config.max_steps * tokens_per_step / train_tokens
+    epochs = config.max_steps * config.batch_size / batches.windows_per_epoch
     n_micro = -(-config.batch_size // setup.micro_batch_size)
     how = "compiled (the first step takes longer)" if setup.compile else "eager"
     say(
@@ -120,7 +124,8 @@ def announce(config: TrainConfig, setup: Setup, precision: str, model: GPT, trai
     )
     say(
         f"{tokens_per_step:,} tokens a step ({n_micro} x {setup.micro_batch_size} sequences of "
-        f"{config.model.block_size}), {config.max_steps:,} steps, {epochs:.2f} epochs of {train_tokens:,} tokens"
+        f"{config.model.block_size}), {config.max_steps:,} steps, {epochs:.2f} epochs of "
+        f"{batches.windows_per_epoch:,} sequences"
     )
     if step:
         say(f"resuming {config.out_dir} after step {step}")

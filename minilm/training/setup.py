@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.log import say
+from minilm.log import check_installed, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.surgery import add_tokens
@@ -63,7 +63,9 @@ class Setup:
 
 
 def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1) -> Setup:
-    """Measures and decides what the config leaves to "auto"."""
+    """Measures and decides what the config leaves to "auto". Raises UsageError on what so many ranks cannot do."""
+    if config.batch_size % world:
+        raise UsageError(f"{world} ranks do not divide batch_size {config.batch_size}: choose a multiple")
     precision = runtime.pick_precision(config.precision, device, config.model.n_embd)
     sixteen = {"bf16": torch.bfloat16, "fp16": torch.float16 if device.type != "cpu" else torch.float32}
     peak = runtime.peak_flops(device, sixteen.get(precision.removeprefix("pure_"), torch.float32))
@@ -185,14 +187,19 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
     return model.to(device), replace(config, model=model.config)
 
 
-def check_run(run: Path, existing: str) -> None:
-    """Raises UsageError where a run is there and should not be, or should be there and is not."""
+def check_run(run: Path, existing: str, loggers: Sequence[str] = ()) -> None:
+    """Raises UsageError where a run is there and should not be, or should and is not, or a logger is not installed."""
+    check_installed(loggers)
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file: name a folder with --out_dir")
     if existing == "resume":
         if not step_folders(run):
             raise UsageError(f"{run} has no checkpoint to resume from: start it without --resume")
     elif run.exists() and any(run.iterdir()):
-        if existing == "refuse":
+        if existing == "refuse" and step_folders(run):
             raise UsageError(f"{run} holds a run: continue it with --resume {run}, or pass --overwrite or --out_dir")
+        if existing == "refuse":
+            raise UsageError(f"{run} holds a run that has saved nothing: pass --overwrite, or another --out_dir")
         if not (run / "config.toml").is_file():
             raise UsageError(f"{run} holds files but no run, and is not overwritten: choose another --out_dir")
 
@@ -203,10 +210,13 @@ def open_run(config: TrainConfig, setup: Setup) -> None:
     run.json holds how the run computes, the command, and the commit and versions that started it.
     """
     run = Path(config.out_dir)
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
-    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    try:
+        if run.exists():
+            shutil.rmtree(run)
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{run} cannot be written ({error}): name another --out_dir") from None
     record = {
         "setup": asdict(setup),
         "command": sys.argv,
@@ -223,3 +233,14 @@ def read_setup(run: Path) -> Setup:
         return Setup(**record["setup"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{run} cannot be resumed: run.json is missing or damaged ({error})") from None
+
+
+def setup_of(run: Path, config: TrainConfig, device: torch.device) -> Setup:
+    """`read_setup`, and UsageError where the run began on another kind of device, or has more steps than the config."""
+    setup = read_setup(run)
+    if setup.device_type != device.type:
+        raise UsageError(f"{run} began on {setup.device_type}, this is {device.type}: start anew with --init {run}")
+    done = max((int(folder.name.removeprefix("step_")) for folder in step_folders(run)), default=0)
+    if done > config.max_steps:
+        raise UsageError(f"{run} has {done} steps, more than {config.max_steps}: go on with a longer --max_steps")
+    return setup
