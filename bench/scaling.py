@@ -213,9 +213,12 @@ def draw(lines: list[Line]) -> None:
 
 
 def panel(axis: Any, rows: list[dict[str, Any]], key: str, label: str, measured: str, by_shapes: str) -> None:
+    if not rows:  # not measured yet
+        axis.set_axis_off()
+        return
     xs = [row[key] for row in rows]
     axis.plot(xs, [row[measured] for row in rows], "ko-", label=measured, linewidth=1, markersize=4)
-    if by_shapes == "arithmetic" and rows:
+    if by_shapes == "arithmetic":
         best = max(row["tokens/s"] * row["FLOPs a token"] for row in rows)
         axis.plot(xs, [best / row["FLOPs a token"] for row in rows], "k--", label="the best row's FLOP/s", linewidth=1)
     elif by_shapes:
