@@ -158,6 +158,9 @@ def test_labels_and_sources_as_control_codes(shared_data: Path) -> None:
     assert first == [257 + ("neg", "pos").index(labels[0]), *plain[0].encode()]
     with pytest.raises(UsageError, match="ptb states no labels: use --control_codes source_tokens"):
         prepare("ptb", source=shared_data / "ptb", control_codes="label_tokens", tokenizer="bytes")
+    assert prepare(folders["label"], control_codes="label") == folders["label"]
+    with pytest.raises(UsageError, match="is prepared already"):
+        prepare(folders["label"], control_codes="source")
 
 
 def test_a_long_document_has_its_code_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
 from minilm.text.folders import (
     check_space,
     data_folder,
+    read_recipe,
     recover,
     replacing,
     still_holds,
@@ -74,7 +75,8 @@ def prepare(
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if (path / "meta.json").is_file():
-        return _prepared(path, tokenizer, bool(source or max_docs or clean or force or out or options))
+        codes = control_codes not in ("off", *(read_recipe(path).get("recipe") or {}).get("control_codes", ())[:1])
+        return _prepared(path, tokenizer, bool(source or max_docs or clean or codes or force or out or options))
     name, named = split_name(name)
     options = named | options
     if name not in known_datasets() and path.exists():
