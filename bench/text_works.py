@@ -20,7 +20,7 @@ SCORED_TOKENS = 1100 if SMALL else 2560  # read as four windows
 LOADER_ROWS, LOADER_TOKENS, LOADER_BATCHES = 32, 128, 1000 if SMALL else 100_000
 
 
-def documents(megabytes: float = 30.0) -> list[str]:
+def documents(megabytes: float = 100.0) -> list[str]:
     """All plain text of the test data (books, news, reviews, stories, sentences in 15 languages) as documents of up to
     4,000 characters in an order drawn once; of more than there is, the same again."""
     paths = [path for kind in KINDS for path in sorted(test_data().glob(kind))]
