@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from minilm.errors import UsageError
 from minilm.text import tokenizer_engines as engines
 from minilm.text import vocabulary
+from minilm.text.encode import BLANKS, measure
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer, train_tokenizer
 
 KINDS = ("gpt2", "bytes", "bpe", "chars", "words")
@@ -399,3 +400,12 @@ def test_gigatoken_gives_tiktokens_ids(shared_data: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fast._engine, "encode", lambda text: [0])
     with pytest.raises(MinilmError, match="gigatoken gives other ids than tiktoken: pip uninstall gigatoken"):
         fast.check_sample(["two words"])
+
+
+@given(
+    st.lists(st.text(alphabet=st.one_of(st.characters(), st.sampled_from([*BLANKS, "a", "\x00", "\x1b"]))), max_size=5)
+)
+@settings(max_examples=300, deadline=None)
+def test_words_and_bytes_are_those_of_the_texts(texts: list[str]) -> None:
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    assert measure(texts) == (n_bytes, sum(len(text.split()) for text in texts))
