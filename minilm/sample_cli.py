@@ -72,9 +72,7 @@ LISTS = [
     ),
 ]
 COMPARED = 8  # texts a strategy that draws writes for --compare
-SMALL = (
-    4_000_000  # parameters that fit a processor's cache in fp32: nothing to gain there by narrower weights or rows.cpp
-)
+SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: narrower weights and rows.cpp gain nothing there
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "encoder.json")
 
 
@@ -98,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name} must be {least} or more, not {getattr(options, name)}")
     model, tokenizer, what = load(options)
-    how = _accelerated(options, model, _dtype(options, model.device, model)[1])
+    how = _accelerated(options, model, options.weights)
     for role in ("amateur", "draft"):
         if getattr(options, role):
             decoding[role] = load_beside(getattr(options, role), model, role)
@@ -198,6 +196,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, metavar="N", help="the same seed gives the same text (a new one each time)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
     add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="auto: bf16 where that is faster")
+    parser.set_defaults(weights="")  # what `load` rounds them to
     add("--compile", choices=("auto", "on", "off"), default="auto", help="of rows.cpp; auto: beside the first text")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     options = parser.parse_words(argv)
@@ -296,10 +295,10 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
     path = find_checkpoint(options.checkpoint)
     model = load_pretrained(path)[0].eval()
     tokenizer = tokenizer_of(options.tokenizer, path if path.is_dir() else path.parent, model)
-    dtype, weights = _dtype(options, device, model)
+    dtype, options.weights = _dtype(options, device, model)
     model.to(device, dtype)
-    round_weights(model, weights)
-    kind = f"{weights} weights" if weights else str(dtype).removeprefix("torch.")
+    round_weights(model, options.weights)
+    kind = f"{options.weights} weights" if options.weights else str(dtype).removeprefix("torch.")
     return model, tokenizer, f"{path}: {model.num_params():,} parameters, {device}, {kind}"
 
 
@@ -342,7 +341,8 @@ def _accelerated(options: argparse.Namespace, model: GPT, weights: str) -> str:
 
 
 def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tuple[torch.dtype, str]:
-    """What the model computes in; what weights are rounded to beyond: bf16 halves what rows.cpp reads on a slow CPU."""
+    """What the model computes in; what weights are rounded to beyond: bf16 halves what rows.cpp reads on a slow CPU.
+    Doors without --compile do not decode by it."""
     import torch
 
     from minilm import runtime
@@ -352,7 +352,7 @@ def _dtype(options: argparse.Namespace, device: torch.device, model: GPT) -> tup
     if precision in ("int8", "fp32") or (precision == "auto" and on_cpu and model.num_params() < SMALL):
         return torch.float32, precision.removeprefix("fp32").removeprefix("auto")
     fastest = runtime.pick_dtype("auto" if on_cpu else precision, device, model.config.n_embd)
-    if on_cpu and fastest == torch.float32 and options.compile != "off" and not unsupported():
+    if on_cpu and fastest == torch.float32 and getattr(options, "compile", "off") != "off" and not unsupported():
         return fastest, "bf16"
     return runtime.pick_dtype(precision, device, model.config.n_embd), ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,12 @@ def test_a_large_model_is_read_in_bf16(
     words = ["--checkpoint", str(tmp_path / "model"), "--prompt", "ab", "--seed", "1", "--max_new_tokens", "5"]
     assert run_door("sample", [*words, "--device", "cpu", "--compile", compile]) == 0
     assert said in capsys.readouterr().err
+
+
+def test_a_door_without_compile_computes_in_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minilm.runtime.matmul_flops", lambda device, dtype, width: 1e9)
+    tiny().save_pretrained(tmp_path / "model", BYTES)
+    options = argparse.Namespace(checkpoint=str(tmp_path / "model"), tokenizer=None, device="cpu", precision="bf16")
+    model, _, what = sample_cli.load(options)  # as `minilm eval` does
+    assert model.wte.weight.dtype == torch.bfloat16
+    assert what.endswith("cpu, bfloat16")

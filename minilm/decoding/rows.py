@@ -48,12 +48,10 @@ class Rows(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: str) -> None:
         super().__init__()
         self.weight = weight  # of the model itself: what asks a layer for its dtype
-        scale = _scales(weight.detach()) if kind == "int8" else None
-        if scale is not None:
-            narrow = (weight.detach().float() / scale).round().to(torch.int8)
-        else:
-            narrow = weight.detach().to(torch.bfloat16 if kind == "bf16" else weight.dtype)
-        self.narrow = narrow.contiguous()
+        narrow, scale = weight.detach(), None
+        if kind == "int8":
+            narrow, scale = _steps(narrow)
+        self.narrow = narrow.to({"int8": torch.int8, "bf16": torch.bfloat16}.get(kind, weight.dtype)).contiguous()
         self.scale = None if scale is None else scale[:, 0].contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.product = getattr(_library(library_path()), f"rows_{KINDS[self.narrow.dtype]}")
@@ -142,15 +140,17 @@ def round_weights(model: nn.Module, kind: str) -> None:
         if isinstance(layer, nn.Linear | nn.Embedding):
             weight = layer.weight
             if kind == "int8":
-                scale = _scales(weight)
-                weight.copy_((weight / scale).round() * scale)
+                steps, scale = _steps(weight)
+                weight.copy_(steps * scale)
             elif kind == "bf16":
                 weight.copy_(weight.bfloat16())
 
 
-def _scales(weight: Tensor) -> Tensor:
-    """(rows, 1): the largest of each row / 127."""
-    return (weight.float().abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+def _steps(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest whole steps (rows, in), and a step of each row (rows, 1): its largest / 127."""
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (weight / scale).round(), scale
 
 
 def _packed(module: Any, kind: str) -> Any:
@@ -176,13 +176,19 @@ def _library(path: Path) -> ctypes.CDLL:
 
 
 def library_path() -> Path:
-    """Where rows.cpp lies once it is built: named by its text, the compiler and the processor."""
+    """Where rows.cpp lies once it is built."""
+    folder = Path(os.environ.get("MINILM_CACHE") or Path.home() / ".cache" / "minilm").expanduser()
+    return folder / "compiled" / f"rows-{_digest(_compiler())}.so"
+
+
+@cache
+def _digest(compiler: str) -> str:
+    """Tells libraries apart: by rows.cpp's text, the compiler and the processor."""
     cpu = Path("/proc/cpuinfo")
     about = cpu.read_text(encoding="utf-8", errors="replace") if cpu.is_file() else ""
     flags = next((line for line in about.splitlines() if line.startswith(("flags", "Features"))), "")
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), BUILD, _compiler(), platform.machine(), flags])
-    folder = Path(os.environ.get("MINILM_CACHE") or Path.home() / ".cache" / "minilm").expanduser()
-    return folder / "compiled" / f"rows-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), BUILD, compiler, platform.machine(), flags])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _compiler() -> str:
