@@ -95,7 +95,12 @@ for _blank in (char.encode() for char in BLANKS if not char.isascii()):
 
 
 def measure(texts: Sequence[str]) -> tuple[int, int]:
-    """Bytes of UTF-8 and words: the sum of len(text.split()), many times as fast."""
+    """Bytes of UTF-8 and words: the sum of len(text.split()), many times as fast where arrays stay in the cache."""
+    found = [_measured(group) for group in _batches(texts, len, PIECE_CHARS)]
+    return sum(n_bytes for n_bytes, _ in found), sum(n_words for _, n_words in found)
+
+
+def _measured(texts: Sequence[str]) -> tuple[int, int]:
     data = b"\n".join([text.encode("utf-8", "surrogatepass") for text in texts])
     codes = np.frombuffer(data + b"  ", np.uint8)
     blank = codes <= 32
@@ -221,12 +226,12 @@ def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:
             return
 
 
-def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in order, together no larger than BATCH_CHARS; a larger one alone."""
+def _batches(items: Iterable[T], size: Callable[[T], int], most: int = BATCH_CHARS) -> Iterator[list[T]]:
+    """Items in order, together no larger than `most`; a larger one alone."""
     batch: list[T] = []
     chars = 0
     for item in items:
-        if batch and (chars + size(item) > BATCH_CHARS or len(batch) == BATCH_DOCUMENTS):
+        if batch and (chars + size(item) > most or len(batch) == BATCH_DOCUMENTS):
             yield batch
             batch, chars = [], 0
         batch.append(item)
