@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -537,4 +538,32 @@ def test_the_same_by_slurm_s_launch_scripts(
     folder = building.build_words(given)
     assert open_shards(folder).splits["train"].n_documents
     assert len(list((tmp_path / "bin" / "queue").iterdir())) == len(names)
+    same_output(tmp_path, "slurm")
+
+
+def has_slurm() -> bool:
+    return bool(which("sbatch")) and subprocess.run(["sinfo", "-h", "-t", "idle"], capture_output=True).stdout != b""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not has_slurm(), reason="needs a Slurm cluster, idle, on this machine"
+)
+def test_the_same_by_slurm(
+    web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(openwebtext, "BUCKETS", 2)
+    plant(web, shared_data, tmp_path / "dumps")
+    building.build_words(words(tmp_path / "dumps", tmp_path / "local", shared_data)[1:])
+    partition = subprocess.run(["sinfo", "-h", "-o", "%R"], capture_output=True, text=True).stdout.split()[0]
+    more = ("--executor", "slurm", "--executor_options", f"partition={partition},time=0:20:00,mem_per_cpu_gb=2")
+    given = words(tmp_path / "dumps", tmp_path / "slurm", shared_data, *more)[1:]
+    building.build_words(given)
+    assert "handed over" in capsys.readouterr().err
+    until = time.monotonic() + 900
+    while subprocess.run(["squeue", "-h", "--me"], capture_output=True).stdout and time.monotonic() < until:
+        time.sleep(1)
+    folder = building.build_words(given)
+    assert "handed over" not in capsys.readouterr().err
+    assert open_shards(folder).splits["train"].n_documents
     same_output(tmp_path, "slurm")
