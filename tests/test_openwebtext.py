@@ -546,9 +546,7 @@ def has_slurm() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not has_slurm(), reason="needs a Slurm cluster, idle, on this machine"
-)
+@pytest.mark.skipif(not has_slurm(), reason="needs a Slurm cluster, idle, on this machine")
 def test_the_same_by_slurm(
     web: Web, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.decoding import rows
 from minilm.decoding.engine import generate, generate_ids, stream_batch
+from minilm.decoding.fused import Fused
 from minilm.decoding.rows import Fast, Rows, accelerate, fast, round_weights, unsupported
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
@@ -40,7 +41,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"norm_position": "sandwich", "tie_embeddings": False, "vocab_used": 250, "norm": "dyt"},
     {"norm_position": "post", "norm": "fixed", "mlp_bias": False, "window": 5, "qk_norm": True},
     {"skip_mlp": (0,), "skip_attn": (1,)},
+    {"attn_bias": False, "mlp_bias": False, "norm_bias": False, "attn_scale_by_layer": True, "n_unique_layer": 1},
+    {"norm_scale": False, "attn_scale": False, "position": "sinusoidal", "n_embd": 40, "n_inner": 52},
 ]
+FUSED = (0, 6, 7)  # of these
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +113,10 @@ def test_products_are_float64_s(library: Path, M: int, N: int, K: int, kind: str
 def test_it_is_the_model(built: Path, variant: dict[str, Any], kind: str) -> None:
     model = tiny(**variant)
     round_weights(model, kind)
+    found = Fast(model, kind)
+    assert all(isinstance(block, Fused) == (variant in [VARIANTS[i] for i in FUSED]) for block in found.blocks)
     for n_rows in (1, 5):
-        for slow, quick in both(model, Fast(model, kind), n_rows):
+        for slow, quick in both(model, found, n_rows):
             torch.testing.assert_close(quick, slow, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -176,8 +182,8 @@ def test_every_way_of_decoding_reads_by_it(built: Path, how: str, monkeypatch: p
     plain = generate(model, BYTES, "abcabc", **options)
     accelerate(model)
     accelerate(draft)
-    forward = Rows.forward
-    monkeypatch.setattr(Rows, "forward", lambda self, x: (used.append(len(x)), forward(self, x))[1])  # type: ignore[func-returns-value]
+    call = Fused.__call__
+    monkeypatch.setattr(Fused, "__call__", lambda self, x, *rest: (used.append(len(x)), call(self, x, *rest))[1])  # type: ignore[func-returns-value]
     assert generate(model, BYTES, "abcabc", **options) == plain
     assert len(used) > 30
 

@@ -1,9 +1,12 @@
 // y (M, N) = x (M, K) times w (N, K) transposed, for a handful of rows M: every weight is read once, in order, so that
 // memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32.
-// Built and called by rows.py. OpenMP is torch's own: the library is linked without one (two would wait for each other).
+// Built and called by rows.py, blocks by fused.py. OpenMP is torch's own: the library is linked without one (two would wait for each other).
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -85,9 +88,17 @@ static inline void outputs(const T* w, const float* x, float* y, long M, long N,
   for (; m < M; m++) tile<T, 1, R, 4>(w, x + m * K, y + m * N, N, K);
 }
 
-template <class T>
-static void product(const T* w, const float* x, const float* scale, const float* bias, float* y, long M, long N, long K) {
-#pragma omp parallel for schedule(static)
+struct Linear {
+  const void* weight;  // (N, K)
+  const float* scale;  // (N), or none
+  const float* bias;   // (N), or none
+};
+
+// The part of a team's product that is this thread's. finish(y, m, n) is what is stored.
+template <class T, class Finish>
+static void product(const Linear& l, const float* x, float* y, long M, long N, long K, Finish finish) {
+  const T* w = static_cast<const T*>(l.weight);
+#pragma omp for schedule(static)
   for (long n = 0; n < N; n += 2) {
     const long end = n + 2 < N ? n + 2 : N;
     if (M > 1 && end == n + 2)
@@ -95,15 +106,100 @@ static void product(const T* w, const float* x, const float* scale, const float*
     else  // one stream of weights is what the processor fetches ahead best
       for (long i = n; i < end; i++) outputs<T, 1>(w + i * K, x, y + i, M, N, K);
     for (long i = n; i < end; i++)
-      for (long m = 0; m < M; m++) y[m * N + i] = y[m * N + i] * (scale ? scale[i] : 1) + (bias ? bias[i] : 0);
+      for (long m = 0; m < M; m++)
+        y[m * N + i] = finish(y[m * N + i] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
+  }
+}
+
+// GPT-2's block, a token of each row behind what the cache holds; called by fused.py.
+struct Block {
+  const float *norm_1, *norm_1_bias, *norm_2, *norm_2_bias;  // (D), each or none
+  Linear qkv, proj, fc, out;
+  long D, H, F;  // width, heads, inner width
+  float eps;
+};
+
+static void normalise(const float* x, const float* weight, const float* bias, float eps, float* y, long M, long D) {
+#pragma omp for schedule(static)
+  for (long m = 0; m < M; m++) {
+    double mean = 0, square = 0;
+    for (long d = 0; d < D; d++) mean += x[m * D + d];
+    mean /= D;
+    for (long d = 0; d < D; d++) square += (x[m * D + d] - mean) * (x[m * D + d] - mean);
+    const float centre = mean, over = 1 / std::sqrt(square / D + eps);
+    for (long d = 0; d < D; d++)
+      y[m * D + d] = (x[m * D + d] - centre) * over * (weight ? weight[d] : 1) + (bias ? bias[d] : 0);
+  }
+}
+
+static inline float dot(const float* a, const float* b, long n) {
+  Vector sums = {};
+  long i = 0;
+  for (; i + W <= n; i += W) sums += load(a + i) * load(b + i);
+  float sum = 0;
+  for (int j = 0; j < W; j++) sum += sums[j];
+  for (; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// qkv (M, 3 D) -> y (M, D). Keys and values (M, H, slots, D / H): this token's are put into `slot`; row m sees the slots
+// from starts[m] on.
+static void attend(const float* qkv, float* y, float* keys, float* values, const int64_t* starts, float scale, long M,
+                   long D, long H, long slot, long slots) {
+  const long C = D / H;
+#pragma omp for schedule(static)
+  for (long i = 0; i < M * H; i++) {
+    const float* q = qkv + i / H * 3 * D + i % H * C;
+    float *k = keys + i * slots * C, *v = values + i * slots * C, *out = y + i * C;
+    memcpy(k + slot * C, q + D, C * sizeof(float));
+    memcpy(v + slot * C, q + 2 * D, C * sizeof(float));
+    const long first = starts ? starts[i / H] : 0;
+    std::vector<float> scores(slot + 1);
+    float best = -INFINITY, sum = 0;
+    for (long s = first; s <= slot; s++) best = std::max(best, scores[s] = scale * dot(q, k + s * C, C));
+    for (long c = 0; c < C; c++) out[c] = 0;
+    for (long s = first; s <= slot; s++) {
+      const float p = std::exp(scores[s] - best);
+      sum += p;
+      for (long c = 0; c < C; c++) out[c] += p * v[s * C + c];
+    }
+    for (long c = 0; c < C; c++) out[c] /= sum;
+  }
+}
+
+static float gelu(float x, long, long) {  // 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
+  return x / (1 + std::exp(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+}
+
+// x (M, D) -> y (M, D); scratch (M, 6 D + F).
+template <class T>
+static void block(const Block& b, const float* x, float* y, float* scratch, float* keys, float* values,
+                  const int64_t* starts, float scale, long M, long slot, long slots) {
+  const long D = b.D;
+  float *normed = scratch, *qkv = normed + M * D, *attended = qkv + 3 * M * D, *middle = attended + M * D,
+        *inner = middle + M * D;
+  const auto plain = [](float v, long, long) { return v; };
+#pragma omp parallel
+  {
+    normalise(x, b.norm_1, b.norm_1_bias, b.eps, normed, M, D);
+    product<T>(b.qkv, normed, qkv, M, 3 * D, D, plain);
+    attend(qkv, attended, keys, values, starts, scale, M, D, b.H, slot, slots);
+    product<T>(b.proj, attended, middle, M, D, D, [=](float v, long m, long n) { return x[m * D + n] + v; });
+    normalise(middle, b.norm_2, b.norm_2_bias, b.eps, normed, M, D);
+    product<T>(b.fc, normed, inner, M, b.F, D, gelu);
+    product<T>(b.out, inner, y, M, D, b.F, [=](float v, long m, long n) { return middle[m * D + n] + v; });
   }
 }
 
 #define EXPORT(name, T)                                                                                           \
-  extern "C" void name(const T* w, const float* x, const float* scale, const float* bias, float* y, long M, long N, \
-                       long K) {                                                                                  \
-    product(w, x, scale, bias, y, M, N, K);                                                                       \
+  extern "C" void rows_##name(const Linear* l, const float* x, float* y, long M, long N, long K) {                \
+    const auto plain = [](float v, long, long) { return v; };                                                     \
+    _Pragma("omp parallel") product<T>(*l, x, y, M, N, K, plain);                                                 \
+  }                                                                                                               \
+  extern "C" void block_##name(const Block* b, const float* x, float* y, float* scratch, float* keys,             \
+                               float* values, const int64_t* starts, float scale, long M, long slot, long slots) { \
+    block<T>(*b, x, y, scratch, keys, values, starts, scale, M, slot, slots);                                     \
   }
-EXPORT(rows_fp32, float)
-EXPORT(rows_bf16, uint16_t)
-EXPORT(rows_int8, int8_t)
+EXPORT(fp32, float)
+EXPORT(bf16, uint16_t)
+EXPORT(int8, int8_t)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minilm.decoding.fused import Linear, fused
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -55,22 +56,22 @@ class Rows(nn.Module):
         self.scale = None if scale is None else scale[:, 0].contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.product = getattr(_library(library_path()), f"rows_{KINDS[self.narrow.dtype]}")
-        self.fixed = [None if t is None else t.data_ptr() for t in (self.narrow, self.scale, self.bias)]
+        self.fixed = Linear(*(None if t is None else t.data_ptr() for t in (self.narrow, self.scale, self.bias)))
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.float().contiguous()
         n_out, n_in = self.narrow.shape
         y = flat.new_empty(*x.shape[:-1], n_out)
-        weight, scale, bias = self.fixed
-        self.product(weight, flat.data_ptr(), scale, bias, y.data_ptr(), flat.numel() // n_in, n_out, n_in)
+        self.product(self.fixed, flat.data_ptr(), y.data_ptr(), flat.numel() // n_in, n_out, n_in)
         return y.to(x.dtype)
 
 
 class Fast:
-    """A model's blocks and head with `Rows` for linear layers; all else is the model's own."""
+    """A model's blocks and head with `Rows` for linear layers; all else is the model's own, or of GPT-2's one call."""
 
     def __init__(self, model: GPT, kind: str) -> None:
-        self.blocks: list[Any] = [_packed(block, kind) for block in model.h]
+        call = getattr(_library(library_path()), f"block_{kind}")
+        self.blocks = [fused(_packed(block, kind), model.config, call) for block in model.h]
         table, proj = Rows(model.head_rows(), None, kind), _packed(model.head_proj, kind)
         self.head = lambda x: model.finish_logits(table(proj(x)))  # (B, D) -> logits of the rows in use (B, V)
 
@@ -170,8 +171,10 @@ def _library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise MinilmError(f"{path} cannot be loaded ({error}): decode with --compile off") from None
     for kind in KINDS.values():
-        function = getattr(library, f"rows_{kind}")
-        function.restype, function.argtypes = None, [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3
+        address, number = ctypes.c_void_p, ctypes.c_long
+        product, block = getattr(library, f"rows_{kind}"), getattr(library, f"block_{kind}")
+        product.restype, product.argtypes = None, [ctypes.POINTER(Linear)] + [address] * 2 + [number] * 3
+        block.restype, block.argtypes = None, [address] * 7 + [ctypes.c_float] + [number] * 3
     return library
 
 

@@ -1,0 +1,82 @@
+"""GPT-2's block for one token of each row in one call of rows.cpp: norms, products, attention, GELU.
+
+Between the products, Python and torch's small kernels took as long as int8 products do (docs/performance-log.md).
+Blocks with another component, longer inputs and everything that needs a mask go through the model's own code.
+
+B batch (rows), D width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minilm.config import GPTConfig
+from minilm.model.cache import Cache
+from minilm.model.geometry import Geometry
+from minilm.model.gpt import Attention, Block
+from minilm.model.layers import MLP, LayerNorm, gelu_tanh
+
+
+class Linear(ctypes.Structure):
+    """rows.cpp's: addresses of a weight, its rows' scales, its bias."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("norm_1", "norm_1_bias", "norm_2", "norm_2_bias")),
+        *((name, Linear) for name in ("qkv", "proj", "fc", "out")),
+        *((name, ctypes.c_long) for name in ("D", "H", "F")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+class Fused:
+    """A block whose linear layers are `rows.Rows`, called as the block is."""
+
+    def __init__(self, block: Any, config: GPTConfig, call: Callable[..., None]) -> None:
+        self.block, self.config, self.call = block, config, call
+        norms = [t for norm in (block.ln_1, block.ln_2) for t in (norm.weight, norm.bias)]
+        addresses = [None if t is None else t.data_ptr() for t in norms]
+        layers = [layer.fixed for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
+        sizes = config.n_embd, config.n_head, config.inner_width
+        self.fixed = _Block(*addresses, *layers, *sizes, config.norm_eps)
+
+    def __call__(self, x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
+        """x (B, 1, D) -> (B, 1, D); keys and values go into the cache."""
+        if cache is None or x.shape[1] != 1 or cache.keys.dtype != torch.float32:
+            y: Tensor = self.block(x, layer, geometry, cache)
+            return y
+        B, c, starts = len(x), self.config, cache.starts
+        x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        scratch = x.new_empty(B * (6 * c.n_embd + c.inner_width))
+        scale = (c.head_width**-0.5 if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
+        self.call(
+            ctypes.addressof(self.fixed),
+            *(t.data_ptr() for t in (x, y, scratch, cache.keys[layer], cache.values[layer])),
+            None if starts is None else starts.data_ptr(),
+            scale,
+            B,
+            cache.length,
+            cache.max_tokens,
+        )
+        return y
+
+
+def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:
+    """The block as one call where it is GPT-2's, in fp32 apart from the weights of products; else the block itself."""
+    plain = config.position in ("learned", "sinusoidal", "none") and not (config.qk_norm or config.window)
+    own = type(block) is Block and type(block.attn) is Attention and type(block.mlp) is MLP
+    if not (plain and own and block.mlp.act is gelu_tanh and config.kv_heads == config.n_head):
+        return block
+    between = (block.ln_1_out, block.ln_1_post, block.ln_2_out, block.ln_2_post)
+    norms = type(block.ln_1) is type(block.ln_2) is LayerNorm and all(isinstance(m, nn.Identity) for m in between)
+    if not norms or block.attn.c_attn.weight.dtype != torch.float32:
+        return block
+    return Fused(block, config, call)
