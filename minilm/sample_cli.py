@@ -197,7 +197,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (the fastest there is)")
     add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="auto: bf16 where that is faster")
     parser.set_defaults(weights="")  # what `load` rounds them to
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="of rows.cpp; auto: beside the first text")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="auto: rows.cpp, built beside the first text")
     add("--tokenizer", metavar="X", help="gpt2, bytes or a folder (the one beside the weights)")
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
@@ -331,7 +331,7 @@ def load_beside(name: str, model: GPT, role: str) -> GPT:
 
 
 def _accelerated(options: argparse.Namespace, model: GPT, weights: str) -> str:
-    """Has few tokens read by rows.cpp where --compile says so; "auto": builds it beside a large model's first text."""
+    """Has few tokens read faster where --compile says so; "auto": rows.cpp, built beside a large model's first text."""
     from minilm.decoding.rows import accelerate
 
     if options.compile == "off":

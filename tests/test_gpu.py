@@ -14,8 +14,11 @@ from training_helpers import prepared, tiny_config
 
 from minilm import bench, runtime
 from minilm.config import GPTConfig, Parallel, TrainConfig
+from minilm.decoding.engine import generate
+from minilm.decoding.rows import accelerate
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
+from minilm.text.tokenizer import get_tokenizer
 from minilm.training import loop
 from minilm.training.estimate import memory
 from minilm.training.loop import Result, train
@@ -180,6 +183,18 @@ def test_sampling_and_validation_run_where_the_model_is(sums: Path, tmp_path: Pa
     assert (result.run / "samples.jsonl").is_file()
     tuned = replace(config_of(sums, tmp_path / "tuned", max_steps=2, lora_rank=2), model=GPTConfig())
     assert train(replace(tuned, init=str(result.checkpoint))).val_loss
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_decoding_by_a_graph_is_eager(n_rows: int) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=24, vocab_size=257, init_std=0.3)).to(CARD).eval()
+    prompts = [[5, 6, 7], [9], [1, 2, 3, 4, 5]][:n_rows]
+    options: dict[str, Any] = {"max_new_tokens": 60, "seed": 1, "stop_at_eot": False}  # past the context: other caches
+    texts = ["".join(map(chr, prompt)) for prompt in prompts]
+    plain = generate(model, get_tokenizer("bytes"), texts, **options)
+    assert accelerate(model, when="now") == ("compiled, a CUDA graph" if ON_CARD else "products of rows.cpp")
+    assert generate(model, get_tokenizer("bytes"), texts, **options) == plain
 
 
 @pytest.mark.skipif(ON_CARD and torch.cuda.device_count() < 2, reason="needs two cards")

@@ -18,6 +18,7 @@ from minilm.config import GPTConfig
 from minilm.decoding import rows
 from minilm.decoding.engine import generate, generate_ids, stream_batch
 from minilm.decoding.fused import Fused
+from minilm.decoding.graphs import Graphs
 from minilm.decoding.rows import Fast, Rows, accelerate, fast, round_weights, unsupported
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
@@ -118,6 +119,35 @@ def test_it_is_the_model(built: Path, variant: dict[str, Any], kind: str) -> Non
     for n_rows in (1, 5):
         for slow, quick in both(model, found, n_rows):
             torch.testing.assert_close(quick, slow, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_card_replays_is_the_model(variant: dict[str, Any]) -> None:
+    """Captured nowhere here, and compiled without generating code: one graph for every length, without a break."""
+    same_by_graphs(tiny(**variant), "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_a_card_replays_is_the_model_compiled(variant: dict[str, Any]) -> None:
+    same_by_graphs(tiny(**variant), "inductor")
+
+
+def same_by_graphs(model: GPT, backend: str) -> None:
+    quick = Graphs(model, backend)
+    ids = torch.tensor([[0, 0, 3], [4, 5, 6]])
+    with torch.inference_mode():
+        caches = [Cache(model.config, 2, 24, starts=torch.tensor([2, 0])) for _ in range(2)]
+        for cache in caches:
+            model.hidden(ids, cache=cache)
+        counters = torch._dynamo.utils.counters
+        counters.clear()
+        for token in (7, 200, 9, 4):
+            new = torch.tensor([[token], [token + 1]])
+            expected = model.hidden(new, cache=caches[0])
+            torch.testing.assert_close(quick.hidden(new, caches[1]), expected, atol=TOLERANCE, rtol=TOLERANCE)
+        assert counters["stats"]["unique_graphs"] == 1
+        torch.testing.assert_close(caches[1].keys, caches[0].keys, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_model_in_bf16_keeps_its_own_weights(built: Path) -> None:

@@ -52,11 +52,14 @@ static inline Vector load(const T* p) {
 }
 #endif
 
-// R rows of w against M rows of x, U vectors of a row at a time: R * M * U sums, as many as registers hold.
+constexpr long GROUP = 16;   // rows of w that meet a chunk of x before the next one does
+constexpr long CHUNK = 768;  // of 8 rows of x: 24 KiB, which stay in the nearest cache
+
+// R rows of w against M of x over n elements, U vectors of a row at a time: R * M * U sums, as many as registers hold.
 template <class T, int M, int R, int U>
-static inline void tile(const T* w, const float* x, float* y, long N, long K) {
+static inline void tile(const T* w, const float* x, float* y, long n, long N, long K, bool add) {
   Vector sums[R * M * U] = {};
-  const long whole = K - K % (W * U);
+  const long whole = n - n % (W * U);
   for (long k = 0; k < whole; k += W * U)
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++)
@@ -73,19 +76,38 @@ static inline void tile(const T* w, const float* x, float* y, long N, long K) {
       Vector all = sums[(r * M + m) * U];
 #pragma GCC unroll 8
       for (int u = 1; u < U; u++) all += sums[(r * M + m) * U + u];
-      float sum = 0;
+      float sum = add ? y[m * N + r] : 0;
       for (int i = 0; i < W; i++) sum += all[i];
-      for (long k = whole; k < K; k++) sum += value(w[r * K + k]) * x[m * K + k];
+      for (long k = whole; k < n; k++) sum += value(w[r * K + k]) * x[m * K + k];
       y[m * N + r] = sum;
     }
 }
 
 template <class T, int R>
-static inline void outputs(const T* w, const float* x, float* y, long M, long N, long K) {
+static inline void outputs(const T* w, const float* x, float* y, long M, long n, long N, long K, bool add) {
   long m = 0;
-  for (; m + 4 <= M; m += 4) tile<T, 4, R, 1>(w, x + m * K, y + m * N, N, K);
-  for (; m + 2 <= M; m += 2) tile<T, 2, R, 2>(w, x + m * K, y + m * N, N, K);
-  for (; m < M; m++) tile<T, 1, R, 4>(w, x + m * K, y + m * N, N, K);
+  if (R == 1)
+    for (; m + 8 <= M; m += 8) tile<T, 8, R, 1>(w, x + m * K, y + m * N, n, N, K, add);
+  for (; m + 4 <= M; m += 4) tile<T, 4, R, 2 / R>(w, x + m * K, y + m * N, n, N, K, add);
+  for (; m + 2 <= M; m += 2) tile<T, 2, R, 4 / R>(w, x + m * K, y + m * N, n, N, K, add);
+  for (; m < M; m++) tile<T, 1, R, 4>(w, x + m * K, y + m * N, n, N, K, add);
+}
+
+// y (M, end - begin) from rows begin to end of w.
+template <class T>
+static inline void rows(const T* w, const float* x, float* y, long begin, long end, long M, long N, long K) {
+  const long chunk = M > 1 ? CHUNK : K;  // one stream of weights is what the processor fetches ahead best
+  for (long k = 0; k < K; k += chunk) {
+    const long n = std::min(chunk, K - k);
+    long i = begin;
+    if (M > 8)  // arithmetic takes longer than reading: two rows share what is loaded of x
+      for (; i + 2 <= end; i += 2) outputs<T, 2>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
+    for (; i < end; i++) {
+      if (M > 1 && i + 2 < N)
+        for (long b = 0; b < n; b += 64 / static_cast<long>(sizeof(T))) __builtin_prefetch(w + (i + 2) * K + k + b);
+      outputs<T, 1>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
+    }
+  }
 }
 
 struct Linear {
@@ -99,12 +121,9 @@ template <class T, class Finish>
 static void product(const Linear& l, const float* x, float* y, long M, long N, long K, Finish finish) {
   const T* w = static_cast<const T*>(l.weight);
 #pragma omp for schedule(static)
-  for (long n = 0; n < N; n += 2) {
-    const long end = n + 2 < N ? n + 2 : N;
-    if (M > 1 && end == n + 2)
-      outputs<T, 2>(w + n * K, x, y + n, M, N, K);
-    else  // one stream of weights is what the processor fetches ahead best
-      for (long i = n; i < end; i++) outputs<T, 1>(w + i * K, x, y + i, M, N, K);
+  for (long n = 0; n < N; n += GROUP) {
+    const long end = std::min(n + GROUP, N);
+    rows(w, x, y, n, end, M, N, K);
     for (long i = n; i < end; i++)
       for (long m = 0; m < M; m++)
         y[m * N + i] = finish(y[m * N + i] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);

@@ -5,7 +5,7 @@
 - Weights may be narrower than the arithmetic, which is fp32: bf16, or int8 (127 steps each way of the largest of their
   row). `round_weights` rounds those of the model itself, so that every path sees the same ones.
 - rows.cpp is built once a machine, in two seconds, beside the first text; it lies under $MINILM_CACHE
-  (~/.cache/minilm). Decoding is eager until it is there, and where there is no g++, and on a card.
+  (~/.cache/minilm). Decoding is eager until it is there, and where there is no g++.
 
 D width, V vocabulary.
 """
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.decoding.fused import Linear, fused
+from minilm.decoding.graphs import Graphs
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -40,7 +41,7 @@ BUILD = """
     mv "$2.so" "$3"
     status=$?; rm -f "$2.o" "$2.so"; exit $status
 """
-_READY: weakref.WeakKeyDictionary[GPT, Fast | str] = weakref.WeakKeyDictionary()
+_READY: weakref.WeakKeyDictionary[GPT, Fast | Graphs | str] = weakref.WeakKeyDictionary()
 
 
 class Rows(nn.Module):
@@ -79,7 +80,7 @@ class Fast:
 def fast(model: GPT, n_rows: int) -> Fast | None:
     """What reads so many tokens faster than the model, where it was asked for and is ready."""
     found = _READY.get(model)
-    if found is None or n_rows > MAX_ROWS:
+    if found is None or isinstance(found, Graphs) or n_rows > MAX_ROWS:
         return None
     if isinstance(found, str):
         if not library_path().is_file():
@@ -89,7 +90,10 @@ def fast(model: GPT, n_rows: int) -> Fast | None:
 
 
 def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
-    """What the head reads of ids (B, T) behind what the cache holds: (B, T, D), by rows.cpp where it serves."""
+    """What the head reads of ids (B, T) behind what the cache holds: (B, T, D), by what `accelerate` found."""
+    found = _READY.get(model)
+    if isinstance(found, Graphs) and ids.shape[1] == 1 and cache.length:
+        return found.hidden(ids, cache)
     quick = fast(model, ids.numel())
     return model.hidden(ids, cache=cache, blocks=None if quick is None else quick.blocks)
 
@@ -105,8 +109,11 @@ def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
 
     kind: what weights are read as: fp32, bf16, int8 ("": as they are), which `round_weights` has to have made them.
     when: "background" builds beside, if need be; "now" waits for it; "cached" takes only what is there. The model's
-    weights must not change afterwards. Raises MinilmError where "now" fails.
+    weights must not change afterwards. Raises MinilmError where "now" fails. On a card, "now" compiles (`graphs.py`).
     """
+    if model.device.type == "cuda" and when == "now":
+        _READY[model] = Graphs(model)
+        return "compiled, a CUDA graph"
     if why := unsupported(model):
         return f"eager ({why})"
     path = library_path()
