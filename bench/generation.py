@@ -12,8 +12,6 @@ the documents that the bags and the discriminator come from.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import math
 from collections import Counter
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import decode
 import numpy as np
 import torch
 
@@ -40,7 +37,6 @@ from minilm.training.discriminator import labelled, train_discriminator
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results" / "generation.json", ROOT / "docs" / "generation_measured.md"
-DECODE = RESULTS.parent / "decode.jsonl"
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{name: {"strategy": name} for name in ("sample", "greedy", "top_k", "nucleus", "min_p", "typical", "epsilon")},
     **{name: {"strategy": name} for name in ("eta", "mirostat", "ctrl", "contrastive")},
@@ -295,23 +291,6 @@ def report() -> None:
         "|---|---|---|",
     ]
     lines += [f"| {k} | {x:.4f} | {100 * (x / fp32 - 1):+.3f} % |" for k, x in rounded["kinds"].items()]
-    if DECODE.exists():
-        table = io.StringIO()
-        timed = [json.loads(line) for line in DECODE.read_text(encoding="utf-8").splitlines()]
-        shape = timed[0]["setting"]
-        with contextlib.redirect_stdout(table):
-            decode.report(timed, shape["new_tokens"])
-        lines += [
-            "",
-            "## Speed",
-            "",
-            f"`python bench/decode.py`: {shape['n_layer']} layers of {shape['n_embd']}, random weights, "
-            f"{shape['threads']} thread(s), {shape['new_tokens']} tokens behind {shape['prompt_tokens']}, greedy, "
-            f"{shape['processor']}, torch {shape['torch']}. Medians of rounds in which all took their turn; ratios are "
-            "taken within a round. bf16 and int8 of minilm are weights read so, computed with in fp32.",
-            "",
-            *table.getvalue().splitlines(),
-        ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(PAGE)
 
