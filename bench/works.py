@@ -169,7 +169,7 @@ WORKS = {
     for work in (
         Work("limits", "this machine's limits", ("machine",), "read GB/s", _from("training_works", "limits")),
         Work(
-            "start", "importing the model class beyond torch, and a first eager step of GPT-2 124M on 1 x 256 tokens",
+            "start", "importing the model class beyond torch, building GPT-2 124M, a first eager step on 256 tokens",
             ("minilm", "transformers"), "together s", _from("training_works", "start"),
             (
                 Aim(0.05, MINILM, metric="import minilm s", most=True),
