@@ -55,6 +55,7 @@ def _all(
     published of this model; or why there is none. Raises UsageError where there is none at all."""
     from minilm.evaluation.benchmark_files import benchmark_file
     from minilm.evaluation.benchmarks import READERS, read_questions, run
+    from minilm.evaluation.reference import beside, published, whole
 
     rows: list[dict[str, Any]] = []
     n_measured = 0
@@ -74,7 +75,9 @@ def _all(
         units = {"per token": f"{found.token_perplexity:.4f}"}
         units |= {"per word": f"{found.word_perplexity:.4f}"} if found.n_words else {}
         units |= {"bits per byte": f"{found.bits_per_byte:.4f}"} if found.n_bytes else {}
-        row(protocol.name, f"{found.value:.4f}", found.measure, _published(found), **units)
+        error = found.standard_error
+        measure = f"{found.measure}{'' if error is None else f' (standard error {error:.4f} nats)'}"
+        row(protocol.name, f"{found.value:.4f}", measure, beside(found), **units)
     for name in READERS:
         try:
             asked = read_questions(name, _copy_of(options, name) or benchmark_file(name), options.limit)
@@ -84,8 +87,8 @@ def _all(
             continue
         n_measured += 1
         for measure, value in answered.measures.items():
-            others = "" if options.limit else _listed(options.model, f"{name}/{measure}")
-            row(name, f"{value:.2f}", measure.replace("_", " per "), others)
+            others = published(options.model, f"{name}/{measure}") if len(asked) == whole(name) else []
+            row(name, f"{value:.2f}", measure.replace("_", " per "), "; ".join(map(str, others)))
     if not n_measured:
         raise UsageError("no protocol could be measured: the reasons stand above")
     return rows
@@ -172,6 +175,8 @@ def saved(tokenizer: Tokenizer) -> str:
 
 
 def _report(found: Perplexity, options: argparse.Namespace) -> str:
+    from minilm.evaluation.reference import beside
+
     if options.out:
         try:
             Path(options.out).write_text(found.to_json() + "\n", encoding="utf-8")
@@ -179,18 +184,5 @@ def _report(found: Perplexity, options: argparse.Namespace) -> str:
             raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
     if options.json:
         return found.to_json()
-    others = _published(found)
+    others = beside(found)
     return f"{found}\n  published: {others}" if others else str(found)
-
-
-def _published(found: Perplexity) -> str:
-    """Figures of this model by this protocol, where it was measured on the data that they are about."""
-    if found.data != f"{found.protocol.data}, {found.protocol.split}":
-        return ""
-    return _listed(found.model, found.protocol.name)
-
-
-def _listed(model: str, key: str) -> str:
-    from minilm.evaluation.reference import published
-
-    return "; ".join(f"{figure.value:g} ({figure.source})" for figure in published(model, key))

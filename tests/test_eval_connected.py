@@ -214,13 +214,10 @@ def test_gpt2_by_all_protocols_on_a_connected_machine(host: Host, tmp_path: Path
     ours = perplexity(model, text, "gpt2-paper-wikitext2", tokenizer=BYTES)
     assert float(token["ours"]) == pytest.approx(ours.value, abs=1e-3)
     assert float(token["per word"]) == pytest.approx(ours.word_perplexity, rel=1e-4)  # both normalisations are shown
-    assert token["published"].startswith("29.41 (Radford et al. 2019")
-    loop = by_name["hf-stride-1024", "perplexity per token"]
-    assert loop["published"].startswith("29.94 (llm.c pull requests")
-    assert by_name["lm-eval", "perplexity per word"]["published"] == "37.37 (lm-evaluation-harness)"
-    assert by_name["gpt2-paper-enwik8", "bits per byte"]["published"].startswith("1.16")
-    assert by_name["hellaswag", "accuracy per norm"]["published"].startswith("31.14")
-    assert by_name["cbt-ne", "accuracy"]["published"].startswith("83.4")
+    for name, measure in (("gpt2-paper-wikitext2", "perplexity per token"), ("gpt2-paper-enwik8", "bits per byte")):
+        assert by_name[name, measure]["published"].startswith("none beside this number: they are of ")
+    assert by_name["hellaswag", "accuracy per norm"]["published"] == ""  # one question of 10,042
+    assert by_name["cbt-ne", "accuracy"]["published"] == ""
     assert any(row["protocol"] == "megatron" and "HTTP 404" in row["measure"] for row in rows)
     assert any(row["protocol"] == "cbt-cn" and "holds no" in row["measure"] for row in rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from minilm.errors import MinilmError
 from minilm.evaluation import benchmark_files
 from minilm.evaluation.benchmarks import READERS
 from minilm.evaluation.perplexity import Perplexity, perplexity
-from minilm.evaluation.protocols import PROTOCOLS
-from minilm.evaluation.reference import figures, published
+from minilm.evaluation.protocols import PROTOCOLS, get_protocol
+from minilm.evaluation.reference import beside, figures, published, text_of
 from minilm.model.gpt import GPT
+from minilm.text.detokenize import DETOKENIZERS
 from minilm.text.tokenizer import get_tokenizer
 
 BYTES = get_tokenizer("bytes")
@@ -113,13 +115,70 @@ def test_all_protocols_beside_published_figures(
     for name, source in (("minilm", folder), ("training", folder), ("gpt2-paper-wikitext2", text), ("lm-eval", text)):
         ours = perplexity(model, source, name, tokenizer=BYTES).value
         assert float(by_name[name].split()[1]) == pytest.approx(ours, abs=1e-4)
-    assert "29.41 (Radford et al. 2019" in by_name["gpt2-paper-wikitext2"]
-    assert "37.37 (lm-evaluation-harness)" in by_name["lm-eval"]
+    assert "29.41" not in by_name["gpt2-paper-wikitext2"]  # of GPT-2's context, which this model lacks
     assert "wikitext103 cannot be downloaded" in by_name["megatron"]
     assert "reads 1023 tokens and the model's position table has 64" in by_name["hf-stride-512"]
-    for words, n_figures in (([], 1), (["--stride=32"], 0), (["--data", str(folder), "--split=val"], 0)):
-        assert run_door("eval", ["gpt2", "--protocol=lm-eval", *words]) == 0
-        assert capsys.readouterr().out.count("published: 37.37") == n_figures
+    error = perplexity(model, folder, "nanogpt").standard_error
+    assert f"(standard error {error:.4f} nats)" in by_name["nanogpt"]
+
+
+def found_of(data: str, text: str, protocol: str, **changes: Any) -> Perplexity:
+    """A measurement of a GPT-2 on a text, without a model."""
+    rules = get_protocol(protocol, **changes).settled(1024)
+    return Perplexity(rules, "openai-community/gpt2", data, "", "", 10.0, 5, 1, 2, 3, 4, text=text_of(data, [text]))
+
+
+def test_a_figure_stands_beside_its_own_text_only(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WikiText's real validation file: whole, cut, detokenized, or as another form of it."""
+    from minilm.text.prepare import prepare
+    from minilm.text.shards import open_shards
+
+    folder = shared_data / "wikitext-2-raw"
+    whole = (folder / "wiki.valid.raw").read_text(encoding="utf-8")
+    raw, shards = "WikiText's validation file, raw", prepare("wikitext2", source=folder, tokenizer="bytes")
+    split = open_shards(shards).splits["val"]
+    documents = [bytes(split.document(i).tolist()).decode() for i in range(split.n_documents)]
+    assert text_of("wikitext2, val", documents) == text_of("my.txt", [whole]) == raw
+    found = found_of("wikitext2, val", whole, "hf-stride-1024", split="val")
+    assert beside(found).startswith("31.04 (llm.c pull request 276")
+    assert f" on wikitext2, val ({raw}, whole)" in str(found)
+    assert Perplexity.from_json(found.to_json()) == found
+    assert beside(replace(found, protocol=replace(found.protocol, stride=512))) == ""
+    assert beside(replace(found, model="runs/x")) == ""
+    why = f"none beside this number: they are of {raw}, whole, and this is another text"
+    tokenized = (shared_data / "wikitext-2" / "wiki.valid.tokens").read_text(encoding="utf-8")
+    for other in (whole[:-1], whole[:-1] + "x", DETOKENIZERS["wikitext"](whole), tokenized):
+        assert beside(found_of("wikitext2, val", other, "hf-stride-1024", split="val")) == why
+    assert beside(found_of("openwebtext, val", "x", "nanogpt")).startswith(
+        "none beside this number: they are of nanoGPT's"
+    )
+    # Where no hash is known: the data set's name, and bytes or words.
+    assert text_of("text8, test", ["a" * 5_000_000]) == "text8's last 5 million bytes"
+    assert text_of("book.txt", ["a" * 5_000_000]) == text_of("text8, test", ["a" * 4_999_999]) == ""
+    assert text_of("lm1b, test", ["a "] * 153_583).startswith("One Billion Word")
+    assert text_of("lm1b, test", ["a "] * 153_582) == ""
+    paper = found_of("text8, test", "a" * 5_000_000, "gpt2-paper-text8")
+    assert beside(paper).startswith("1.17 (Radford et al. 2019")
+    assert beside(replace(paper, protocol=paper.protocol.settled(64), model="gpt2")).startswith("1.17")
+    assert beside(replace(paper, protocol=replace(paper.protocol, context=64, stride=64))) == ""
+
+
+def test_the_door_says_why_no_figure_stands_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=1024, vocab_size=257))
+    model.save_pretrained(tmp_path / "gpt2", BYTES)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "wiki.test.raw").write_text(" = Title = \n" + " \n One , two . \n" * 40)
+    assert run_door("eval", ["gpt2", "--protocol=lm-eval", "--source=copy", "--device=cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "37.37" not in shown
+    assert (
+        "published: none beside this number: they are of WikiText's test file, raw, whole, and this is anoth" in shown
+    )
 
 
 def test_published_figures_are_of_protocols_that_exist() -> None:
@@ -128,7 +187,12 @@ def test_published_figures_are_of_protocols_that_exist() -> None:
         assert figure.key in PROTOCOLS or figure.key.split("/")[0] in benchmarks, figure
         assert figure.value > 0
         assert figure.source
+        if "/" not in figure.key:
+            assert figure.text().name, figure
     assert [figure.value for figure in published("openai-community/gpt2", "lm-eval")] == [37.37]
+    (loss,) = published("gpt2", "nanogpt")  # published in nats, shown in the protocol's unit too
+    assert str(loss).startswith(f"{math.exp(3.12):.2f} (3.12 nats per token; nanoGPT README")
+    assert PROTOCOLS["nanogpt"].random_windows == 8 * 500
     assert published("runs/x", "lm-eval") == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from training_helpers import prepared, sums
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
+from minilm.evaluation import intervals
 from minilm.evaluation.intervals import bootstrap, jackknife
 from minilm.evaluation.likeness import document_nats, features, mauve, obedience
 from minilm.evaluation.novelty import blocks, copied_share, longest_matches, new_ngrams
@@ -200,6 +202,14 @@ def test_intervals_cover_what_they_should() -> None:
         jack += (lambda e: e.low <= 2.0 <= e.high)(jackknife(lambda kept: float(np.mean(kept)), x.tolist()))
     assert 175 <= hits <= 199
     assert 175 <= jack <= 199
+    at_once = bootstrap(x.tolist(), x.tolist())
+    with pytest.MonkeyPatch.context() as patch:  # many texts are drawn by parts, to the same numbers
+        patch.setattr(intervals, "DRAWN_AT_ONCE", 80 * 7)
+        assert bootstrap(x.tolist(), x.tolist()) == at_once
+    tracemalloc.start()
+    bootstrap([1.0, 2.0] * 20_000)
+    assert tracemalloc.get_traced_memory()[1] < 200e6  # all 2,000 resamples at once: 1.3 GB
+    tracemalloc.stop()
     weighted = bootstrap([2.0, 6.0], [1.0, 2.0])
     assert (weighted.value, weighted.low, weighted.high) == (8 / 3, 2.0, 3.0)
     assert bootstrap([1.0, math.nan]).value == 1.0

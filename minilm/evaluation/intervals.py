@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 2_000_000  # numbers drawn by the bootstrap, which bounds its memory to some 60 MB
 GROUPS = 10  # left out in turn by the jackknife
 Z95 = 1.959964
 
@@ -36,9 +37,11 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, s
     x, w = x[kept], w[kept]
     if not len(x):
         return Estimate(np.nan, np.nan, np.nan)
-    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
-    means = x[drawn].sum(1) / w[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    random, means, rows = np.random.default_rng(seed), list[np.ndarray](), max(1, DRAWN_AT_ONCE // len(x))
+    for start in range(0, RESAMPLES, rows):
+        drawn = random.integers(len(x), size=(min(rows, RESAMPLES - start), len(x)))
+        means.append(x[drawn].sum(1) / w[drawn].sum(1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Estimate(float(x.sum() / w.sum()), float(low), float(high))
 
 

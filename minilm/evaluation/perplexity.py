@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from minilm.errors import UsageError
 from minilm.evaluation.protocols import TEXTS, WORDS, Protocol, get_protocol, windows
+from minilm.evaluation.reference import text_of
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_nats
 from minilm.model.gpt import GPT
 from minilm.text.mixture import head
@@ -50,6 +51,8 @@ class Perplexity:
     n_characters: int
     standard_error: float | None = None
     """Of the mean nats per token, where windows were drawn at random."""
+    text: str = ""
+    """Which published file's text was scored, whole, and in which form. Empty: none, or one that is not known."""
 
     @property
     def nats_per_token(self) -> float:
@@ -118,7 +121,7 @@ class Perplexity:
             spread = f" (nats per token {self.nats_per_token:.4f}, standard error {self.standard_error:.4f})"
         lines = [
             f"{self.measure}: {self.value:.4f}{spread}",
-            f"  {self.model} on {self.data}",
+            f"  {self.model} on {self.data}{f' ({self.text}, whole)' if self.text else ''}",
             f"  protocol {self.protocol}",
             f"  {self.n_tokens:,} tokens scored of {self.n_documents:,} documents, {self.nats:.2f} nats",
         ]
@@ -203,6 +206,7 @@ def perplexity(
         n_bytes=counts[1],
         n_characters=counts[2],
         standard_error=error,
+        text=text_of(source.name, source.original),
     )
 
 

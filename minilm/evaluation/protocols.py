@@ -194,9 +194,12 @@ WORDS: dict[str, Callable[[str], int]] = {
 
 _PAPER = "Radford et al. 2019, table 3; detokenizer, context and stride are not stated there and chosen here"
 _HF = "transformers documentation, Perplexity of fixed-length models"
-_LM_EVAL = "EleutherAI lm-evaluation-harness, task wikitext: rolling log-likelihood"
-_MEGATRON = "NVIDIA Megatron-LM, zero-shot evaluation with overlapping-eval 32"
-_NANOGPT = "nanoGPT's estimate_loss: 200 batches of 12 random windows"
+_LM_EVAL = "EleutherAI lm-evaluation-harness, task wikitext (the raw form): rolling log-likelihood"
+_MEGATRON = (
+    "NVIDIA Megatron-LM, zero-shot evaluation with overlapping-eval 32; its scripts read wiki.test.tokens, with <unk> "
+    "(--data wikitext103:form=tokenized), in fp16, which is fp32 here"
+)
+_NANOGPT = "nanoGPT's config/eval_gpt2.py: eval_iters 500 of batch_size 8, random windows; it prints nats per token"
 
 _HF_LOOP = Protocol("", data="wikitext2", text="rows", context=1024, targets_inside=True, source=_HF)
 _ROLLING = Protocol(
@@ -237,7 +240,7 @@ _ALL = (
         data="openwebtext",
         split="val",
         documents="stream",
-        random_windows=2400,
+        random_windows=4000,
         precision="bf16",
         source=_NANOGPT,
     ),
