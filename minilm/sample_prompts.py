@@ -50,10 +50,10 @@ def read_prompts(path: Path) -> tuple[list[Line], list[str]]:
                 wrong.append(f"line {number}: not UTF-8")
             except json.JSONDecodeError as error:
                 wrong.append(f"line {number}: not JSON ({error.msg}, column {error.colno})")
-            except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
-                wrong.append(f"line {number}: not usable as JSON ({str(error).partition(':')[0]})")
             except UsageError as error:
                 wrong.append(f"line {number}: {error}")
+            except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+                wrong.append(f"line {number}: not usable as JSON ({str(error).partition(':')[0]})")
     return lines, wrong
 
 

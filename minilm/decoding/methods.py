@@ -112,6 +112,10 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
         looks_back += ["choices"] if job.choices else []
         if looks_back:
             raise UsageError(f"{name} guesses ahead and cannot look back: leave out {', '.join(looks_back)}")
+    if strategy.min_new_tokens > job.max_new_tokens > 0:
+        raise UsageError(
+            f"min_new_tokens ({strategy.min_new_tokens}) is more than max_new_tokens ({job.max_new_tokens})"
+        )
     if not job.max_new_tokens:
         return iter(())
     if name in ("penalty_alpha", "draft", "lookup", "steering"):  # these read the whole prompt, k times the first
