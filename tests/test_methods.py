@@ -291,14 +291,14 @@ METHODS += [{"steering": Steering(bags=((3,),))}]
 @pytest.mark.parametrize("method", [*METHODS, {"n_beams": 2}], ids=lambda method: next(iter(method)))
 def test_no_new_tokens_are_none(method: dict[str, Any]) -> None:
     model = tiny(vocab_size=257)
-    options = {name: model if value == "itself" else value for name, value in method.items()}
+    options: Any = {name: model if value == "itself" else value for name, value in method.items()}
     assert generate(model, BYTES, "ab", max_new_tokens=0, **options) == ""
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: next(iter(method)))
 def test_a_prompt_beyond_memory_is_said(method: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(vocab_size=257)
-    options = {name: model if value == "itself" else value for name, value in method.items()}
+    options: Any = {name: model if value == "itself" else value for name, value in method.items()}
     monkeypatch.setattr("minilm.decoding.contexts.free_bytes", lambda device: 1000)
     with pytest.raises(UsageError, match=r"free: shorten it"):
         generate(model, BYTES, "ab", max_new_tokens=4, **options)

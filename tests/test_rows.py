@@ -302,13 +302,13 @@ def test_a_model_goes_when_nothing_else_holds_it(built: Path) -> None:
 def test_other_layers_and_hooks_are_kept(built: Path) -> None:
     model, heard = tiny(), list[int]()
     model.h[0].register_forward_hook(lambda *_: heard.append(0))
-    model.h[1].mlp.c_fc.register_forward_hook(lambda *_: heard.append(1))  # type: ignore[operator, union-attr]
+    model.h[1].mlp.c_fc.register_forward_hook(lambda *_: heard.append(1))  # type: ignore[union-attr]
 
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
-    model.h[1].attn.c_proj.__class__ = Doubled  # type: ignore[assignment, union-attr]
+    model.h[1].attn.c_proj.__class__ = Doubled  # type: ignore[union-attr]
     for slow, quick in both(model, Fast(model, "fp32"), 1):
         torch.testing.assert_close(quick, slow, atol=TOLERANCE, rtol=TOLERANCE)
     assert heard == [0, 1] * 10  # of two prompts and of four tokens by each
