@@ -218,7 +218,7 @@ def _build(path: Path, errors: int) -> subprocess.Popen[bytes]:
     """The compiler, on its way; what it makes is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}")  # two models may ask at once
-    command = ["sh", "-c", BUILD, _compiler(), str(SOURCE), str(beside), str(path)]
+    command = ["nice", "sh", "-c", BUILD, _compiler(), str(SOURCE), str(beside), str(path)]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
