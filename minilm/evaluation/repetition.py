@@ -40,7 +40,8 @@ def rep_r(units: Units) -> float:
 
 
 def distinct_n(texts: Sequence[Units], n: int) -> float:
-    """Distinct n-grams / n-grams over all texts (Li 2016). Falls with the amount of text: compare equal amounts."""
+    """Distinct n-grams / n-grams over all texts (after Li 2016, who divides by tokens). Falls with the amount of
+    text: compare equal amounts."""
     grams = [gram for units in texts for gram in ngrams(units, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
