@@ -50,7 +50,7 @@ WIDTH_OF_TINY, LR_OF_TINY = 192, 1e-2
 SWEEP_TOKENS = 1_200_000
 TOKEN_AXIS = (600_000, SWEEP_TOKENS, 2_400_000, 14_400_000)  # of `tiny`
 MORE = {"0.1M": (10_000_000, (1, 2, 3, 4)), "0.4M": (10_000_000, (1, 2)), "4M": (2_400_000, (1,))}
-"""Size -> more tokens, and the levels at which it is trained on them too: each size comes to lie between 25 and 75 %."""
+"""Size -> more tokens, and the levels at which it has them too: each size comes to lie between 25 and 75 %."""
 TIMED = {5: 2_400_000, 30: TOKEN_AXIS[-1]}
 """Minutes -> the tokens that `tiny` does in them alone on two cores of an EPYC of 2022 in fp32, 8,000 a second; with
 bf16 hardware it does five times as many."""
