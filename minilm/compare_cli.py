@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=whole(), default=0, metavar="N", help="of what is drawn (%(default)s)")
     add = parser.add_argument
     add("--unlike", action="store_true", help="stored results of unlike protocols too, with what differs")
-    add("--contexts", type=whole(1), nargs="+", default=[], metavar="N", help="perplexity with each of these contexts too")
+    add("--contexts", type=whole(1), nargs="+", default=[], metavar="N", help="perplexity with each context too")
     add("--picture", metavar="FILE", help="draw all of it as svg, png or pdf")
     add = parser.add_argument_group("generated text, paired by prompt").add_argument
     add("--prompts", metavar="X", help="a file of prompts, or N: the first words of N documents of the text")
@@ -94,7 +94,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
         raise UsageError("--prompts gives fewer than two, which cannot tell chance from difference: give two or more")
     if not protocol.context:
         blocks = []
-        for options.checkpoint in options.models:
+        for name in options.models:
+            options.checkpoint = name
             blocks.append(load(options)[0].config.block_size)  # one model at a time is in memory
         if len(set(blocks)) > 1:
             protocol = replace(protocol, context=min(blocks))

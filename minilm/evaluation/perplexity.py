@@ -245,6 +245,10 @@ class _Source:
             raise UsageError("text needs the model's tokenizer: pass tokenizer=")
         if protocol.documents == "stream":
             raise UsageError(f"protocol {protocol.name} reads prepared data as it is: give a prepared folder")
+        if max_tokens and not protocol.random_windows:
+            raise UsageError(
+                "--eval_tokens (max_tokens) counts tokens of prepared data: prepare the text, or leave it out"
+            )
         return cls._of_texts([given] if isinstance(given, str) else list(given), protocol, tokenizer, name or "text")
 
     @classmethod
