@@ -49,8 +49,8 @@ SIZES = {  # layers, heads, width
 WIDTH_OF_TINY, LR_OF_TINY = 192, 1e-2
 SWEEP_TOKENS = 1_200_000
 TOKEN_AXIS = (600_000, SWEEP_TOKENS, 2_400_000, 14_400_000)  # of `tiny`
-MORE_FOR_THE_SMALL = {"0.1M": (1, 2, 3, 4), "0.4M": (1, 2)}
-"""Size -> levels at which it is trained on 10 M tokens too."""
+MORE = {"0.1M": (10_000_000, (1, 2, 3, 4)), "0.4M": (10_000_000, (1, 2)), "4M": (2_400_000, (1,))}
+"""Size -> more tokens, and the levels at which it has them too: each size comes to lie between 25 and 75 %."""
 TIMED = {5: 2_400_000, 30: TOKEN_AXIS[-1]}
 """Minutes -> the tokens that `tiny` does in them alone on two cores of an EPYC of 2022 in fp32, 8,000 a second; with
 bf16 hardware it does five times as many."""
@@ -89,7 +89,7 @@ def cells() -> list[Cell]:
     for level in BLOCK_SIZE:
         found += [Cell(level, size, SWEEP_TOKENS) for size in SIZES]
         found += [Cell(level, "tiny", tokens) for tokens in TOKEN_AXIS if tokens != SWEEP_TOKENS]
-        found += [Cell(level, size, 10_000_000) for size, levels in MORE_FOR_THE_SMALL.items() if level in levels]
+        found += [Cell(level, size, tokens) for size, (tokens, levels) in MORE.items() if level in levels]
     found += [Cell(1, "tiny", SWEEP_TOKENS, large_batch=True)]
     found += [Cell(level, "tiny", SWEEP_TOKENS, tokenizer) for level in (1, 2) for tokenizer in ("bpe:512", "bpe:2048")]
     return sorted(found, key=lambda cell: cell.cost)

@@ -304,14 +304,12 @@ def load(options: argparse.Namespace) -> tuple[GPT, Tokenizer, str]:
 
 def steering_of(options: argparse.Namespace, model: GPT, tokenizer: Tokenizer) -> Steering:
     """What --bag, --attribute and --steer say. Raises UsageError where a bag or a discriminator cannot be used."""
-    from minilm.decoding.attributes import bag_of_words, load_head, steering
+    from minilm.decoding.attributes import bag_of_words, load_head, steering, words_of
     from minilm.model.weights import find_checkpoint
 
     bags = []
     for bag in options.bag:
-        path = Path(bag).expanduser()
-        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else bag.split(",")
-        tokens, missing = bag_of_words(words, tokenizer)
+        tokens, missing = bag_of_words(words_of(bag), tokenizer)
         bags.append(tokens)
         if missing:
             say(f"bag: {', '.join(missing)}: several tokens each, left out")

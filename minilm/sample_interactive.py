@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Callable
@@ -49,6 +50,8 @@ class Session:
 
     def run(self, lines: TextIO, asking: bool) -> None:
         """Until /quit or the end of `lines`. asking: a mark is shown where a line is awaited."""
+        if isinstance(lines, io.TextIOWrapper):
+            lines.reconfigure(errors="replace")  # a byte that is no UTF-8 shows as U+FFFD and ends nothing
         while True:
             if asking:
                 self.say("> ", end="")

@@ -52,10 +52,16 @@ def read_prompts(path: Path) -> tuple[list[Line], list[str]]:
                 wrong.append(f"line {number}: not JSON ({error.msg}, column {error.colno})")
             except UsageError as error:
                 wrong.append(f"line {number}: {error}")
+            except (RecursionError, ValueError) as error:  # nested too deep, a number of thousands of digits
+                wrong.append(f"line {number}: not usable as JSON ({str(error).partition(':')[0]})")
     return lines, wrong
 
 
 def _line(number: int, value: Any) -> Line:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError("half of a surrogate pair, which is not valid Unicode") from None
     if isinstance(value, str):
         return Line(number, value)
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
@@ -121,6 +127,8 @@ def _scores(pieces: list[Any], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]
 
 def _done(out: Path, prompts: dict[int, str], made_by: str) -> set[int]:
     """Lines whose results are there. A last line that a kill cut short is taken away."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: name a file for --out")
     if not out.exists():
         return set()
     raw = out.read_bytes()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minilm.config import GPTConfig
+from minilm.decoding.attributes import Steering
 from minilm.decoding.engine import generate, stream_batch
 from minilm.decoding.guidance import contrast, guide
 from minilm.decoding.loop import Job, decode
@@ -283,6 +284,26 @@ def test_methods_by_their_options() -> None:
     assert generate(model, BYTES, "ab", max_new_tokens=8, n_beams=2, stop=[cut[3]]) == cut[: cut.index(cut[3])]
 
 
+METHODS: list[dict[str, Any]] = [{"lookup": 2}, {"penalty_alpha": 0.5}, {"draft": "itself"}]
+METHODS += [{"steering": Steering(bags=((3,),))}]
+
+
+@pytest.mark.parametrize("method", [*METHODS, {"n_beams": 2}], ids=lambda method: next(iter(method)))
+def test_no_new_tokens_are_none(method: dict[str, Any]) -> None:
+    model = tiny(vocab_size=257)
+    options: Any = {name: model if value == "itself" else value for name, value in method.items()}
+    assert generate(model, BYTES, "ab", max_new_tokens=0, **options) == ""
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: next(iter(method)))
+def test_a_prompt_beyond_memory_is_said(method: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(vocab_size=257)
+    options: Any = {name: model if value == "itself" else value for name, value in method.items()}
+    monkeypatch.setattr("minilm.decoding.contexts.free_bytes", lambda device: 1000)
+    with pytest.raises(UsageError, match=r"free: shorten it"):
+        generate(model, BYTES, "ab", max_new_tokens=4, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -301,6 +322,9 @@ def test_methods_by_their_options() -> None:
         ({"amateur_temperature": 0}, "amateur_temperature must be above 0"),
         ({"draft": "small"}, "the draft model has 30 tokens, not 257"),
         ({"amateur": "small"}, "the amateur model has 30 tokens"),
+        ({"n_beams": 2, "length_penalty": 1e308}, "length_penalty lies between -10 and 10"),
+        ({"guidance": 1e308}, "guidance and diversity between"),
+        ({"min_new_tokens": 10, "max_new_tokens": 4}, "min_new_tokens (10) is more than max_new_tokens (4)"),
     ],
 )
 def test_misuse(options: dict[str, Any], said: str) -> None:

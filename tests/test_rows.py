@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from minilm.decoding.graphs import Graphs
 from minilm.decoding.rows import Fast, Rows, accelerate, fast, round_weights, unsupported
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
+from minilm.model.geometry import locate
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import get_tokenizer
 
@@ -81,7 +85,7 @@ def both(model: GPT, quick: Fast, n_rows: int) -> list[tuple[Tensor, Tensor]]:
         for token in (7, 200, 9, 4):
             ids = torch.tensor([[token + i] for i in range(n_rows)])
             slow = model.used_logits(model.hidden(ids, cache=caches[0])[:, -1])
-            found.append((slow, quick.head(model.hidden(ids, cache=caches[1], blocks=quick.blocks)[:, -1])))
+            found.append((slow, quick.head(model, model.hidden(ids, cache=caches[1], blocks=quick.blocks)[:, -1])))
     return found
 
 
@@ -134,7 +138,7 @@ def test_what_a_card_replays_is_the_model_compiled(variant: dict[str, Any]) -> N
 
 
 def same_by_graphs(model: GPT, backend: str) -> None:
-    quick = Graphs(model, backend)
+    quick = Graphs(backend)
     ids = torch.tensor([[0, 0, 3], [4, 5, 6]])
     with torch.inference_mode():
         caches = [Cache(model.config, 2, 24, starts=torch.tensor([2, 0])) for _ in range(2)]
@@ -145,7 +149,7 @@ def same_by_graphs(model: GPT, backend: str) -> None:
         for token in (7, 200, 9, 4):
             new = torch.tensor([[token], [token + 1]])
             expected = model.hidden(new, cache=caches[0])
-            torch.testing.assert_close(quick.hidden(new, caches[1]), expected, atol=TOLERANCE, rtol=TOLERANCE)
+            torch.testing.assert_close(quick.hidden(model, new, caches[1]), expected, atol=TOLERANCE, rtol=TOLERANCE)
         assert counters["stats"]["unique_graphs"] == 1
         torch.testing.assert_close(caches[1].keys, caches[0].keys, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -232,15 +236,9 @@ def test_eager_until_it_is_there_then_not(library: Path, monkeypatch: pytest.Mon
     assert fast(model, 1) is None
 
     class Counted(Fast):
-        def __init__(self, model: GPT, kind: str) -> None:
-            super().__init__(model, kind)
-            head = self.head
-
-            def counted(x: Tensor) -> Tensor:
-                used.append(1)
-                return head(x)
-
-            self.head = counted
+        def head(self, model: GPT, x: Tensor) -> Tensor:
+            used.append(1)
+            return super().head(model, x)
 
     monkeypatch.setattr(rows, "Fast", Counted)
     text = ""
@@ -271,6 +269,61 @@ def test_building_puts_it_where_it_is_looked_for(tmp_path: Path, monkeypatch: py
 def test_what_it_does_not_serve() -> None:
     assert str(unsupported(tiny().half())).startswith("rows.cpp serves fp32")
     assert accelerate(tiny().half()).startswith("eager (rows.cpp serves")
+
+
+def test_two_builds_at_once_leave_a_whole_library(tmp_path: Path) -> None:
+    if why := unsupported():
+        pytest.skip(why)
+    path = tmp_path / "rows.so"
+    for process in [rows._build(path, rows.subprocess.DEVNULL) for _ in range(2)]:
+        process.wait()
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.so"]
+    rows._library(path)
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINILM_CACHE", str(tmp_path / "file" / "cache"))
+    if why := unsupported():
+        pytest.skip(why)
+    assert "cannot be written: Not a directory; set MINILM_CACHE" in accelerate(tiny())
+
+
+def test_a_model_goes_when_nothing_else_holds_it(built: Path) -> None:
+    model = tiny()
+    accelerate(model)
+    assert fast(model, 1) is not None
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_other_layers_and_hooks_are_kept(built: Path) -> None:
+    model, heard = tiny(), list[int]()
+    model.h[0].register_forward_hook(lambda *_: heard.append(0))
+    model.h[1].mlp.c_fc.register_forward_hook(lambda *_: heard.append(1))  # type: ignore[union-attr]
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model.h[1].attn.c_proj.__class__ = Doubled  # type: ignore[union-attr]
+    for slow, quick in both(model, Fast(model, "fp32"), 1):
+        torch.testing.assert_close(quick, slow, atol=TOLERANCE, rtol=TOLERANCE)
+    assert heard == [0, 1] * 10  # of two prompts and of four tokens by each
+
+
+def test_weights_that_are_replaced_do_not_become_foreign_memory(built: Path) -> None:
+    model = tiny()
+    quick, before = Fast(model, "fp32"), tiny()
+    model.load_state_dict({name: torch.full_like(x, math.nan) for name, x in model.state_dict().items()}, assign=True)
+    x = torch.randn(1, 1, 32)
+    caches = [Cache(model.config, 1, 24) for _ in range(2)]
+    with torch.inference_mode():
+        geometry = locate(model.config, before.wpe, torch.tensor([[1]]), None, caches[1])
+        y = quick.blocks[0](x, 0, geometry, caches[0])
+        torch.testing.assert_close(y, before.h[0](x, 0, geometry, caches[1]), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_failing_to_build_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

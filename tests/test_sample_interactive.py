@@ -59,6 +59,12 @@ def test_turns_undo_and_retry(model: GPT, session: Session) -> None:
     assert (session.text, session.turns) == ("", [])
 
 
+def test_bytes_that_are_no_text_end_nothing(session: Session) -> None:
+    session.run(io.TextIOWrapper(io.BytesIO(b"caf\xe9\n\n/quit\n"), encoding="utf-8"), asking=False)
+    assert session.text.startswith("caf\ufffd")
+    assert len(session.turns) == 2
+
+
 def test_settings(model: GPT, session: Session) -> None:
     session.take("/top-k 3")
     session.take("/max_new_tokens 9")

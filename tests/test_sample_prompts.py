@@ -71,12 +71,14 @@ def test_a_run_that_was_cut_off_goes_on(model: GPT, tmp_path: Path, capsys: pyte
 
 def test_wrong_lines_are_told_by_number(model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [b'"fine"', b'{"prompt": 3}', b'{"prompt": "a"', b'"\xff"', b'{"prompt": "a", "sed": 1}', b"[1]"]
-    lines += [b'{"prompt": "a", "seed": -1}', b'"also fine"']
+    lines += [b'{"prompt": "a", "seed": -1}', b'"also fine"', b"[" * 100_000, b"9" * 5_000, rb'"a\ud800b"']
+    lines += [rb'{"prompt": "a", "id": "\udc00"}']
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
     assert run_door("sample", ["--prompts", str(tmp_path / "in.jsonl"), *WORDS]) == 1
     err = capsys.readouterr().err
     for said in ("line 2: neither a string", "line 3: not JSON", "line 4: not UTF-8", "line 5: 'sed' is not known",
-                 "line 6: neither", "line 7: seed must be"):  # fmt: skip
+                 "line 6: neither", "line 7: seed must be", "line 9: not usable", "line 10: not usable",
+                 "line 11: half of a surrogate pair", "line 12: half of"):  # fmt: skip
         assert said in err, said
     assert [r["line"] for r in results(tmp_path / "in.results.jsonl")] == [1, 8]
 
@@ -104,6 +106,7 @@ def test_results_of_something_else_are_not_mixed(
         (["--prompts", "f", "--prompt", "a"], "--prompts and --prompt exclude each other"),
         (["--prompts", "f", "--num_samples", "2"], "--prompts and --num_samples exclude"),
         (["--out", "f"], "go with --prompts"),
+        (["--prompts", __file__, "--out", "."], "is a folder: name a file for --out"),
     ],
 )
 def test_misuse(words: list[str], said: str, model: GPT, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minilm.cli import run_door
 from minilm.config import GPTConfig
-from minilm.decoding.attributes import Head, Steering, bag_of_words, fingerprint, load_head, steering
+from minilm.decoding.attributes import Head, Steering, bag_of_words, fingerprint, load_head, steering, words_of
 from minilm.decoding.engine import generate, stream_batch
 from minilm.decoding.steer import Steered
 from minilm.errors import UsageError
@@ -292,3 +292,13 @@ def test_misuse(values: dict[str, Any], said: str) -> None:
 def test_tokens_outside_the_vocabulary() -> None:
     with pytest.raises(UsageError, match="outside"):
         list(stream_batch(tiny(vocab_size=257), BYTES, ["a"], steering=Steering(bags=((300,),))))
+
+
+def test_a_bag_is_a_file_or_words(tmp_path: Path) -> None:
+    (tmp_path / "bag.txt").write_text("war\narmy\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert words_of(str(tmp_path / "bag.txt")) == ["war", "army"]
+    assert words_of("war,army") == ["war", "army"]
+    assert len(words_of(",".join(["word"] * 200))) == 200  # longer than a file's name may be
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        words_of(str(tmp_path / "latin.txt"))

@@ -150,6 +150,17 @@ def steering(bags: Sequence[Sequence[int]], head: Head | None, label: str, words
     return Steering(tuple(map(tuple, bags)), head, label, **settings)
 
 
+def words_of(bag: str) -> list[str]:
+    """Of a file, a line each, or of the bag itself, between commas."""
+    path = Path(bag).expanduser()
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else bag.split(",")
+    except UnicodeDecodeError:
+        raise UsageError(f"--bag {bag} is not UTF-8: save it as UTF-8") from None
+    except OSError:  # too long for a file's name
+        return bag.split(",")
+
+
 def bag_of_words(words: Iterable[str], tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
     """Tokens that are one of the words, with a space before it or without; and the words that are several tokens.
 

@@ -42,8 +42,8 @@ class Fused:
 
     def __init__(self, block: Any, config: GPTConfig, call: Callable[..., None]) -> None:
         self.block, self.config, self.call = block, config, call
-        norms = [t for norm in (block.ln_1, block.ln_2) for t in (norm.weight, norm.bias)]
-        addresses = [None if t is None else t.data_ptr() for t in norms]
+        self.norms = [t for norm in (block.ln_1, block.ln_2) for t in (norm.weight, norm.bias)]  # kept: C++ reads them
+        addresses = [None if t is None else t.data_ptr() for t in self.norms]
         layers = [layer.fixed for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
         sizes = config.n_embd, config.n_head, config.inner_width
         self.fixed = _Block(*addresses, *layers, *sizes, config.norm_eps)
@@ -53,7 +53,7 @@ class Fused:
         if cache is None or x.shape[1] != 1 or cache.keys.dtype != torch.float32:
             y: Tensor = self.block(x, layer, geometry, cache)
             return y
-        B, c, starts = len(x), self.config, cache.starts
+        B, c, starts = len(x), self.config, None if cache.starts is None else cache.starts.long().contiguous()
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         scratch = x.new_empty(B * (6 * c.n_embd + c.inner_width))
         scale = (c.head_width**-0.5 if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
@@ -69,6 +69,11 @@ class Fused:
         return y
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether something listens to the module's calls."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:
     """The block as one call where it is GPT-2's, in fp32 apart from the weights of products; else the block itself."""
     plain = config.position in ("learned", "sinusoidal", "none") and not (config.qk_norm or config.window)
@@ -77,6 +82,8 @@ def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:
         return block
     between = (block.ln_1_out, block.ln_1_post, block.ln_2_out, block.ln_2_post)
     norms = type(block.ln_1) is type(block.ln_2) is LayerNorm and all(isinstance(m, nn.Identity) for m in between)
-    if not norms or block.attn.c_attn.weight.dtype != torch.float32:
+    layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+    ours = all(hasattr(layer, "fixed") for layer in layers) and not any(map(hooked, block.modules()))
+    if not (norms and ours) or block.attn.c_attn.weight.dtype != torch.float32:
         return block
     return Fused(block, config, call)

@@ -37,58 +37,64 @@ class _Slots(Cache):
 class Graphs:
     """What reads single tokens of a model's rows: `hidden`, as the model's."""
 
-    def __init__(self, model: GPT, backend: str = "inductor") -> None:
-        self.model = model
-        self.step: Any = torch.compile(self._step, fullgraph=True, backend=backend)
-        self.captured: weakref.WeakKeyDictionary[Cache, tuple[int, list[Tensor], Any, Tensor]] = (
+    def __init__(self, backend: str = "inductor") -> None:
+        self.step: Any = torch.compile(_step, fullgraph=True, backend=backend)
+        self.captured: weakref.WeakKeyDictionary[Cache, tuple[Any, list[Tensor], Any, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
 
-    def hidden(self, ids: Tensor, cache: Cache) -> Tensor:
+    def hidden(self, model: GPT, ids: Tensor, cache: Cache) -> Tensor:
         """ids (B, 1) behind what the cache holds -> what the head reads (B, 1, D)."""
         starts = torch.zeros_like(ids[:, 0]) if cache.starts is None else cache.starts
         at = torch.full((1,), cache.length, device=ids.device)
         inputs = [ids, at, starts]
-        x: Tensor = self._replayed(inputs, cache) if ids.is_cuda else self.step(*inputs, cache.keys, cache.values)
+        x: Tensor
+        if ids.is_cuda:
+            with torch.cuda.device(ids.device):
+                x = self._replayed(model, inputs, cache)
+        else:
+            x = self.step(model, *inputs, cache.keys, cache.values)
         cache.length += 1
         return x
 
-    def _replayed(self, inputs: list[Tensor], cache: Cache) -> Tensor:
+    def _replayed(self, model: GPT, inputs: list[Tensor], cache: Cache) -> Tensor:
         found = self.captured.get(cache)
-        if found is None or found[0] != cache.keys.data_ptr() or found[1][0].shape != inputs[0].shape:
+        memory = cache.keys.data_ptr(), cache.values.data_ptr(), inputs[0].shape
+        if found is None or found[0] != memory:
             fixed = [t.clone() for t in inputs]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):  # each writes the same keys and values into the same slot
-                    self.step(*fixed, cache.keys, cache.values)
+                    self.step(model, *fixed, cache.keys, cache.values)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                x = self.step(*fixed, cache.keys, cache.values)
-            found = self.captured[cache] = (cache.keys.data_ptr(), fixed, graph, x)
+                x = self.step(model, *fixed, cache.keys, cache.values)
+            found = self.captured[cache] = (memory, fixed, graph, x)
         _, fixed, graph, x = found
         for there, here in zip(fixed, inputs, strict=True):
             there.copy_(here)
         graph.replay()
         return x.clone()  # the next token's stands in the same place
 
-    def _step(self, ids: Tensor, at: Tensor, starts: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`GPT.hidden` of one token a row, with a geometry that does not depend on how many slots are filled."""
-        model, c = self.model, self.model.config
-        slots = torch.arange(keys.shape[3], device=ids.device)
-        seen = (slots <= at) & (slots >= starts[:, None])  # (B, S)
-        if c.window:
-            seen = seen & (slots > at - c.window)
-        positions = (at - starts)[:, None]
-        mask = seen[:, None, None]
-        if (slopes := model.wpe.slopes(ids.device)) is not None:
-            mask = torch.where(mask, -slopes * (at - slots).to(slopes.dtype), -torch.inf)
-        geometry = Geometry(positions, model.wpe.rotation(positions), mask, is_causal=False)
-        cache = _Slots(keys, values, at)
-        x = model.wte_proj(model.wte(ids)) + model.wpe(positions)
-        x = model.ln_e(x.to(model.wte.weight.dtype))
-        repeats = c.n_layer // len(model.h)
-        for layer in range(c.n_layer):
-            x = model.h[layer // repeats](x, layer, geometry, cache)
-        return model.ln_f(x)
+
+def _step(model: GPT, ids: Tensor, at: Tensor, starts: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`GPT.hidden` of one token a row, with a geometry that does not depend on how many slots are filled."""
+    c = model.config
+    slots = torch.arange(keys.shape[3], device=ids.device)
+    seen = (slots <= at) & (slots >= starts[:, None])  # (B, S)
+    if c.window:
+        seen = seen & (slots > at - c.window)
+    positions = (at - starts)[:, None]
+    mask = seen[:, None, None]
+    if (slopes := model.wpe.slopes(ids.device)) is not None:
+        mask = torch.where(mask, -slopes * (at - slots).to(slopes.dtype), -torch.inf)
+    geometry = Geometry(positions, model.wpe.rotation(positions), mask, is_causal=False)
+    cache = _Slots(keys, values, at)
+    x = model.wte_proj(model.wte(ids)) + model.wpe(positions)
+    x = model.ln_e(x.to(model.wte.weight.dtype))
+    repeats = c.n_layer // len(model.h)
+    for layer in range(c.n_layer):
+        x = model.h[layer // repeats](x, layer, geometry, cache)
+    return model.ln_f(x)

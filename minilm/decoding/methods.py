@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from minilm.decoding.attributes import Steering
+from minilm.decoding.contexts import check_memory
 from minilm.decoding.guidance import contrast, guide
 from minilm.decoding.loop import Beside, Job, Piece, decode
 from minilm.decoding.search import beam_search, contrastive_search
@@ -66,6 +67,8 @@ class Method:
         for name in ("length_penalty", "diversity", "guidance"):
             if not math.isfinite(getattr(self, name)):
                 raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+        if abs(self.length_penalty) > 10 or max(abs(self.guidance), abs(self.diversity)) > 1e6:
+            raise UsageError("length_penalty lies between -10 and 10, guidance and diversity between -1e6 and 1e6")
         if not 0.0 <= self.penalty_alpha <= 1.0:
             raise UsageError(f"penalty_alpha must lie in [0, 1], not {self.penalty_alpha!r}")
         if not 0.0 < self.contrast_alpha <= 1.0:
@@ -109,6 +112,15 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
         looks_back += ["choices"] if job.choices else []
         if looks_back:
             raise UsageError(f"{name} guesses ahead and cannot look back: leave out {', '.join(looks_back)}")
+    if strategy.min_new_tokens > job.max_new_tokens > 0:
+        raise UsageError(
+            f"min_new_tokens ({strategy.min_new_tokens}) is more than max_new_tokens ({job.max_new_tokens})"
+        )
+    if not job.max_new_tokens:
+        return iter(())
+    if name in ("penalty_alpha", "draft", "lookup", "steering"):  # these read the whole prompt, k times the first
+        n_slots = job.model.config.block_size * (strategy.top_k or 4 if name == "penalty_alpha" else 1)
+        check_memory(job.model, min(max(map(len, job.prompts)), job.model.config.block_size), n_slots)
     match name:
         case "n_beams":
             beams = (method.n_beams, method.length_penalty, method.early_stopping, method.n_beam_groups)

@@ -17,6 +17,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import weakref
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minilm.decoding.fused import Linear, fused
+from minilm.decoding.fused import Linear, fused, hooked
 from minilm.decoding.graphs import Graphs
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
@@ -73,14 +74,17 @@ class Fast:
     def __init__(self, model: GPT, kind: str) -> None:
         call = getattr(_library(library_path()), f"block_{kind}")
         self.blocks = [fused(_packed(block, kind), model.config, call) for block in model.h]
-        table, proj = Rows(model.head_rows(), None, kind), _packed(model.head_proj, kind)
-        self.head = lambda x: model.finish_logits(table(proj(x)))  # (B, D) -> logits of the rows in use (B, V)
+        self.table, self.proj = Rows(model.head_rows(), None, kind), _packed(model.head_proj, kind)
+
+    def head(self, model: GPT, x: Tensor) -> Tensor:
+        """x (B, D) -> logits of the rows in use (B, V)."""
+        return model.finish_logits(self.table(self.proj(x)))
 
 
 def fast(model: GPT, n_rows: int) -> Fast | None:
     """What reads so many tokens faster than the model, where it was asked for and is ready."""
     found = _READY.get(model)
-    if found is None or isinstance(found, Graphs) or n_rows > MAX_ROWS:
+    if found is None or isinstance(found, Graphs) or n_rows > MAX_ROWS or model.device.type != "cpu":
         return None
     if isinstance(found, str):
         if not library_path().is_file():
@@ -93,7 +97,7 @@ def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
     """What the head reads of ids (B, T) behind what the cache holds: (B, T, D), by what `accelerate` found."""
     found = _READY.get(model)
     if isinstance(found, Graphs) and ids.shape[1] == 1 and cache.length:
-        return found.hidden(ids, cache)
+        return found.hidden(model, ids, cache)
     quick = fast(model, ids.numel())
     return model.hidden(ids, cache=cache, blocks=None if quick is None else quick.blocks)
 
@@ -101,7 +105,7 @@ def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
 def logits_of(model: GPT, x: Tensor) -> Tensor:
     """What the head reads (N, D) -> logits of the vocabulary in use (N, V), by rows.cpp where it serves."""
     quick = fast(model, len(x))
-    return model.used_logits(x) if quick is None else quick.head(x)
+    return model.used_logits(x) if quick is None else quick.head(model, x)
 
 
 def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
@@ -112,7 +116,7 @@ def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
     weights must not change afterwards. Raises MinilmError where "now" fails. On a card, "now" compiles (`graphs.py`).
     """
     if model.device.type == "cuda" and when == "now":
-        _READY[model] = Graphs(model)
+        _READY[model] = Graphs()
         return "compiled, a CUDA graph"
     if why := unsupported(model):
         return f"eager ({why})"
@@ -120,7 +124,10 @@ def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
     if not path.is_file():
         if when == "cached":
             return "eager"
-        process = _build(path, subprocess.PIPE if when == "now" else subprocess.DEVNULL)
+        try:
+            process = _build(path, subprocess.PIPE if when == "now" else subprocess.DEVNULL)
+        except OSError as error:
+            return f"eager ({path.parent} cannot be written: {error.strerror}; set MINILM_CACHE)"
         if when == "now":
             _, said = process.communicate()
             if not path.is_file():
@@ -163,8 +170,10 @@ def _steps(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _packed(module: Any, kind: str) -> Any:
     """The module with `Rows` in place of every linear layer; everything else is shared."""
-    if isinstance(module, nn.Linear):
+    if type(module) is nn.Linear and not hooked(module):
         return Rows(module.weight, module.bias, kind)
+    if isinstance(module, nn.Linear):
+        return module
     new = copy.copy(module)
     new._modules = {name: child if child is None else _packed(child, kind) for name, child in module._modules.items()}
     return new
@@ -173,15 +182,15 @@ def _packed(module: Any, kind: str) -> Any:
 @cache
 def _library(path: Path) -> ctypes.CDLL:
     """rows.cpp, built. Raises MinilmError where it cannot be loaded."""
+    address, number = ctypes.c_void_p, ctypes.c_long
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MinilmError(f"{path} cannot be loaded ({error}): decode with --compile off") from None
-    for kind in KINDS.values():
-        address, number = ctypes.c_void_p, ctypes.c_long
-        product, block = getattr(library, f"rows_{kind}"), getattr(library, f"block_{kind}")
-        product.restype, product.argtypes = None, [ctypes.POINTER(Linear)] + [address] * 2 + [number] * 3
-        block.restype, block.argtypes = None, [address] * 7 + [ctypes.c_float] + [number] * 3
+        for kind in KINDS.values():
+            product, block = getattr(library, f"rows_{kind}"), getattr(library, f"block_{kind}")
+            product.restype, product.argtypes = None, [ctypes.POINTER(Linear)] + [address] * 2 + [number] * 3
+            block.restype, block.argtypes = None, [address] * 7 + [ctypes.c_float] + [number] * 3
+    except (OSError, AttributeError) as error:
+        raise MinilmError(f"{path} cannot be loaded ({error}): delete it, or decode with --compile off") from None
     return library
 
 
@@ -208,8 +217,8 @@ def _compiler() -> str:
 def _build(path: Path, errors: int) -> subprocess.Popen[bytes]:
     """The compiler, on its way; what it makes is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.stem}-{os.getpid()}")
-    command = ["sh", "-c", BUILD, _compiler(), str(SOURCE), str(beside), str(path)]
+    beside = path.with_name(f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}")  # two models may ask at once
+    command = ["nice", "sh", "-c", BUILD, _compiler(), str(SOURCE), str(beside), str(path)]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
