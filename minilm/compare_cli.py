@@ -82,7 +82,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     from minilm.evaluation.cost import peak_bytes, weight_bytes
     from minilm.evaluation.intervals import bootstrap
     from minilm.evaluation.paired_texts import text_differences
-    from minilm.evaluation.perplexity import Part, perplexity
+    from minilm.evaluation.perplexity import Part, Perplexity, perplexity
     from minilm.sample_cli import load
 
     protocol = protocol_of(options)
@@ -101,7 +101,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             protocol = replace(protocol, context=min(blocks))
             say(f"compared with the shortest context, of {min(blocks)} tokens; --context sets another")
     write = _writer(options, prompts)
-    rows, measured, texts, breakdowns, grid = [], [], [], [], {}
+    rows, texts, breakdowns, grid = [], [], [], {}
+    measured: list[tuple[Perplexity, list[Part]]] = []
     for name in options.models:
         options.checkpoint = name
         model, tokenizer, what = load(options)
