@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from minilm.config import nearest
@@ -27,6 +27,17 @@ class Parser(argparse.ArgumentParser):
             known = [name for action in self._actions for name in action.option_strings]
             raise UsageError(f"{self.prog} has no option {name!r}{nearest(name, known)}; --help lists them")
         return options
+
+
+def whole(least: int = 0) -> Callable[[str], int]:
+    """The type of an option that takes whole numbers from `least` on."""
+
+    def number(word: str) -> int:
+        if not word.isdecimal() or int(word) < least:
+            raise argparse.ArgumentTypeError(f"give a whole number, {least} or more, not {word!r}")
+        return int(word)
+
+    return number
 
 
 def plain(word: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minilm.command_line import Parser
+from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
 from minilm.log import say
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     if len(options.models) < 2:
         raise UsageError("name two models or more, or two files that `minilm eval --out` wrote")
-    stored = [name.endswith(".json") and Path(name).is_file() for name in options.models]
+    stored = [name.endswith(".json") for name in options.models]
     if any(stored):
         if not all(stored):
             raise UsageError("stored results cannot be compared with models: name either all files or all models")
@@ -57,10 +57,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", metavar="X", help="prepared data, a data set's name, or text (the first run's own)")
     parser.add_argument("--source", metavar="X", help="a local copy of the data set in its original form")
     parser.add_argument("--format", choices=FORMATS, default="table", help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (%(default)s)")
+    parser.add_argument("--seed", type=whole(), default=0, metavar="N", help="of what is drawn (%(default)s)")
     add = parser.add_argument
     add("--unlike", action="store_true", help="stored results of unlike protocols too, with what differs")
-    add("--contexts", type=int, nargs="+", default=[], metavar="N", help="perplexity with each of these contexts too")
+    add("--contexts", type=whole(1), nargs="+", default=[], metavar="N", help="perplexity with each context too")
     add("--picture", metavar="FILE", help="draw all of it as svg, png or pdf")
     add = parser.add_argument_group("generated text, paired by prompt").add_argument
     add("--prompts", metavar="X", help="a file of prompts, or N: the first words of N documents of the text")
@@ -82,7 +82,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     from minilm.evaluation.cost import peak_bytes, weight_bytes
     from minilm.evaluation.intervals import bootstrap
     from minilm.evaluation.paired_texts import text_differences
-    from minilm.evaluation.perplexity import Part, perplexity
+    from minilm.evaluation.perplexity import Part, Perplexity, perplexity
     from minilm.sample_cli import load
 
     protocol = protocol_of(options)
@@ -90,10 +90,19 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     data = data_for(options, protocol)
     options.precision = "fp32"
     prompts = _prompts(options, data, protocol)
-    if len(prompts) == 1:
-        raise UsageError("--prompts gives one prompt, which cannot tell chance from difference: give two or more")
+    if options.prompts is not None and len(prompts) < 2:
+        raise UsageError("--prompts gives fewer than two, which cannot tell chance from difference: give two or more")
+    if not protocol.context:
+        blocks = []
+        for name in options.models:
+            options.checkpoint = name
+            blocks.append(load(options)[0].config.block_size)  # one model at a time is in memory
+        if len(set(blocks)) > 1:
+            protocol = replace(protocol, context=min(blocks))
+            say(f"compared with the shortest context, of {min(blocks)} tokens; --context sets another")
     write = _writer(options, prompts)
-    rows, measured, texts, breakdowns, grid = [], [], [], [], {}
+    rows, texts, breakdowns, grid = [], [], [], {}
+    measured: list[tuple[Perplexity, list[Part]]] = []
     for name in options.models:
         options.checkpoint = name
         model, tokenizer, what = load(options)
@@ -104,6 +113,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
         start = time.perf_counter()
         found = perplexity(model, source, protocol, parts=parts, **about)
         seconds = time.perf_counter() - start
+        if measured:
+            measured[0][0].check_alike(found)
         measured.append((found, parts))
         breakdowns.append(breakdown(parts, found.protocol.documents == "each"))
         row = {
@@ -143,17 +154,20 @@ def _prompts(options: argparse.Namespace, data: str, protocol: Protocol) -> list
     """Of a file (a prompt a line, or jsonl as `sample.py --prompts` reads it), or the first words of so many documents
     of the text."""
     from minilm.eval_perplexity import read_data
+    from minilm.evaluation.protocols import get_protocol
     from minilm.sample_prompts import read_prompts
     from minilm.text.shards import ShardFolder
     from minilm.text.tokenizer import get_tokenizer
 
     named = options.prompts
-    if not named:
+    if named is None:
         return []
-    if named.isdigit():
-        plain = replace(protocol, documents="each")  # so that text is taken as it is
+    if named.isdecimal():
+        plain = get_protocol("minilm", split=protocol.split)  # takes text as it is
         source, _ = read_data(data, plain, get_tokenizer("bytes"), options.source)
         if isinstance(source, ShardFolder):
+            if protocol.split not in source.splits:
+                raise UsageError(f"{data} has no split {protocol.split!r}: choose of {', '.join(source.splits)}")
             split, theirs = source.splits[protocol.split], source.tokenizer()
             source = [theirs.decode(split.document(i)) for i in range(min(int(named), split.n_documents))]
         return [" ".join(text.split()[:PROMPT_WORDS]) for text in source[: int(named)]]
@@ -199,6 +213,8 @@ def _stored(options: argparse.Namespace) -> int:
             found.append(Perplexity.from_json(Path(name).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{name} cannot be read ({error}): name a file that `minilm eval --out` wrote") from None
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
     notes = ["stored results have no scores of single documents: whether a difference is chance cannot be said"]
     for other in found[1:]:
         try:

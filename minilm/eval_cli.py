@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minilm.command_line import Parser
+from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
 
 FORMATS = ("table", "markdown", "csv", "json")
@@ -34,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return eval_benchmark.measure(options)
     if options.coherence:
         return eval_tales.measure_coherence(options)
+    if options.all and (options.out or options.breakdown or options.picture):
+        raise UsageError("--out, --breakdown and --picture are of one protocol: name it instead of --all")
+    if options.json and options.breakdown:
+        raise UsageError("--breakdown prints a table: leave out --json, or draw it with --picture FILE")
+    options.format = "json" if options.json else options.format
     return eval_perplexity.measure(options)
 
 
@@ -45,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print one JSON object instead")
     add("--data", metavar="X", help="prepared data, a data set's name, or text (the protocol's, else the run's own)")
     add("--source", metavar="X", help="a local copy of the data set in its original form; of --all: a folder of them")
-    add("--seed", type=int, default=0, metavar="N", help="of whatever is drawn (%(default)s)")
+    add("--seed", type=whole(), default=0, metavar="N", help="of whatever is drawn (%(default)s)")
     add_device(parser)
     add_protocol(parser)
     parser.add_argument("--all", action="store_true", help="every protocol and benchmark, beside published figures")
@@ -60,11 +65,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="B",
         help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; by download or from --source",
     )
-    add("--limit", type=int, default=0, metavar="N", help="ask the first N questions; 0: all")
+    add("--limit", type=whole(), default=0, metavar="N", help="ask the first N questions; 0: all")
     add = parser.add_argument_group("generated text").add_argument
     add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
     add("--reference", metavar="X", help="real texts beside them: such a file, or data of which --split (val) is taken")
-    add("--mauve_tokens", type=int, default=0, metavar="N", help="MAUVE cuts texts to; 0: what nine tenths have")
+    add("--mauve_tokens", type=whole(), default=0, metavar="N", help="MAUVE cuts texts to; 0: what nine tenths have")
     add = parser.add_argument_group("tales").add_argument
     add("--grade", metavar="FILE", help="judge a text file: a tale a line, or parted by blank lines or <|endoftext|>")
     add("--coherence", action="store_true", help="share of the model's own tales that the grader passes")
@@ -98,6 +103,6 @@ def add_protocol(parser: Parser) -> None:
     add("--documents", metavar="X", help="joined, each, stream")
     add("--first", metavar="X", help="unscored, after_eot")
     add("--unit", metavar="X", help="token, word, byte, character")
-    add("--context", type=int, metavar="N", help="tokens read at most; 0: the model's block_size")
-    add("--stride", type=int, metavar="N", help="tokens from window to window; 0: the context")
-    add("--eval_tokens", type=int, default=0, metavar="N", help="of prepared data, the first N tokens; 0: all")
+    add("--context", type=whole(), metavar="N", help="tokens read at most; 0: the model's block_size")
+    add("--stride", type=whole(), metavar="N", help="tokens from window to window; 0: the context")
+    add("--eval_tokens", type=whole(), default=0, metavar="N", help="of prepared data, the first N tokens; 0: all")

@@ -75,8 +75,8 @@ def _all(
         units = {"per token": f"{found.token_perplexity:.4f}"}
         units |= {"per word": f"{found.word_perplexity:.4f}"} if found.n_words else {}
         units |= {"bits per byte": f"{found.bits_per_byte:.4f}"} if found.n_bytes else {}
-        error = found.standard_error
-        measure = f"{found.measure}{'' if error is None else f' (standard error {error:.4f} nats)'}"
+        spread = found.standard_error
+        measure = f"{found.measure}{'' if spread is None else f' (standard error {spread:.4f} nats)'}"
         row(protocol.name, f"{found.value:.4f}", measure, beside(found), **units)
     for name in READERS:
         try:

@@ -179,6 +179,17 @@ def test_cbts_file(shared_data: Path, tmp_path: Path) -> None:
         ("hellaswagg", "", "there is no benchmark 'hellaswagg' .did you mean hellaswag"),
         ("hellaswag", "not json", "is no file of hellaswag .JSONDecodeError"),
         ("hellaswag", "{}", "is no file of hellaswag .KeyError"),
+        *(
+            ("hellaswag", json.dumps({"query": "a", "choices": ["b", "c"], "gold": 1} | wrong), message)
+            for wrong, message in (
+                ({"choices": []}, "question 1 of 0 choices"),
+                ({"choices": ["", "b"]}, "question 1: write context and"),
+                ({"choices": [5, "b"]}, "question 1: write context and"),
+                ({"query": 3}, "question 1: write context and"),
+                ({"gold": 7}, "question 1 of 2 choices: choice 7 cannot be the right one"),
+            )
+        ),
+        ("lambada-openai", '{"context": null, "continuation": "x"}', "question 1: write context and"),
         ("cbt-ne", "1 a\n2 b", "is no file of cbt-ne .ValueError"),
         ("lambada", "", "holds no question of lambada"),
         ("lambada", None, "cannot be read .No such file"),

@@ -102,11 +102,30 @@ def test_what_cannot_be_compared(models: tuple[GPT, GPT]) -> None:
     a = measured(models[0], sums(10, 3), "A")
     with pytest.raises(UsageError, match="not measured alike"):
         difference(*a, *measured(models[0], sums(11, 3), "A"))
-    with pytest.raises(UsageError, match="one document cannot tell"):
-        difference(*measured(models[0], sums(10, 1), "A"), *measured(models[0], sums(10, 1), "A"))
+    with pytest.raises(UsageError, match="one window cannot tell"):
+        difference(*measured(models[0], ["12 + 3"], "A"), *measured(models[0], ["12 + 3"], "A"))
+    one = measured(models[0], sums(10, 1), "A")
+    assert (difference(*one, *one).drawn, difference(*one, *one).n_units) == ("windows", len(one[1]))
+    with pytest.raises(UsageError, match=r"the tokenizer .*and per byte"):
+        a[0].check_alike(replace(a[0], tokenizer="0" * 16))
     joined = measured(models[0], sums(10, 3), "A", documents="joined", unit="byte")
     with pytest.raises(UsageError, match="compared by document"):
         difference(*joined, replace(joined[0], tokenizer="0" * 16), joined[1])
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_documents_are_paired_by_number(models: tuple[GPT, GPT], dropped: int) -> None:
+    """Where each tokenizer leaves another document without a target, counts alone would not show it."""
+    texts = ["a", "bc", *sums(10, 3)]
+    found, parts = measured(models[0], texts, "A", first="unscored", unit="byte")  # of "a" nothing is scored
+    other = [part for part in measured(models[1], texts, "B", unit="byte")[1] if part.document != dropped]
+    with pytest.raises(UsageError, match=r"by document, from its first token on.*--first after_eot"):
+        difference(found, parts, replace(found, tokenizer="0" * 16), parts)
+    if dropped:
+        with pytest.raises(UsageError, match="document 1 has a token for one of the two tokenizers only"):
+            difference(found, parts, found, other)
+    else:
+        assert difference(found, parts, found, other).n_units == 4
 
 
 def test_the_door(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,11 +166,22 @@ def test_stored_results(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["models"]] == files
     assert "the text: text and text" in found["differences"][1]
+    stored = json.loads(Path(files[1]).read_text())
+    broken = []
+    for key, value, why in (
+        ("n_tokens", 0, "its counts"),
+        ("nats", None, "nats takes"),
+        ("n_words", "x", "n_words takes"),
+    ):
+        broken.append((str(tmp_path / f"no_{key}.json"), why))
+        Path(broken[-1][0]).write_text(json.dumps(stored | {key: value}))
     for words, message in (
         (files, "not measured alike"),
         ([*files[:2], files[2]], "pass --unlike to see them side by side"),
         ([files[0], "runs/x"], "stored results cannot be compared with models"),
         (files[:1], "name two models or more"),
+        ([files[0], str(tmp_path / "missing.json")], "missing.json cannot be read"),
+        *(([files[0], name], f"{name}: this is no stored perplexity ({why}") for name, why in broken),
         (["runs/x", "runs/y"], "there is no runs/x"),
     ):
         assert run_door("compare", words) == 2
@@ -198,7 +228,7 @@ def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, caps
     for name, model in zip(names, (models[0], short), strict=True):
         model.save_pretrained(name, BYTES)
     words = [*names, "--data", str(folder), "--device=cpu", "--contexts", "8", "16", "48", "--eval_tokens=600"]
-    words += ["--context=16", "--prompts=3", "--max_new_tokens=20", "--judge", names[0], "--format=json"]
+    words += ["--prompts=3", "--max_new_tokens=20", "--judge", names[0], "--format=json"]
     assert run_door("compare", [*words, "--picture", str(tmp_path / "all.svg")]) == 0
     found = json.loads(capsys.readouterr().out)
     long, other = found["models"]
@@ -221,7 +251,12 @@ def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, caps
     assert run_door("compare", [*words, "--prompts", str(tmp_path / "prompts.txt"), "--max_new_tokens=5"]) == 0
     assert "2 prompts" in capsys.readouterr().out
     for options, message in (
-        (["--prompts=1"], "gives one prompt, which cannot tell chance"),
+        (["--prompts=1"], "gives fewer than two, which cannot tell chance"),
+        (["--prompts=0"], "gives fewer than two, which cannot tell chance"),
+        (["--prompts=²"], "--prompts ² cannot be read"),
+        (["--prompts=3", "--split=test"], "has no split 'test': choose of train, val"),
+        (["--seed", "-1"], "seed: give a whole number, 0 or more, not '-1'"),
+        (["--contexts", "0"], "contexts: give a whole number, 1 or more, not '0'"),
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read"),
         (["--picture", "x.xyz"], "name a .svg, .png or .pdf file"),
         (["--judge", "runs/none", "--prompts=2"], "there is no runs/none"),

@@ -234,9 +234,7 @@ def test_local_copies_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     names = [name for name in PROTOCOLS if PROTOCOLS[name].data not in ("", "ptb")]
     for name in {PROTOCOLS[name].data for name in names} | (set(READERS) - {"lambada-openai"}):
         (copies / name).mkdir()  # empty: nothing is asked of the network
-    assert (
-        run_door("eval", [str(tmp_path / "m"), "--all", "--source", str(copies), "--format=json", "--device=cpu"]) == 0
-    )
+    assert run_door("eval", [str(tmp_path / "m"), "--all", "--source", str(copies), "--json", "--device=cpu"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["protocol"] for row in rows if row["ours"] != "-"] == ["gpt2-paper-ptb", *["lambada-openai"] * 2]
     assert sum(row["ours"] == "-" for row in rows) == len(PROTOCOLS) + len(READERS) - 2

@@ -209,6 +209,12 @@ def test_published_figures_are_of_protocols_that_exist() -> None:
         ([], "protocol minilm is for any text: name it with --data"),
         (["--data=nowhere"], "there is no data set or path 'nowhere'"),
         (["--data=CHARS", "--protocol=training"], "different tokenizers"),
+        (["--data=EMPTY", "--eval_tokens=10"], "counts tokens of prepared data: prepare the text"),
+        (["--data=SUMS", "--eval_tokens", "-5"], "--eval_tokens: give a whole number, 0 or more, not '-5'"),
+        (["--benchmark=lambada", "--limit=-3"], "--limit: give a whole number, 0 or more, not '-3'"),
+        (["--mauve_tokens=-4"], "--mauve_tokens: give a whole number, 0 or more, not '-4'"),
+        (["--all", "--out=x.json"], "are of one protocol: name it instead of --all"),
+        (["--data=SUMS", "--json", "--breakdown"], "--breakdown prints a table: leave out --json"),
     ],
 )
 def test_mistakes(

@@ -93,7 +93,7 @@ def words_of(lines: Iterable[str]) -> Iterator[Question]:
                 continue
             text = raw["text"]
         if text.strip():
-            context, _, word = text.rpartition(" ")
+            context, _, word = text.rstrip().rpartition(" ")
             yield Question(context, (word,))
 
 
@@ -158,6 +158,13 @@ def read_questions(benchmark: str, file: str | Path, limit: int = 0) -> list[Que
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is no file of {benchmark} ({type(error).__name__}: {error})") from None
+    for number, (context, choices, gold) in enumerate(found, 1):
+        if not isinstance(context, str) or not all(isinstance(one, str) and one for one in choices):
+            raise UsageError(f"{file}, question {number}: write context and choices as text, no choice empty")
+        if not 0 <= gold < len(choices):
+            raise UsageError(
+                f"{file}, question {number} of {len(choices)} choices: choice {gold} cannot be the right one"
+            )
     if not found:
         raise UsageError(f"{file} holds no question of {benchmark}")
     return found

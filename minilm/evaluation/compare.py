@@ -6,7 +6,6 @@ Tokens of one document are not independent, so what is drawn is the document; of
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,16 +57,20 @@ def difference(
     a: Perplexity, a_parts: Sequence[Part], b: Perplexity, b_parts: Sequence[Part], *, seed: int = 0
 ) -> Difference:
     """Compares two measurements of one text by one protocol. Raises UsageError where they are unlike, or the text has
-    fewer than two documents (of one text: windows) to compare."""
+    fewer than two documents (of one text: windows) to compare, or one that only one tokenizer has a target in."""
     a.check_alike(b)
-    by_document = a.protocol.documents == "each"
-    if not by_document and a.tokenizer != b.tokenizer:
+    by_document = a.protocol.documents == "each" and a.n_documents > 1
+    if a.tokenizer != b.tokenizer and not (by_document and a.protocol.first == "after_eot"):
         raise UsageError(
-            "models with different tokenizers are compared by document: use a protocol with documents = each"
+            "models with different tokenizers are compared by document, from its first token on: give a text of "
+            "several (a folder of files) with --documents each --first after_eot"
         )
-    (x, sizes), (y, _) = (_per_unit(parts, by_document) for parts in (a_parts, b_parts))
-    if len(x) < 2:
-        raise UsageError("one document cannot tell chance from difference: give data with more, or score it in windows")
+    left, right = (_per_unit(parts, by_document) for parts in (a_parts, b_parts))
+    for number in sorted(left.keys() ^ right.keys()):
+        raise UsageError(f"document {number + 1} has a token for one of the two tokenizers only: leave it out")
+    if len(left) < 2:
+        raise UsageError("one window cannot tell chance from difference: give a longer text, or several documents")
+    (x, sizes), (y, _) = (np.array(list(side.values())).T for side in (left, right))
     total = {"token": a.n_tokens, "word": a.n_words, "byte": a.n_bytes, "character": a.n_characters}[a.protocol.unit]
     scale = a.n_tokens / total / (1.0 if a.protocol.unit in ("token", "word") else LN2)
     found, p = paired(x, y, sizes, seed=seed)
@@ -99,12 +102,11 @@ def paired(
     return Estimate(float(d.sum() / sizes.sum()), float(low), float(high)), (as_large + 1) / (resamples + 1)
 
 
-def _per_unit(parts: Sequence[Part], by_document: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Nats and tokens of each document, or of each window."""
-    nats: defaultdict[int, float] = defaultdict(float)
-    tokens: defaultdict[int, int] = defaultdict(int)
+def _per_unit(parts: Sequence[Part], by_document: bool) -> dict[int, tuple[float, float]]:
+    """Number of each document, or of each window, in order -> its nats and tokens."""
+    found: dict[int, tuple[float, float]] = {}
     for window, part in enumerate(parts):
         unit = part.document if by_document else window
-        nats[unit] += float(part.nats.sum(dtype=np.float64))
-        tokens[unit] += len(part.nats)
-    return np.array(list(nats.values())), np.array(list(tokens.values()), float)
+        nats, tokens = found.get(unit, (0.0, 0.0))
+        found[unit] = nats + float(part.nats.sum(dtype=np.float64)), tokens + len(part.nats)
+    return found

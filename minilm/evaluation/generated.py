@@ -10,12 +10,13 @@ import numpy as np
 
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.engine import Options, stream_batch
-from minilm.errors import UsageError
+from minilm.errors import MinilmError, UsageError
 from minilm.evaluation import likeness
 from minilm.evaluation.intervals import Estimate, bootstrap, jackknife
 from minilm.evaluation.ngram import words
 from minilm.evaluation.novelty import blocks, copied_share, longest_matches
 from minilm.evaluation.repetition import distinct_n, rep_r, self_bleu, seq_rep_n, zipf
+from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
@@ -95,28 +96,35 @@ def quality(
     copied; with labels on both sides whether they are obeyed.
 
     mauve_tokens: a text is cut to; 0: what nine tenths of all texts have, 256 at most. only: keys of `MEASURES`; empty:
-    all. Raises UsageError on no texts.
+    all, less what cannot be had, which is said. Raises UsageError on no texts, or where one of `only` cannot be had.
     """
     if not samples:
         raise UsageError("there is no generated text: give a file with one text or more")
     wanted = {MEASURES[name] for name in only or MEASURES}
     reference = list(reference)
     real = reference[: len(samples)]
+
+    def had(name: str, measure: Callable[[], list[Row]]) -> list[Row]:
+        try:
+            return measure()
+        except MinilmError as error:
+            if only:
+                raise
+            say(f"without {name}: {error}")
+            return []
+
     rows = _of_texts(list(samples), real, wanted)
+    if len(samples) > 1 and MEASURES["self-bleu"] in wanted:
+        rows += had("self-BLEU", partial(_of_each_other, list(samples), real))
     if train is not None and train_tokenizer is not None and wanted & set(_COPIES):
         rows += _of_copies(list(samples), real, train, train_tokenizer)
     if judge is not None and tokenizer is not None and wanted & _JUDGED:
         texts = [s.text for s in samples], [s.text for s in reference]
-        rows += _of_judge(*texts, judge, tokenizer, mauve_tokens if MEASURES["mauve"] in wanted else None)
+        rows += had("the judge's perplexity", partial(_of_judge, *texts, judge, tokenizer))
+        if reference and MEASURES["mauve"] in wanted:
+            rows += had("MAUVE", partial(_of_mauve, *texts, judge, tokenizer, mauve_tokens))
     if MEASURES["obeyed"] in wanted and reference and any(sample.label for sample in samples):
-        found = likeness.obedience(
-            [s.text for s in samples],
-            [s.label for s in samples],
-            [s.text for s in reference],
-            [s.label for s in reference],
-        )
-        note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
-        rows.append(Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note))
+        rows += had("label obeyed", partial(_of_labels, samples, reference))
     return [row for row in rows if row.name in wanted]
 
 
@@ -144,11 +152,22 @@ def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> li
     for n in (1, 2, 3):
         both(f"distinct-{n}", whole(partial(distinct_n, n=n)), "jackknife")
     both("Zipf coefficient", whole(zipf), "jackknife")
-    if len(samples) > 1 and MEASURES["self-bleu"] in wanted:
-        few = [[sample.text for sample in side[:SELF_BLEU_TEXTS]] for side in (samples, real)]
-        scores = [bootstrap(self_bleu(side)) if len(side) > 1 else None for side in few]
-        rows.append(Row("self-BLEU", scores[0] or bootstrap([]), scores[1], f"first {len(few[0])} texts"))
     return rows
+
+
+def _of_each_other(samples: list[Sample], real: list[Sample]) -> list[Row]:
+    few = [[sample.text for sample in side[:SELF_BLEU_TEXTS]] for side in (samples, real)]
+    scores = [bootstrap(self_bleu(side)) if len(side) > 1 else None for side in few]
+    return [Row("self-BLEU", scores[0] or bootstrap([]), scores[1], f"first {len(few[0])} texts")]
+
+
+def _of_labels(samples: Sequence[Sample], reference: Sequence[Sample]) -> list[Row]:
+    (texts, asked), (real, labels) = (
+        ([s.text for s in side], [s.label for s in side]) for side in (samples, reference)
+    )
+    found = likeness.obedience(texts, asked, real, labels)
+    note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
+    return [Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note)]
 
 
 def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenizer: Tokenizer) -> list[Row]:
@@ -172,11 +191,7 @@ def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenize
     ]
 
 
-def _of_judge(
-    texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int | None
-) -> list[Row]:
-    """mauve_tokens None: without MAUVE."""
-
+def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer) -> list[Row]:
     def of(side: list[str]) -> tuple[Estimate, np.ndarray, np.ndarray]:
         nats, tokens = likeness.document_nats(judge, tokenizer, side)
         return bootstrap(nats.tolist(), tokens.tolist()), nats, tokens
@@ -190,13 +205,12 @@ def _of_judge(
     gap = mine.value - theirs.value
     low = gap - float(np.hypot(mine.value - mine.low, theirs.high - theirs.value))
     high = gap + float(np.hypot(mine.high - mine.value, theirs.value - theirs.low))
-    rows.append(Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real"))
-    if mauve_tokens is None:
-        return rows
+    return [*rows, Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real")]
+
+
+def _of_mauve(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int) -> list[Row]:
     lengths = sorted(len(ids) for ids in tokenizer.encode_batch([*texts, *reference]))
     n_tokens = mauve_tokens or int(min(lengths[len(lengths) // 10], likeness.MAUVE_TOKENS, judge.config.block_size))
-    if n_tokens < 1:
-        return rows
     found = likeness.mauve(judge, tokenizer, texts, reference, n_tokens=n_tokens)
     pairs = list(zip(texts, reference, strict=False))
 
@@ -204,10 +218,13 @@ def _of_judge(
         left, right = zip(*kept, strict=True)
         return likeness.mauve(judge, tokenizer, left, right, n_tokens=n_tokens, n_buckets=found.n_buckets).value
 
-    spread = jackknife(again, pairs, MAUVE_GROUPS)
-    half = (spread.high - spread.low) / 2
+    try:
+        spread = jackknife(again, pairs, MAUVE_GROUPS)
+        half = (spread.high - spread.low) / 2
+    except UsageError:  # with a group less there are fewer than two texts
+        half = float("nan")
     value = Estimate(found.value, found.value - half, found.value + half)
-    return [*rows, Row("MAUVE", value, None, f"jackknife; {found}")]
+    return [Row("MAUVE", value, None, f"jackknife; {found}")]
 
 
 def _exp(nats: Estimate) -> Estimate:

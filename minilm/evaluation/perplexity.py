@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from minilm.config import check_fields
 from minilm.errors import UsageError
 from minilm.evaluation.protocols import TEXTS, WORDS, Protocol, get_protocol, windows
 from minilm.evaluation.reference import text_of
@@ -99,7 +100,8 @@ class Perplexity:
             unlike["the tokenizer (per token)"] = f"{self.tokenizer} and {other.tokenizer}"
         if unlike:
             listed = "; ".join(f"{name}: {pair}" for name, pair in unlike.items())
-            raise UsageError(f"the two numbers were not measured alike ({listed}): measure both by one protocol")
+            how = ", and per byte (--unit byte)" if "the tokenizer (per token)" in unlike else ""
+            raise UsageError(f"the two numbers were not measured alike ({listed}): measure both by one protocol{how}")
 
     def to_json(self) -> str:
         values = {"value": self.value, **asdict(self)}
@@ -107,12 +109,16 @@ class Perplexity:
 
     @classmethod
     def from_json(cls, text: str) -> Perplexity:
-        """Raises UsageError where the text is none that `to_json` wrote."""
+        """Raises UsageError where the text is none that `to_json` wrote, or its counts are none."""
         try:
             raw: dict[str, Any] = json.loads(text)
             raw.pop("value")
-            return cls(**raw | {"protocol": Protocol(**raw["protocol"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = cls(**raw | {"protocol": Protocol(**raw["protocol"])})
+            check_fields(found)
+            if found.n_tokens < 1 or min(found.n_words, found.n_bytes, found.n_characters) < 0:
+                raise ValueError("its counts are none")
+            return found
+        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise UsageError(f"this is no stored perplexity ({error}): measure it again") from None
 
     def __str__(self) -> str:
@@ -243,6 +249,10 @@ class _Source:
             raise UsageError("text needs the model's tokenizer: pass tokenizer=")
         if protocol.documents == "stream":
             raise UsageError(f"protocol {protocol.name} reads prepared data as it is: give a prepared folder")
+        if max_tokens and not protocol.random_windows:
+            raise UsageError(
+                "--eval_tokens (max_tokens) counts tokens of prepared data: prepare the text, or leave it out"
+            )
         return cls._of_texts([given] if isinstance(given, str) else list(given), protocol, tokenizer, name or "text")
 
     @classmethod
