@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     seq_rep_4: float
     """1 - distinct / all 4-grams of a text, mean over those that have any (Welleck 2019)."""
     distinct_2: float
-    """Distinct / all 2-grams over all texts (Li 2016)."""
+    """Distinct / all 2-grams over all texts (after Li 2016)."""
     perplexity: float
     """Of the texts' tokens by the model itself, without any filter."""
 
