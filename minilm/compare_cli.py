@@ -83,6 +83,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     from minilm.evaluation.intervals import bootstrap
     from minilm.evaluation.paired_texts import text_differences
     from minilm.evaluation.perplexity import Part, Perplexity, perplexity
+    from minilm.model.weights import read_config
     from minilm.sample_cli import load
 
     protocol = protocol_of(options)
@@ -93,10 +94,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     if options.prompts is not None and len(prompts) < 2:
         raise UsageError("--prompts gives fewer than two, which cannot tell chance from difference: give two or more")
     if not protocol.context:
-        blocks = []
-        for name in options.models:
-            options.checkpoint = name
-            blocks.append(load(options)[0].config.block_size)  # one model at a time is in memory
+        blocks = [read_config(name).block_size for name in options.models]
         if len(set(blocks)) > 1:
             protocol = replace(protocol, context=min(blocks))
             say(f"compared with the shortest context, of {min(blocks)} tokens; --context sets another")

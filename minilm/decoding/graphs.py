@@ -91,10 +91,4 @@ def _step(model: GPT, ids: Tensor, at: Tensor, starts: Tensor, keys: Tensor, val
     if (slopes := model.wpe.slopes(ids.device)) is not None:
         mask = torch.where(mask, -slopes * (at - slots).to(slopes.dtype), -torch.inf)
     geometry = Geometry(positions, model.wpe.rotation(positions), mask, is_causal=False)
-    cache = _Slots(keys, values, at)
-    x = model.wte_proj(model.wte(ids)) + model.wpe(positions)
-    x = model.ln_e(x.to(model.wte.weight.dtype))
-    repeats = c.n_layer // len(model.h)
-    for layer in range(c.n_layer):
-        x = model.h[layer // repeats](x, layer, geometry, cache)
-    return model.ln_f(x)
+    return model.hidden(ids, cache=_Slots(keys, values, at), geometry=geometry)

@@ -167,16 +167,16 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         cache: Cache | None = None,
         blocks: Sequence[Callable[..., Tensor]] | None = None,
+        geometry: Geometry | None = None,
     ) -> Tensor:
-        """ids (B, T), or mixed rows of wte (B, T, width) -> what the head reads, (B, T, D). blocks: run for h."""
+        """ids (B, T), or mixed rows of wte (B, T, width) -> (B, T, D), for the head. blocks: run for h. geometry: known."""
         blocks = list(self.h) if blocks is None else blocks
-        geometry = locate(self.config, self.wpe, ids, documents, cache)
+        geometry = geometry or locate(self.config, self.wpe, ids, documents, cache)
         x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
         # The residual stream has the weights' precision, also where autocast or a position table would change it.
         x = self.dropout(self.ln_e(x.to(self.wte.weight.dtype)))
-        repeats = self.config.n_layer // len(self.h)
         for layer in range(self.config.n_layer):
-            x = blocks[layer // repeats](x, layer, geometry, cache)
+            x = blocks[layer * len(self.h) // self.config.n_layer](x, layer, geometry, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return self.ln_f(x)
