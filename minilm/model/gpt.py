@@ -169,7 +169,7 @@ class GPT(nn.Module):
         blocks: Sequence[Callable[..., Tensor]] | None = None,
         geometry: Geometry | None = None,
     ) -> Tensor:
-        """ids (B, T), or mixed rows of wte (B, T, width) -> (B, T, D), for the head. blocks: run for h. geometry: known."""
+        """ids (B, T), or mixed rows of wte (B, T, width) -> (B, T, D). blocks: run for h. geometry: where known."""
         blocks = list(self.h) if blocks is None else blocks
         geometry = geometry or locate(self.config, self.wpe, ids, documents, cache)
         x = self.wte_proj(ids if ids.is_floating_point() else self.wte(ids)) + self.wpe(geometry.positions)
