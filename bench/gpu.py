@@ -1,6 +1,7 @@
 """Speed, memory and learning on one GPU, beside a compiled transformers model: one call of under nine minutes.
 
     python bench/gpu.py                     writes bench/results/gpu.json and docs/benchmarks_gpu.md
+    python bench/gpu.py --only "*124M*"     some of its parts, beside what the files hold of the same card and torch
     python bench/gpu.py --device cpu        the same with models that a CPU runs in a minute: to see that it works
 
 Parts run in processes of their own, the most informative first; what no time is left for is named. FLOPs are counted as
@@ -13,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -117,11 +119,13 @@ PARTS: dict[str, Callable[[str], Values]] = {
 }
 
 
-def run(device: str) -> None:
+def run(device: str, only: str) -> None:
     began = time.monotonic()
-    found: dict[str, Values] = {}
-    missing: dict[str, str] = {}
-    for name in PARTS:
+    record = {"date": time.strftime("%Y-%m-%d"), "versions": runtime.versions(), "commit": runtime.git_commit()[:10]}
+    before: Values = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    kept = before if before.get("versions") == record["versions"] else {}
+    found, missing = kept.get("parts", {}), kept.get("missing", {})
+    for name in (name for name in PARTS if fnmatch(name, only)):
         left = BUDGET_SECONDS - (time.monotonic() - began) if device == "cuda" else 3600.0
         values = (
             in_a_process(__file__, "--device", device, "--part", name, seconds=left)
@@ -132,8 +136,8 @@ def run(device: str) -> None:
             missing[name] = values
         else:
             found[name] = values
-        print(f"{name}: {values}", flush=True)
-    record = {"date": time.strftime("%Y-%m-%d"), "versions": runtime.versions(), "commit": runtime.git_commit()[:10]}
+            missing.pop(name, None)
+        print(f"{name}: {values} ({time.monotonic() - began:.0f} s)", flush=True)
     whole = record | {"parts": found, "missing": missing, "seconds": round(time.monotonic() - began)}
     if device == "cpu":
         print("not written: that was a CPU")
@@ -163,6 +167,7 @@ def page(whole: Values) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--only", default="*", help="a pattern of parts (*)")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -170,7 +175,7 @@ def main() -> None:
     elif options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --device cpu runs the same parts small")
     else:
-        run(options.device)
+        run(options.device, options.only)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ def _in_chunks(n: int, cross_entropy: Callable[..., Tensor]) -> Callable[[Tensor
     def run(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         losses.PLAIN_BYTES, losses.CHUNK_BYTES = 0, 4 * n * V
         return losses.over_tokens(
-            x, weight, lambda logits: logits, lambda logits, rows: cross_entropy(logits, targets[rows], "sum")[None]
+            x,
+            weight,
+            lambda logits: logits[:, :V],
+            lambda logits, rows: cross_entropy(logits, targets[rows], "sum")[None],
         )[0]
 
     return run

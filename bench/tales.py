@@ -181,6 +181,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "failures": graded.failures,
         "grade_seconds": round(time.perf_counter() - started, 1),
         "sample": graded.samples[0],
+        "processor": runtime.versions()["processor"],
         "threads": torch.get_num_threads(),
         "precision": read_setup(folder).precision,
         "resumed": resumed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -72,7 +73,7 @@ def test_every_precision_learns_and_resumes_to_the_bit(sums: Path, tmp_path: Pat
     changes |= {"resid_dropout": 0.1, "max_steps": 24, "save_every_steps": 0} if ON_CARD else {}
     config = config_of(sums, tmp_path / "whole", **changes)
     whole = train(config)
-    assert whole.losses[-1] < whole.losses[0] - 0.2
+    assert statistics.median(whole.losses[-5:]) < whole.losses[0] - 0.2  # a step or two of this rate go astray
     broken = replace(config, out_dir=str(tmp_path / "broken"))
     half = config.max_steps // 2
     train(replace(broken, max_steps=half))

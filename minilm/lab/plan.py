@@ -29,7 +29,7 @@ from minilm.lab.places import Places
 from minilm.lab.questions import load_question
 from minilm.lab.statistics import power_law
 from minilm.model.gpt import GPT
-from minilm.model.losses import CHUNK_BYTES
+from minilm.model.losses import chunk_rows
 from minilm.model.losses import fits as fits_at_once
 from minilm.training.estimate import GIB, kept_for_backward, memory
 from minilm.training.finetune import adapt
@@ -132,7 +132,7 @@ def forecast(
         model = GPT(config.model)
         _adapt(model, config)
     n = config.micro_batch_size or micro_batch_size(config, model, precision, CPU)
-    tensors, activations = tensor_bytes(model, config, precision, n)
+    tensors, activations = tensor_bytes(model, config, precision, n, machine.device_type == "cuda")
     peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
     T = config.model.block_size
     if machine.peak_flops:
@@ -155,12 +155,13 @@ def _precision(config: TrainConfig, machine: Machine) -> str:
     return runtime.pick_precision(config.precision, torch.device(machine.device_type), config.model.n_embd)
 
 
-def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int) -> tuple[float, float]:
+def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int, card: bool) -> tuple[float, float]:
     """(peak of a step's tensors, activations among them): `estimate.memory`, and what lives for a moment beside it."""
     step, c = memory(model, config, precision, n_sequences), model.config
     n_targets, V = n_sequences * c.block_size, len(model.head_rows())
     # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
-    beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * CHUNK_BYTES + 4 * V * c.n_embd
+    chunk = 4 * V * chunk_rows(n_targets, V, card)
+    beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time
         two, one = (
             kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)

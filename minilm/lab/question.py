@@ -67,7 +67,7 @@ LAPTOP = Scale(
     "laptop",
     {**_TINY, "n_layer": 3, "n_head": 3, "n_embd": 96, "block_size": 128, "batch_size": 16, "max_steps": 250}
     | {"eval_every_steps": 50, "save_every_steps": 100, "eval_tokens": 20_000, "log_every_steps": 10}
-    | {"warmup_steps": 20, "precision": "fp32", "compile": "on", "micro_batch_size": 16, "keep_checkpoints": 1},
+    | {"warmup_steps": 20, "precision": "fp32", "compile": "off", "micro_batch_size": 16, "keep_checkpoints": 1},
     {"level": 1, "megabytes": 20.0, "tokenizer": "words"},
     n_seeds=3,
     n_rates=3,

@@ -198,7 +198,8 @@ class GPT(nn.Module):
 
     def finish_logits(self, logits: Tensor) -> Tensor:
         """What follows the head's product: rows not in use cut off, the soft cap."""
-        logits = logits[..., : self.config.vocab_used or self.config.vocab_size]
+        used = self.config.vocab_used or self.config.vocab_size
+        logits = logits[..., :used] if used < logits.shape[-1] else logits  # a cut's gradient is a copy
         c = self.config.logit_softcap
         return c * torch.tanh(logits / c) if c else logits
 
@@ -209,6 +210,7 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         reduction: str = "mean",
         blocks: Sequence[Callable[..., Tensor]] | None = None,
+        nats: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"
         ("none": (B, T)).
@@ -218,13 +220,13 @@ class GPT(nn.Module):
         x, table = self.hidden(ids, documents, blocks=blocks), self.head_rows()
         if reduction == "none" or fits(targets.numel(), len(table)):
             return cross_entropy(self.used_logits(x), targets, reduction)
-        rows, flat = self.head_proj(x).flatten(0, 1), targets.flatten()
-
-        def nats(logits: Tensor, part: slice) -> Tensor:
-            return cross_entropy(logits, flat[part], "sum")[None]
-
-        total = over_tokens(rows, table, self.finish_logits, nats)[0]
+        rows, flat, nats = self.head_proj(x).flatten(0, 1), targets.flatten(), nats or self.nats
+        total = over_tokens(rows, table, lambda logits: logits, lambda logits, n: nats(logits, flat[n]))[0]
         return total / (flat != IGNORE).sum() if reduction == "mean" else total
+
+    def nats(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over a chunk's targets (n,), of what the head's product gave, as (1,)."""
+        return cross_entropy(self.finish_logits(logits), targets, "sum")[None]
 
     def num_params(self) -> int:
         """Parameters, a tied head once, padding rows of the vocabulary not at all."""

@@ -22,10 +22,13 @@ IGNORE = -100  # a target that is not scored (torch's own default)
 # every size are as fast as the whole or faster).
 PLAIN_BYTES = 256 << 20
 CHUNK_BYTES = PLAIN_BYTES // 4
+# Of a card: every chunk adds to the head's whole gradient (154 MB of GPT-2's), and few are little beside the rest.
+CARD_CHUNK_BYTES = 1 << 30
+CARD_COLUMNS = 64  # tensor cores want rows of logits that begin at multiples of 16 bytes: 50,257 columns are padded
 LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
-"""logits (n, V) in fp32 at least and which of the N rows they are -> K sums over these rows."""
+"""logits (n, V) in the products' precision and which of the N rows they are -> K sums over these rows, in fp32."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -33,9 +36,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 
     reduction: "mean" over the scored targets, "sum", or "none" (B, T).
     """
-    logits = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-    loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
+    loss = F.cross_entropy(widened(logits.flatten(0, -2)), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
     return loss.view(targets.shape) if reduction == "none" else loss
+
+
+def widened(logits: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # --- logits in chunks
@@ -46,17 +53,24 @@ def fits(n_rows: int, vocabulary: int) -> bool:
     return n_rows * vocabulary * 4 <= PLAIN_BYTES
 
 
+def chunk_rows(n_rows: int, vocabulary: int, card: bool) -> int:
+    """Rows of a chunk: as many as the bytes allow, on a card fewer where all chunks are then alike (a compiled loss
+    serves one size)."""
+    most = max((CARD_CHUNK_BYTES if card else CHUNK_BYTES) // (4 * vocabulary), 1)
+    even = max(n for n in range(1, min(most, n_rows) + 1) if n_rows % n == 0) if card else 0
+    return even if 2 * even > most else most
+
+
 def over_tokens(
     x: Tensor, weight: Tensor, finish: Callable[[Tensor], Tensor], loss: TokenLoss, factors: Sequence[float] = (1.0,)
 ) -> tuple[Tensor, Tensor]:
     """x (N, D), head weight (V, D) -> (sum of the K factors * loss, a scalar; the K sums, without gradient).
 
-    finish: what follows the head's product, logits (n, V) -> (n, used V), such as a soft cap.
+    finish: what follows the head's product, logits (n, V or more) -> (n, used V): columns cut off, a soft cap.
     """
 
     def of_chunk(logits: Tensor, rows: slice) -> Tensor:
-        logits = finish(logits)
-        return loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), rows)
+        return loss(finish(logits), rows)
 
     by = torch.tensor(factors, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if fits(len(x), len(weight)):
@@ -67,9 +81,9 @@ def over_tokens(
 
 @torch._disable_dynamo  # torch.compiler.disable, which imports the compiler (1.7 s) here and not on the first call
 def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor) -> tuple[Tensor, Tensor]:
-    n = max(CHUNK_BYTES // (4 * len(weight)), 1)
+    n, padding = chunk_rows(len(x), len(weight), x.is_cuda), -len(weight) % CARD_COLUMNS if x.is_cuda else 0
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
-    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, wanted)
+    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, padding, wanted)
     return result
 
 
@@ -78,15 +92,22 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, n: int, wanted: tuple[bool, bool]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        loss: TokenLoss,
+        factors: Tensor,
+        n: int,
+        padding: int,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         kind, (wants_x, wants_weight) = x.device.type, wanted
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         with torch.autocast(kind, enabled=False):
-            rows, table = x.to(dtype), weight.to(dtype)
+            rows, table = x.to(dtype), F.pad(weight.to(dtype), (0, 0, 0, padding))
             grad_x = torch.empty_like(rows) if wants_x else None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over chunks does so in fp32
-            grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+            grad_weight = torch.zeros_like(table, dtype=wide) if wants_weight else None
             sums = factors.new_zeros(len(factors))
             for first in range(0, len(rows), n):
                 part = slice(first, min(first + n, len(rows)))
@@ -104,7 +125,8 @@ class _Chunked(torch.autograd.Function):
                     grad_weight.addmm_(grad.t(), rows[part])
                 elif grad_weight is not None:
                     grad_weight += grad.t() @ rows[part]
-        grads = [None if g is None else g.to(like.dtype) for g, like in ((grad_x, x), (grad_weight, weight))]
+        pairs = ((grad_x, x), (grad_weight, weight))
+        grads = [None if g is None else g[: len(like)].to(like.dtype) for g, like in pairs]
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
@@ -113,7 +135,7 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         scaled = [None if g is None else g * grads[0].to(g.dtype) for g in (grad_x, grad_weight)]
-        return scaled[0], scaled[1], None, None, None, None
+        return scaled[0], scaled[1], None, None, None, None, None
 
 
 # --- terms of tokens: logits (n, V), targets (n,) -> (n,), of rows whose target is not IGNORE

@@ -60,9 +60,10 @@ class Objective:
         documents: Tensor | None = None,
         *,
         blocks: Blocks = None,
+        nats: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         if self.is_plain and weights is None:
-            return self.model.loss(ids, targets, documents, "sum", blocks)
+            return self.model.loss(ids, targets, documents, "sum", blocks, nats)
         config = self.config
         scored = targets != IGNORE
         weights = scored.float() if weights is None else weights * scored
@@ -92,7 +93,7 @@ class Objective:
                 teacher_hidden = self.teacher.hidden(ids, documents).flatten(0, 1)
 
         def terms(logits: Tensor, rows: slice) -> Tensor:
-            found = {}
+            found, logits = {}, losses.widened(logits)
             if config.likelihood:
                 found["likelihood"] = losses.smoothed(logits, flat[rows], config.label_smoothing)
             if config.z_loss:
@@ -122,6 +123,7 @@ class Objective:
         hidden = self.model.hidden(whole[:, :-1], blocks=blocks)[:, prefix - 1 :]
 
         def term(logits: Tensor, rows: slice) -> Tensor:
+            logits = losses.widened(logits)
             chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, new.flatten()[rows, None], True)
             return (share.flatten()[rows] * losses.unlikelihood(logits, chosen)).sum()[None]
 

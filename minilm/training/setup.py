@@ -25,6 +25,7 @@ from minilm.errors import UsageError
 from minilm.log import check_installed, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
+from minilm.model.losses import fits
 from minilm.model.surgery import add_tokens
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
@@ -113,24 +114,28 @@ def loss_function(
 ) -> LossFunction:
     """(ids, targets) or (ids, targets, weights) -> summed loss, under autocast and compiled as the setup says.
 
-    On a CPU each block is compiled, not the whole: blocks are alike, so one compilation serves them all.
+    On a CPU, and where logits are too large to be held at once, each block is compiled, not the whole: blocks are
+    alike, so one compilation serves them all.
     Where compiling fails on the first call, runs eager and says why in one line.
     through: what stands between this and the model where its weights are spread over ranks.
     """
     reached = through(objective)
 
-    def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+    def plain(*batch: Tensor, blocks: Sequence[Callable[..., Tensor]] | None = None, **how: Any) -> Tensor:
         if setup.recompute:  # Chen 2016; dropout draws the same again
             whole = objective.model.h if blocks is None else blocks
             blocks = [partial(checkpoint, block, use_reentrant=False) for block in whole]
         with setup.autocast():
-            return reached(*batch, blocks=blocks)
+            return reached(*batch, blocks=blocks, **how)
 
     if not setup.compile:
         return plain
-    if setup.device_type == "cpu":
-        blocks = [torch.compile(block, dynamic=False, options=_cpu_options()) for block in objective.model.h]
-        compiled: LossFunction = partial(plain, blocks=blocks)
+    on_cpu, model = setup.device_type == "cpu", objective.model
+    if on_cpu or not fits(setup.micro_batch_size * model.config.block_size, len(model.head_rows())):
+        options = _cpu_options() if on_cpu else None
+        blocks = [torch.compile(block, dynamic=False, options=options) for block in model.h]
+        how = {} if on_cpu else {"nats": torch.compile(model.nats, dynamic=False)}
+        compiled: LossFunction = partial(plain, blocks=blocks, **how)
     else:
         compiled = torch.compile(plain, dynamic=False)
     chosen: list[LossFunction] = []
