@@ -112,6 +112,7 @@ PARTS: dict[str, Callable[[str], Values]] = {
     "minilm 350M": lambda device: ours("350M", device),
     "transformers 350M": lambda device: theirs("350M", device),
     "decode 124M": lambda device: decode("124M", device),
+    "decode 1.5B": lambda device: decode("1.5B", device),
     "minilm 1.5B": lambda device: ours("1.5B", device),
     "minilm 124M muon": lambda device: ours("124M", device, "muon"),
     "learn adamw": lambda device: learn("adamw", device),

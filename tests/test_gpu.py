@@ -18,6 +18,7 @@ from minilm.config import GPTConfig, Parallel, TrainConfig
 from minilm.decoding.engine import generate
 from minilm.decoding.rows import accelerate
 from minilm.log import read_metrics
+from minilm.model import losses
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import get_tokenizer
 from minilm.training import loop
@@ -98,6 +99,23 @@ def test_the_loop_breaks_no_graph_and_compiles_once(sums: Path, tmp_path: Path, 
     breaks, graphs = bench.compilations()
     train(config_of(sums, tmp_path / "run", max_steps=6, compile="on", log_every_steps=1, **changes))
     assert bench.compilations() == (breaks, graphs + 1)
+
+
+def test_logits_in_chunks_are_the_whole_and_break_no_graph(
+    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"max_steps": 4, "vocab_size": 331, "log_every_steps": 1}  # padded to 384 on a card
+    whole = train(config_of(sums, tmp_path / "whole", **changes))
+    monkeypatch.setattr(losses, "PLAIN_BYTES", 0)
+    for name in ("CHUNK_BYTES", "CARD_CHUNK_BYTES"):
+        monkeypatch.setattr(losses, name, 64 * 331 * 4)
+    eager = train(config_of(sums, tmp_path / "eager", **changes))
+    torch._dynamo.reset()
+    breaks, graphs = bench.compilations()
+    compiled = train(config_of(sums, tmp_path / "compiled", compile="on", **changes))
+    assert eager.losses == pytest.approx(whole.losses, abs=1e-4)
+    assert compiled.losses == pytest.approx(whole.losses, abs=1e-3)
+    assert bench.compilations() == (breaks, graphs + 1 + ON_CARD)  # a block, and on a card the loss of a chunk
 
 
 @pytest.mark.skipif(not ON_CARD, reason="a CPU waits for nothing")

@@ -23,7 +23,7 @@ IGNORE = -100  # a target that is not scored (torch's own default)
 PLAIN_BYTES = 256 << 20
 CHUNK_BYTES = PLAIN_BYTES // 4
 # Of a card: every chunk adds to the head's whole gradient (154 MB of GPT-2's), and few are little beside the rest.
-CARD_CHUNK_BYTES = 1 << 30
+CARD_CHUNK_BYTES = 2 << 30
 CARD_COLUMNS = 64  # tensor cores want rows of logits that begin at multiples of 16 bytes: 50,257 columns are padded
 LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
