@@ -160,7 +160,8 @@ def page(whole: Values) -> str:
         )
         cells = [f"{values[key]:,.4g}" if key in values else "" for key in keys]
         rows.append(f"| {name} | {' | '.join([*cells, *ratios])} |")
-    rows += [f"\nNot measured: {name} ({why})." for name, why in whole["missing"].items()]
+    left = {name: whole["missing"].get(name, "not run") for name in PARTS if name not in parts}
+    rows += [f"\nNot measured: {name} ({why})." for name, why in left.items()]
     head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {whole['commit']}; bf16."
     return "\n".join([f"# Benchmarks on a GPU\n\nMade by `python bench/gpu.py`. {head}\n", *rows, ""])
 

@@ -36,8 +36,8 @@ are stands in [tales](tales.md).
 """
 
 TIMED_INTRODUCTION = """The tokens that it does in that time at level 1, alone, in fp32, on two cores of an EPYC of 2022
-without bf16; with bf16 hardware about five times as many. Rows of one thread took their seconds beside other work and
-were resumed or not: their tokens count, not their seconds.
+without bf16; with bf16 hardware about five times as many. Rows of one thread and of a card took their seconds beside
+other work, and were resumed or not: their tokens count, not their seconds. A card trains in bf16.
 """
 
 
@@ -74,16 +74,22 @@ def _ordered(lines: Any) -> list[Line]:
 
 def _machines(lines: Sequence[Line]) -> str:
     dates = sorted({line["date"] for line in lines})
-    how = sorted({f"{line['precision']} on {line['threads']} thread(s)" for line in lines})
+    how = sorted({f"{line['precision']} on {_on(line)}" for line in lines})
     commits = sorted({line["commit"] for line in lines})
     return (
         f"{dates[0]} to {dates[-1]}, torch {', '.join(sorted({line['torch'] for line in lines}))}, {'; '.join(how)}; "
-        f"commits {', '.join(commits)}. Seconds on one thread were taken on a machine that did other work too.\n"
+        f"commits {', '.join(commits)}. Seconds on one thread or a card were taken beside other work.\n"
     )
 
 
+def _on(line: Line) -> str:
+    """Where a cell was trained: a processor has so many threads of it, a card all of it."""
+    card = line.get("processor", "") if line.get("processor", "").startswith("NVIDIA") else ""
+    return card or f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
+
+
 def _table(lines: Sequence[Line]) -> str:
-    head = ["level", "size", "parameters", "tokens", "loss", "bits/byte", "coherent", "95 %", "before", "seconds"]
+    head = ["level", "size", "parameters", "tokens", "loss", "bits/byte", "coherent", "95 %", "before", "seconds", "on"]
     rows = [head]
     for line in _ordered(lines):
         n = line["n_stories"]
@@ -98,6 +104,7 @@ def _table(lines: Sequence[Line]) -> str:
             f"{100 * line['low']:.0f} to {100 * line['high']:.0f}",
             f"{100 * line['mean_before']:.0f} %",
             f"{line['train_seconds']:,.0f}",
+            _on(line),
         ]
         rows.append(row)
     rows.insert(1, ["---"] * len(rows[0]))
@@ -105,14 +112,14 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _minutes(lines: dict[int, list[Line]]) -> str:
-    rows = ["| minutes | level | tokens | coherent | 95 % | before | seconds | threads |", "|---|" + "---|" * 7]
+    rows = ["| minutes | level | tokens | coherent | 95 % | before | seconds | on |", "|---|" + "---|" * 7]
     for minutes, mine in lines.items():
         for line in _ordered(mine):
             rows.append(
                 f"| {minutes} | {line['level']} | {line['tokens'] / 1e6:.1f} M "
                 f"| {100 * line['passed'] / line['n_stories']:.1f} % "
                 f"| {100 * line['low']:.0f} to {100 * line['high']:.0f} | {100 * line['mean_before']:.0f} % "
-                f"| {line['train_seconds']:,.0f} | {line['threads']} |"
+                f"| {line['train_seconds']:,.0f} | {_on(line)} |"
             )
     return "\n".join(rows) + "\n"
 
