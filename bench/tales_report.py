@@ -60,6 +60,7 @@ def write(cells: list[Cell], results: dict[str, Line], sweep_tokens: int, timed:
     parts += ["## Which rules fail\n", _failures(sweep)]
     parts += ["## Against training tokens\n", _table(words)]
     parts += [_curves(tiny, "tokens", "training tokens", "tales_tokens.png")]
+    parts += ["## A level that tells models of a size apart\n", _between(words)]
     parts += ["## `tiny` after so many minutes on two cores\n", TIMED_INTRODUCTION, _minutes(in_minutes)]
     parts += [_tokenizers(done), _batches(done, pair)]
     missing = [cell.name for cell in cells if cell.name not in results]
@@ -109,6 +110,20 @@ def _table(lines: Sequence[Line]) -> str:
         rows.append(row)
     rows.insert(1, ["---"] * len(rows[0]))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _between(lines: Sequence[Line]) -> str:
+    """Where each size is neither near nothing nor near everything."""
+    rows = ["Cells between 25 and 75 % coherence.\n", "| size | level, after so many tokens: coherent |", "|---|---|"]
+    for size in dict.fromkeys(line["size"] for line in _ordered(lines)):
+        shares = [(line, 100 * line["passed"] / line["n_stories"]) for line in _ordered(lines) if line["size"] == size]
+        found = [
+            f"{line['level']}, {line['tokens'] / 1e6:.1f} M: {share:.1f} %"
+            for line, share in shares
+            if 25 <= share <= 75
+        ]
+        rows.append(f"| {size} | {'; '.join(found) or 'none'} |")
+    return "\n".join(rows) + "\n"
 
 
 def _minutes(lines: dict[int, list[Line]]) -> str:

@@ -8,6 +8,8 @@ from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
 from minilm.lab.statistics import power_law, rank_correlation
 
+WITH_NUMBERS = 2  # arms of a verdict whose effect an answer gives; the table has all
+
 
 def answer(analysis: Analysis) -> str:
     """Two sentences: what is better than the reference, and what became of the other arms."""
@@ -28,14 +30,22 @@ def answer(analysis: Analysis) -> str:
         first = f"Nothing was found to be better than {reference}"
     rest = []
     if worse := analysis.among("worse"):
-        rest.append(f"worse: {listed([f'{c.arm.label} ({told(c, measure)})' for c in worse])}")
+        rest.append(f"worse: {_strongest(worse, measure)}")
     if same := analysis.among("same"):
         rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
     if open_ := analysis.among("undecided"):
-        named = [f"{c.arm.label} ({told(c, measure)})" for c in open_]
-        rest.append(f"undecided at this scale: {listed(named)}")
+        rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
     second = "; ".join(rest) or "no other arm was compared"
     return f"{first}. {second[0].upper()}{second[1:]}."
+
+
+def _strongest(comparisons: list[Comparison], measure: Measure) -> str:
+    """All of them, the two of the largest effect with it."""
+    ordered = sorted(comparisons, key=lambda c: -abs(c.effect.mean))
+    return listed(
+        [f"{c.arm.label} ({told(c, measure)})" for c in ordered[:WITH_NUMBERS]]
+        + [c.arm.label for c in ordered[WITH_NUMBERS:]]
+    )
 
 
 def told(comparison: Comparison, measure: Measure) -> str:
@@ -50,9 +60,11 @@ def told(comparison: Comparison, measure: Measure) -> str:
 
 def change_of_default(analysis: Analysis) -> str:
     """Whether the outcome that would change a default has come about, as far as the first measure tells."""
-    better = [c.arm.label for c in analysis.among("better")]
-    if better:
-        return f"By the first measure it has come about: {listed(better)}."
+    if not analysis.question.changes_when:
+        return "No verdict decides that; table and pictures show it."
+    found = [c.arm.label for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
+    if found:
+        return f"By the first measure it has come about: {listed(found)}."
     if analysis.missing or analysis.among("undecided"):
         return "It has not come about, and is not excluded."
     return "It has not come about."

@@ -139,7 +139,8 @@ def prose(name: str) -> Line:
     """What questions.toml says of a question: the fields of `Question` that are prose."""
     table = _catalogue()[name]
     published = [Claim(claim["text"], claim["source"], claim.get("says", {})) for claim in table["published"]]
-    return {"name": name, **table, "threats": tuple(table["threats"]), "published": tuple(published)}
+    lists = {name: tuple(table[name]) for name in ("threats", "changes_when") if name in table}
+    return {"name": name, **table, **lists, "published": tuple(published)}
 
 
 @cache
@@ -179,6 +180,8 @@ class Question:
     scales: Mapping[str, Scale]
     published: tuple[Claim, ...]
     threats: tuple[str, ...]
+    changes_when: tuple[Literal["better", "worse", "same"], ...] = ("better",)
+    """Verdicts of an arm that are that outcome, by the first measure; none: verdicts cannot tell."""
     pictures: tuple[Picture, ...] = ()
     base: Callable[[Scale], Base] | None = None
     """What is trained before, once for all arms (of a seed)."""
