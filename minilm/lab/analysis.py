@@ -71,7 +71,7 @@ class Analysis:
     """Those that have all their paired runs."""
     comparisons: tuple[Comparison, ...]
     missing: tuple[str, ...]
-    """Labels of arms with cells still to run."""
+    """Labels of arms with cells still to run; an arm that is only still to be timed is among the arms too."""
     lines: tuple[Line, ...]
 
     def verdict(self, label: str) -> Verdict | None:
@@ -89,15 +89,17 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
         rate = best_rate(swept, results, arm) if all(c.address in results for c in swept) else None
         cells = paired(question, scale, arm, rate) if not swept or rate is not None else []
         clock = timed(question, scale, arm, rate) if question.timed and cells else None
-        wanted = [*swept, *cells, *([clock] if clock else [])]
+        wanted = [*swept, *cells]
         here = [results[cell.address] for cell in wanted if cell.address in results]
-        lines += here
+        untimed = clock is not None and clock.address not in results
+        lines += [*here, *([results[clock.address]] if clock and not untimed else [])]
         if len(here) < len(wanted) or (not cells and any(c.address not in results for c in swept)):
             missing.append(arm.label)
             continue
         tried = [(c.config.lr, results[c.address]["metrics"].get("val_loss", math.inf)) for c in swept]
         runs = [results[cell.address]["metrics"] for cell in cells]
-        values = _values(runs, results[clock.address]["metrics"] if clock else {})
+        missing += [f"{arm.label} (its speed)"] if untimed else []
+        values = _values(runs, results[clock.address]["metrics"] if clock and not untimed else {})
         diverged = sum("diverged" in run for run in runs) if cells else scale.n_seeds
         found.append(ArmResult(arm, rate, tuple(tried), values, diverged))
     found = _steps_to_reference(question, scale, found, results)
