@@ -57,21 +57,26 @@ def target_loss(trained: Trained) -> dict[str, float]:
         ids = ids[: T + 1]
         requests.append(Request(np.array(before + ids, np.int64), len(before) + 1))
     nats = [float(part.sum()) for part in target_nats(trained.model, requests)]
-    return {"target_loss": sum(nats) / sum(len(r.ids) - r.scored for r in requests)}
+    scored = sum(len(r.ids) - r.scored for r in requests)
+    shown = sum(int((r.ids[: r.scored - 1] == tokenizer.eot).sum()) for r in requests) / len(requests)
+    return {"target_loss": sum(nats) / scored, "examples": shown}
 
 
+SCALES = finetuning(
+    {"megabytes": 0.02, "steps": (2,)},
+    {"megabytes": 0.3, "steps": (20, 80)},
+    {"megabytes": 5.0, "steps": (200, 2000)},
+    n_stories=0,
+)
+# A letter is some 150 of the base's tokens: the others' context of 192 holds no example beside it.
+LONGER = SCALES["laptop"].but({"block_size": 512, "batch_size": 6, "micro_batch_size": 6})
 QUESTION = Question(
     **prose("budget"),
-    measures=(TARGET, TERAFLOPS, PARAMETERS, LOSS),
+    measures=(TARGET, TERAFLOPS, PARAMETERS, LOSS, Measure("examples", "examples before a story", "", digits=1)),
     margin=0.02,
     reference="small, finetuned",
     arms=arms,
-    scales=finetuning(
-        {"megabytes": 0.02, "steps": (2,)},
-        {"megabytes": 0.3, "steps": (20, 80)},
-        {"megabytes": 5.0, "steps": (200, 2000)},
-        n_stories=0,
-    ),
+    scales={**SCALES, "laptop": LONGER},
     minutes=45,
     base=base,
     measure=target_loss,
