@@ -124,9 +124,12 @@ def run(device: str, only: str) -> None:
     began = time.monotonic()
     record = {"date": time.strftime("%Y-%m-%d"), "versions": runtime.versions(), "commit": runtime.git_commit()[:10]}
     before: Values = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    kept = before if before.get("versions") == record["versions"] else {}
+    kept = before if only != "*" and before.get("versions") == record["versions"] else {}
     found, missing = kept.get("parts", {}), kept.get("missing", {})
-    for name in (name for name in PARTS if fnmatch(name, only)):
+    names = [name for name in PARTS if fnmatch(name, only)]
+    if not names:
+        raise SystemExit(f"no part is {only!r}: there are {', '.join(PARTS)}")
+    for name in names:
         left = BUDGET_SECONDS - (time.monotonic() - began) if device == "cuda" else 3600.0
         values = (
             in_a_process(__file__, "--device", device, "--part", name, seconds=left)
@@ -135,8 +138,9 @@ def run(device: str, only: str) -> None:
         )
         if isinstance(values, str):
             missing[name] = values
+            found.pop(name, None)
         else:
-            found[name] = values
+            found[name] = values | {"commit": record["commit"]}
             missing.pop(name, None)
         print(f"{name}: {values} ({time.monotonic() - began:.0f} s)", flush=True)
     whole = record | {"parts": found, "missing": missing, "seconds": round(time.monotonic() - began)}
@@ -151,7 +155,8 @@ def run(device: str, only: str) -> None:
 def page(whole: Values) -> str:
     """The table, with ratios to transformers where both ran."""
     versions, parts = whole["versions"], whole["parts"]
-    keys = list(dict.fromkeys(key for values in parts.values() for key in values))
+    keys = list(dict.fromkeys(key for values in parts.values() for key in values if key != "commit"))
+    commits = ", ".join(sorted({values["commit"] for values in parts.values()}))
     rows = [f"| part | {' | '.join(keys)} | x transformers | memory of it |", "|---" * (len(keys) + 3) + "|"]
     for name, values in parts.items():
         peer = parts.get(name.replace("minilm", "transformers")) if name.startswith("minilm") else None
@@ -162,7 +167,7 @@ def page(whole: Values) -> str:
         rows.append(f"| {name} | {' | '.join([*cells, *ratios])} |")
     left = {name: whole["missing"].get(name, "not run") for name in PARTS if name not in parts}
     rows += [f"\nNot measured: {name} ({why})." for name, why in left.items()]
-    head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {whole['commit']}; bf16."
+    head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {commits}; bf16."
     return "\n".join([f"# Benchmarks on a GPU\n\nMade by `python bench/gpu.py`. {head}\n", *rows, ""])
 
 

@@ -77,6 +77,22 @@ def test_page_on_training_names_every_choice() -> None:
             assert f"| `{value}` |" in page, value
 
 
+def test_findings_of_the_readme_are_the_lab_s() -> None:
+    """Every figure that the README gives stands in the report, which is generated."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## What the lab found\n")[2].partition("\n## ")[0]
+    report = (ROOT / "docs" / "findings" / "README.md").read_text(encoding="utf-8")
+    findings = re.findall(r"^- .+?(?=^- |\Z)", section, re.MULTILINE | re.DOTALL)
+    assert len(findings) == 5
+    for finding in findings:
+        question = re.search(r"\(`(\w+)`\)", finding)
+        assert question, finding
+        mine = report.partition(f"\n## {question[1]}\n")[2].partition("\n## ")[0]
+        figures = re.findall(r"\d+\.\d+", finding)
+        assert figures, finding
+        assert [figure for figure in figures if figure not in mine] == []
+
+
 def test_entries_of_the_performance_log_are_whole() -> None:
     page = (ROOT / "docs" / "performance-log.md").read_text(encoding="utf-8")
     entries = re.split(r"^## ", page, flags=re.MULTILINE)[1:]

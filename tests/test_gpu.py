@@ -104,10 +104,10 @@ def test_the_loop_breaks_no_graph_and_compiles_once(sums: Path, tmp_path: Path, 
 def test_logits_in_chunks_are_the_whole_and_break_no_graph(
     sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes: dict[str, Any] = {"max_steps": 4, "vocab_size": 331, "log_every_steps": 1}  # padded to 384 on a card
+    changes: dict[str, Any] = {"max_steps": 4, "vocab_size": 331, "log_every_steps": 1}
     whole = train(config_of(sums, tmp_path / "whole", **changes))
     monkeypatch.setattr(losses, "PLAIN_BYTES", 0)
-    for name in ("CHUNK_BYTES", "CARD_CHUNK_BYTES"):
+    for name in ("CHUNK_BYTES", "CARD_CHUNK_BYTES", "COMPILED_CHUNK_BYTES"):
         monkeypatch.setattr(losses, name, 64 * 331 * 4)
     eager = train(config_of(sums, tmp_path / "eager", **changes))
     torch._dynamo.reset()

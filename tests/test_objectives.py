@@ -212,6 +212,44 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
+def test_columns_that_a_card_wants_change_nothing(wanted: tuple[bool, bool], cap: float) -> None:
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(n, 6, dtype=torch.float64).requires_grad_(w) for n, w in zip((12, 29), wanted, strict=True)
+    )
+    targets = torch.randint(29, (12,))
+
+    def loss(logits: Tensor, rows: slice) -> Tensor:
+        logits = logits[:, :29]
+        logits = cap * torch.tanh(logits / cap) if cap else logits
+        return losses.cross_entropy(logits, targets[rows], "sum")[None]
+
+    by = torch.ones(1, dtype=torch.float64)
+    found = losses._Chunked.apply(x, weight, loss, by, 5, 35, wanted)[0]
+    plain = loss(x @ weight.t(), slice(0, 12)).sum()
+    assert torch.allclose(found, plain)
+    if any(wanted):
+        inputs = [t for t, w in zip((x, weight), wanted, strict=True) if w]
+        for ours, theirs in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(plain, inputs), strict=True):
+            assert torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("vocabulary", [257, 50257])
+@pytest.mark.parametrize("n_rows", [1, 7, 2048, 4096, 12 * 1024, 32 * 1024, 10_007])
+def test_chunks_of_a_card_are_alike_where_they_can_be(n_rows: int, vocabulary: int, compiled: bool) -> None:
+    n_bytes = losses.COMPILED_CHUNK_BYTES if compiled else losses.CARD_CHUNK_BYTES
+    n = losses.chunk_rows(n_rows, vocabulary, True, compiled)
+    assert 1 <= n <= n_rows
+    assert n == 1 or 4 * vocabulary * n <= n_bytes
+    fewest = -(-n_rows // max(n_bytes // (4 * vocabulary), 1))
+    assert -(-n_rows // n) < 2 * fewest + 1
+    if any(n_rows % k == 0 for k in range(fewest, 2 * fewest)):
+        assert n_rows % n == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [

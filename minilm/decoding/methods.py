@@ -89,8 +89,24 @@ class Method:
         return [name for name, is_on in on.items() if is_on]
 
 
+def _check_read(method: Method) -> None:
+    """Raises UsageError on an option that the method does not read. Not asked before models are loaded."""
+    needed = {
+        "length_penalty": (method.n_beams > 1, "n_beams"),
+        "early_stopping": (method.n_beams > 1, "n_beams"),
+        "diversity": (method.n_beam_groups > 1, "n_beam_groups"),
+        "contrast_alpha": (method.amateur is not None, "amateur"),
+        "amateur_temperature": (method.amateur is not None, "amateur"),
+        "n_ahead": (method.draft is not None or method.lookup > 0, "draft or lookup"),
+    }
+    for name, (is_read, by) in needed.items():
+        if not is_read and getattr(method, name) != getattr(Method, name):
+            raise UsageError(f"{name} does nothing without {by}: add it, or leave {name} out")
+
+
 def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
     """The job's pieces by this method; negative: tokens of the negative prompt. Raises UsageError where they clash."""
+    _check_read(method)
     for name, model in (("amateur", method.amateur), ("draft", method.draft)):
         if model is not None and _used(model) < job.n_tokens:
             raise UsageError(

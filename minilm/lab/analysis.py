@@ -32,6 +32,8 @@ class ArmResult:
     """Measure -> a value for each seed, NaN where it has none; of timed ones one value."""
     diverged: int
     """Paired runs whose loss was no longer finite."""
+    bases: tuple[str, ...] = ()
+    """Of each paired run, what tells the weights that it started from; "" from scratch."""
 
     @property
     def rate(self) -> float | None:
@@ -71,7 +73,9 @@ class Analysis:
     """Those that have all their paired runs."""
     comparisons: tuple[Comparison, ...]
     missing: tuple[str, ...]
-    """Labels of arms with cells still to run; an arm that is only still to be timed is among the arms too."""
+    """Labels of arms with cells still to run."""
+    untimed: tuple[str, ...]
+    """Labels of arms whose speed is still to be taken."""
     lines: tuple[Line, ...]
 
     def verdict(self, label: str) -> Verdict | None:
@@ -83,7 +87,7 @@ class Analysis:
 
 def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
     """Raises nothing for what is missing: it is named."""
-    found, missing, lines = [], [], []
+    found, missing, slow, lines = [], [], [], []
     for arm in question.arms(scale):
         swept = sweep(question, scale, arm, results)
         rate = best_rate(swept, results, arm) if all(c.address in results for c in swept) else None
@@ -98,14 +102,22 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
             continue
         tried = [(c.config.lr, results[c.address]["metrics"].get("val_loss", math.inf)) for c in swept]
         runs = [results[cell.address]["metrics"] for cell in cells]
-        missing += [f"{arm.label} (its speed)"] if untimed else []
+        slow += [arm.label] if untimed else []
         values = _values(runs, results[clock.address]["metrics"] if clock and not untimed else {})
         diverged = sum("diverged" in run for run in runs) if cells else scale.n_seeds
-        found.append(ArmResult(arm, rate, tuple(tried), values, diverged))
+        bases = tuple(_base_of(results[cell.address]) for cell in cells)
+        found.append(ArmResult(arm, rate, tuple(tried), values, diverged, bases))
     found = _steps_to_reference(question, scale, found, results)
-    return Analysis(
-        question, scale, tuple(found), tuple(_compare(question, found)), tuple(missing), tuple(lines)
-    )  # fmt: skip
+    compared = tuple(_compare(question, found))
+    return Analysis(question, scale, tuple(found), compared, tuple(missing), tuple(slow), tuple(lines))
+
+
+def _base_of(line: Line) -> str:
+    """A base that another machine trained has other weights, whatever its address: results without a mark of them are
+    told apart by the processor."""
+    base = line["settings"]["base"]
+    from_it = base is not None and base.get("weights", True)
+    return str(line.get("base_weights") or line["versions"]["processor"]) if from_it else ""
 
 
 def reference_of(question: Question, arm: Arm, found: list[ArmResult]) -> ArmResult | None:
@@ -132,8 +144,9 @@ def _compare(question: Question, found: list[ArmResult]) -> list[Comparison]:
         reference = reference_of(question, result.arm, found)
         if reference is None or reference is result:
             continue
-        both = zip(result.values.get(measure.name, ()), reference.values.get(measure.name, ()), strict=False)
-        pairs = [pair for pair in both if all(map(math.isfinite, pair))]
+        values, theirs = (r.values.get(measure.name, ()) for r in (result, reference))
+        both = zip(values, theirs, result.bases, reference.bases, strict=False)
+        pairs = [(x, y) for x, y, one, other in both if one == other and math.isfinite(x + y)]
         if pairs:
             effects.append((result.arm, reference.arm, paired_effect(*zip(*pairs, strict=True))))
     adjusted = holm([effect.p for _, _, effect in effects])

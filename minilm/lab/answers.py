@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import pairwise
 
 from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
@@ -28,24 +30,25 @@ def answer(analysis: Analysis) -> str:
         return f"{first}. Every 95 % interval lies within {_margin(analysis)}."
     else:
         first = f"Nothing was found to be better than {reference}"
-    rest = []
-    if worse := analysis.among("worse"):
+    rest, worse = [], analysis.among("worse")
+    if worse:
         rest.append(f"worse: {_strongest(worse, measure)}")
     if same := analysis.among("same"):
         rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
     second = "; ".join(rest) or "no other arm was compared"
+    edges = {r.arm.label for r in analysis.arms if r.at_edge}
+    if at_edge := [c.arm.label for c in worse if c.arm.label in edges]:
+        second += f" (at the edge of the rates tried, so perhaps not at its best: {listed(at_edge)})"
     return f"{first}. {second[0].upper()}{second[1:]}."
 
 
 def _strongest(comparisons: list[Comparison], measure: Measure) -> str:
-    """All of them, the two of the largest effect with it."""
+    """All of them, those of the largest effects with it."""
     ordered = sorted(comparisons, key=lambda c: -abs(c.effect.mean))
-    return listed(
-        [f"{c.arm.label} ({told(c, measure)})" for c in ordered[:WITH_NUMBERS]]
-        + [c.arm.label for c in ordered[WITH_NUMBERS:]]
-    )
+    with_numbers = [f"{c.arm.label} ({told(c, measure)})" for c in ordered[:WITH_NUMBERS]]
+    return listed(with_numbers + [c.arm.label for c in ordered[WITH_NUMBERS:]])
 
 
 def told(comparison: Comparison, measure: Measure) -> str:
@@ -83,30 +86,39 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
             found.append(f"{name}: not measured here")
         elif all(verdict == says for verdict in verdicts):
             found.append(f"{name}: agrees ({says})")
-        elif "undecided" in verdicts:
+        elif set(verdicts) <= {says, "undecided"}:
             found.append(f"{name}: undecided here")
         else:
-            found.append(f"{name}: disagrees (published {says}, here {', '.join(map(str, verdicts))})")
+            here = ", ".join(
+                f"{n} times {verdict}" if n > 1 else str(verdict) for verdict, n in Counter(verdicts).items()
+            )
+            edge = any(r.at_edge for r in analysis.arms if name in (r.arm.name, r.arm.label))
+            note = "; its best rate is at the edge of those tried" if edge else ""
+            found.append(f"{name}: disagrees (published {says}, here {here}{note})")
     return "; ".join(found) or "not compared arm by arm"
 
 
 def loss_and_text(analysis: Analysis) -> str:
-    """Whether arms with a lower loss write better: rank correlation over arms. Empty where there are under four."""
-    pairs = [(r.mean("val_loss"), r.mean("before")) for r in analysis.arms]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    if len(pairs) < 4:
-        return ""
-    rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
+    """Whether arms with a lower loss write better: rank correlation over the trained arms of a group, whose losses are
+    of one text. Of the largest group; empty where that has under five."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for r in analysis.arms:
+        pair = r.mean("val_loss"), r.mean("before")
+        if r.mean("tokens") > 0 and all(map(math.isfinite, pair)):
+            groups.setdefault(r.arm.group, []).append(pair)
+    group, pairs = max(groups.items(), key=lambda item: len(item[1]), default=("", []))
+    rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs]) if len(pairs) > 4 else (math.nan, math.nan)
     if not math.isfinite(rho):
         return ""
     return (
-        f"Over {len(pairs)} arms the rank correlation of validation loss with sentences before the first broken rule: "
-        f"{rho:+.2f} (p = {p:.3f}; arms are not independent draws)."
+        f"Over {len(pairs)} arms{f' of {group}' if group else ''} the rank correlation of validation loss with "
+        f"sentences before the first broken rule: {rho:+.2f} (p = {p:.3f}; arms are not independent draws)."
     )
 
 
 def fits(analysis: Analysis) -> list[str]:
-    """Power laws of the loss in the arms' x, where a question draws one and a group has four points or more."""
+    """Power laws of the loss in the arms' x, where a question draws one and a group has five points or more (a law has
+    three numbers) on a curve that only falls."""
     found = []
     for picture in analysis.question.pictures:
         if picture.kind != "lines" or picture.y != "val_loss" or not picture.log:
@@ -114,7 +126,8 @@ def fits(analysis: Analysis) -> list[str]:
         for group in dict.fromkeys(r.arm.group for r in analysis.arms):
             points = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
             points = [point for point in points if all(map(math.isfinite, point))]
-            if len({x for x, _ in points}) < 4 or len({x for x, _ in points}) < len(points):
+            falls = all(later < earlier for (_, earlier), (_, later) in pairwise(sorted(points)))
+            if len({x for x, _ in points}) < max(5, len(points)) or not falls:
                 continue
             law = power_law([x for x, _ in points], [y for _, y in points])
             found.append(

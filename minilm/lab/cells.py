@@ -19,6 +19,7 @@ from minilm.model.gpt import GPT
 Results = Mapping[str, Line]
 """Address -> the line of a cell that is done."""
 NONE: Results = {}
+RANDOM_TRIALS = 4  # of a search, the preset among them, before the sampler follows what they came to
 VOCABULARY = 700  # words of tales, roughly
 Chosen = float | Mapping[str, Any] | None
 """What a sweep came to: a rate, or the fields that a search found."""
@@ -62,7 +63,7 @@ def _searched(question: Question, scale: Scale, arm: Arm, results: Results) -> l
         raise UsageError('the search needs Optuna: pip install "minilm[lab]"') from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = optuna.distributions
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SWEEP_SEED))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SWEEP_SEED, n_startup_trials=RANDOM_TRIALS))
     study.enqueue_trial({name: found[0].settings["config"][name] for name in arm.search})
     space: dict[str, Any] = {
         name: kinds.FloatDistribution(values[0], values[1], log=True)

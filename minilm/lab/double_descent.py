@@ -51,8 +51,10 @@ def told(analysis: Any) -> list[str]:
         mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
         steps = [f"{b.mean('val_loss') - a.mean('val_loss'):+.4f} to width {b.arm.x:g}" for a, b in pairwise(mine)]
         losses = [r.mean("val_loss") for r in mine]
-        inner = [i for i in range(1, len(losses) - 1) if losses[i] > max(min(losses[:i]), min(losses[i + 1 :]))]
-        shape = "there is a rise between two falls" if inner else "no width stands above both sides"
+        peaks = [i for i in range(1, len(losses) - 1) if losses[i] > max(losses[i - 1], losses[i + 1])]
+        falls_first = [i for i in peaks if min(losses[:i]) < losses[0]]
+        rises = "it rises to a peak and falls, without a fall before" if peaks else "no width stands above both sides"
+        shape = "there is a rise between two falls" if falls_first else rises
         found.append(f"{group}: validation loss by width {', '.join(steps)}: {shape}.")
     return found
 

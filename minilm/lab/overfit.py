@@ -49,8 +49,8 @@ def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: i
 QUESTION = Question(
     **prose("overfit"),
     measures=(
-        BEFORE,
         COHERENT,
+        BEFORE,
         LOSS,
         TRAIN_LOSS,
         Measure("by_heart", "tokens of training stories known by heart", "%", digits=1),

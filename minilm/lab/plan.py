@@ -160,7 +160,7 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     step, c = memory(model, config, precision, n_sequences), model.config
     n_targets, V = n_sequences * c.block_size, len(model.head_rows())
     # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
-    chunk = 4 * V * chunk_rows(n_targets, V, card)
+    chunk = 4 * V * chunk_rows(n_targets, V, card, compiled=True)
     beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time
         two, one = (

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilm.lab.analysis import Analysis, ArmResult, analyse
+from minilm.lab.analysis import Analysis, ArmResult, analyse, reference_of
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
 from minilm.lab.pictures import pictures
 from minilm.lab.places import Places
@@ -145,7 +145,8 @@ def table(analysis: Analysis) -> Table:
     rows = [tuple(head)]
     for result in analysis.arms:
         mine = [c for c in analysis.comparisons if c.arm is result.arm or c.arm.label == result.arm.label]
-        rate = "diverged" if result.rate is None else f"{result.rate:g}{' (edge)' if result.at_edge else ''}"
+        untold = "diverged" if result.swept else ""
+        rate = untold if result.rate is None else f"{result.rate:g}{' (edge)' if result.at_edge else ''}"
         row = [result.arm.label, *([rate] if with_rates else []), *(_cell(result, m) for m in named)]
         if mine:
             effect, d = mine[0].effect, first.digits
@@ -187,12 +188,27 @@ def threats(analysis: Analysis) -> list[str]:
         found.append(
             f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them)."
         )
+    where = sorted({line["versions"]["processor"] for line in analysis.lines if line["kind"] == "paired"})
+    if len(where) > 1:
+        found.append(
+            f"Paired runs come from {' and '.join(where)}: runs of one seed on two machines differ by more than "
+            "rounding after some hundred steps."
+        )
+    if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
+        found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
     commits = sorted({line["commit"][:10] for line in analysis.lines})
     if len(commits) > 1:
         found.append(f"Results come from {len(commits)} commits: {', '.join(commits)}.")
     if analysis.missing:
         found.append(f"Not run yet, and missing above: {', '.join(analysis.missing)}.")
+    if analysis.untimed:
+        found.append(f"Speed not taken of {', '.join(analysis.untimed)}.")
     return found
+
+
+def _another_base(analysis: Analysis, result: ArmResult) -> bool:
+    reference = reference_of(analysis.question, result.arm, list(analysis.arms))
+    return reference is not None and not set(result.bases) & set(reference.bases)
 
 
 def provenance(analysis: Analysis) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
 from minilm.evaluation.intervals import Estimate, bootstrap
 
+EXACT = 8  # pairs whose 40,320 orders are gone through
 ALPHA = 0.05  # of intervals (95 %) and of what counts as a difference, after Holm's correction
 
 
@@ -25,10 +27,10 @@ class Effect:
     n: int
     mean: float
     low: float
-    """95 % interval of Student's t; NaN with one pair."""
+    """95 % interval of Student's t; NaN with one pair, or where all pairs differ alike: copies of one measurement."""
     high: float
     p: float
-    """Two-sided, of a paired t-test; NaN with one pair."""
+    """Two-sided, of a paired t-test; NaN where the interval is."""
     resampled: Estimate
     """The mean with a bootstrap's 95 % interval (percentiles over pairs)."""
 
@@ -40,11 +42,11 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
     if not len(d) or len(arm) != len(reference):
         raise ValueError(f"{len(arm)} runs cannot be paired with {len(reference)}")
     n, mean = len(d), float(d.mean())
-    if n < 2:
+    error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if n < 2 or (error == 0.0 and mean != 0.0):
         return Effect(n, mean, math.nan, math.nan, math.nan, bootstrap(d.tolist()))
-    error = float(d.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(1 - ALPHA / 2, n - 1) * error
-    p = (1.0 if mean == 0.0 else 0.0) if error == 0.0 else 2.0 * t_tail(abs(mean) / error, n - 1)
+    p = 1.0 if error == 0.0 else 2.0 * t_tail(abs(mean) / error, n - 1)
     return Effect(n, mean, mean - half, mean + half, p, bootstrap(d.tolist()))
 
 
@@ -106,8 +108,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Spearman's rho (1904), ties at their mean rank, and its two-sided p by Student's t with n - 2 degrees of freedom.
-    NaN where a side is constant or there are fewer than three pairs."""
+    """Spearman's rho (1904), ties at their mean rank, and its two-sided p: over all orders of up to EXACT pairs, of
+    more by Student's t with n - 2 degrees of freedom. NaN where a side is constant or there are under three pairs."""
     n = len(x)
     if n != len(y):
         raise ValueError(f"{n} values cannot be paired with {len(y)}")
@@ -117,6 +119,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
     a, b = a - a.mean(), b - b.mean()
     rho = float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
     rho = max(-1.0, min(1.0, rho))
+    if n <= EXACT:
+        orders = np.array(list(permutations(range(n))))
+        others = (a * b[orders]).sum(1) / math.sqrt((a * a).sum() * (b * b).sum())
+        return rho, float((np.abs(others) >= abs(rho) - 1e-12).mean())
     if 1.0 - abs(rho) < 1e-15:
         return math.copysign(1.0, rho), 0.0
     return rho, 2.0 * t_tail(abs(rho) * math.sqrt((n - 2) / (1 - rho * rho)), n - 2)

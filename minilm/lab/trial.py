@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -98,6 +99,7 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
         "commit": _commit(),
         "versions": runtime.versions(),
         "settings": cell.settings,
+        **({"base_weights": _mark(base)} if base is not None else {}),
     }
     places.append(question.name, line)
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,6 +120,13 @@ def _settled(cell: Cell, base: Path | None) -> tuple[TrainConfig, Path | None]:
 
 def _config(base: Mapping[str, Any]) -> TrainConfig:
     return build(tuples(base["config"]))
+
+
+@cache
+def _mark(base: Path) -> str:
+    """Tells a base from another training of it, as another machine's is."""
+    with (base / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 @cache

@@ -198,9 +198,8 @@ class GPT(nn.Module):
 
     def finish_logits(self, logits: Tensor) -> Tensor:
         """What follows the head's product: rows not in use cut off, the soft cap."""
-        used = self.config.vocab_used or self.config.vocab_size
+        used, c = self.config.vocab_used or self.config.vocab_size, self.config.logit_softcap
         logits = logits[..., :used] if used < logits.shape[-1] else logits  # a cut's gradient is a copy
-        c = self.config.logit_softcap
         return c * torch.tanh(logits / c) if c else logits
 
     def loss(
@@ -212,16 +211,15 @@ class GPT(nn.Module):
         blocks: Sequence[Callable[..., Tensor]] | None = None,
         nats: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar; reduction "mean" or "sum"
-        ("none": (B, T)).
+        """Cross-entropy in nats of targets (B, T); -100 is not scored. A scalar by "mean" or "sum", (B, T) by "none".
 
         Logits too large to be held at once are made in chunks (`losses.over_tokens`).
         """
         x, table = self.hidden(ids, documents, blocks=blocks), self.head_rows()
         if reduction == "none" or fits(targets.numel(), len(table)):
             return cross_entropy(self.used_logits(x), targets, reduction)
-        rows, flat, nats = self.head_proj(x).flatten(0, 1), targets.flatten(), nats or self.nats
-        total = over_tokens(rows, table, lambda logits: logits, lambda logits, n: nats(logits, flat[n]))[0]
+        rows, flat, of = self.head_proj(x).flatten(0, 1), targets.flatten(), nats or self.nats
+        total = over_tokens(rows, table, lambda y: y, lambda y, n: of(y, flat[n]), compiled=nats is not None)[0]
         return total / (flat != IGNORE).sum() if reduction == "mean" else total
 
     def nats(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,8 +22,10 @@ IGNORE = -100  # a target that is not scored (torch's own default)
 # every size are as fast as the whole or faster).
 PLAIN_BYTES = 256 << 20
 CHUNK_BYTES = PLAIN_BYTES // 4
-# Of a card: every chunk adds to the head's whole gradient (154 MB of GPT-2's), and few are little beside the rest.
-CARD_CHUNK_BYTES = 2 << 30
+# On a card every chunk adds to the head's whole gradient (154 MB of GPT-2's), so that few are faster. A compiled loss
+# holds such a chunk twice, in the products' 16 bits; what is eager holds several copies in fp32.
+CARD_CHUNK_BYTES = PLAIN_BYTES
+COMPILED_CHUNK_BYTES = 2 << 30
 CARD_COLUMNS = 64  # tensor cores want rows of logits that begin at multiples of 16 bytes: 50,257 columns are padded
 LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
@@ -53,20 +55,28 @@ def fits(n_rows: int, vocabulary: int) -> bool:
     return n_rows * vocabulary * 4 <= PLAIN_BYTES
 
 
-def chunk_rows(n_rows: int, vocabulary: int, card: bool) -> int:
+def chunk_rows(n_rows: int, vocabulary: int, card: bool, compiled: bool = False) -> int:
     """Rows of a chunk: as many as the bytes allow, on a card fewer where all chunks are then alike (a compiled loss
     serves one size)."""
-    most = max((CARD_CHUNK_BYTES if card else CHUNK_BYTES) // (4 * vocabulary), 1)
-    even = max(n for n in range(1, min(most, n_rows) + 1) if n_rows % n == 0) if card else 0
-    return even if 2 * even > most else most
+    n_bytes = (COMPILED_CHUNK_BYTES if compiled else CARD_CHUNK_BYTES) if card else CHUNK_BYTES
+    most = min(max(n_bytes // (4 * vocabulary), 1), n_rows)
+    chunks = -(-n_rows // most)
+    even = next((n for n in range(chunks, 2 * chunks) if n_rows % n == 0), 0) if card else 0
+    return n_rows // even if even else most
 
 
 def over_tokens(
-    x: Tensor, weight: Tensor, finish: Callable[[Tensor], Tensor], loss: TokenLoss, factors: Sequence[float] = (1.0,)
+    x: Tensor,
+    weight: Tensor,
+    finish: Callable[[Tensor], Tensor],
+    loss: TokenLoss,
+    factors: Sequence[float] = (1.0,),
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """x (N, D), head weight (V, D) -> (sum of the K factors * loss, a scalar; the K sums, without gradient).
 
     finish: what follows the head's product, logits (n, V or more) -> (n, used V): columns cut off, a soft cap.
+    compiled: whether loss is, so that larger chunks fit a card.
     """
 
     def of_chunk(logits: Tensor, rows: slice) -> Tensor:
@@ -76,12 +86,13 @@ def over_tokens(
     if fits(len(x), len(weight)):
         sums = of_chunk(F.linear(x, weight), slice(0, len(x)))
         return (by * sums).sum(), sums.detach()
-    return _chunked(x, weight, of_chunk, by)
+    return _chunked(x, weight, of_chunk, by, compiled)
 
 
 @torch._disable_dynamo  # torch.compiler.disable, which imports the compiler (1.7 s) here and not on the first call
-def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor) -> tuple[Tensor, Tensor]:
-    n, padding = chunk_rows(len(x), len(weight), x.is_cuda), -len(weight) % CARD_COLUMNS if x.is_cuda else 0
+def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+    n = chunk_rows(len(x), len(weight), x.is_cuda, compiled)
+    padding = -len(weight) % CARD_COLUMNS if x.is_cuda else 0
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
     result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, padding, wanted)
     return result
@@ -104,7 +115,8 @@ class _Chunked(torch.autograd.Function):
         kind, (wants_x, wants_weight) = x.device.type, wanted
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         with torch.autocast(kind, enabled=False):
-            rows, table = x.to(dtype), F.pad(weight.to(dtype), (0, 0, 0, padding))
+            rows, table = x.to(dtype), weight.to(dtype)
+            table = F.pad(table, (0, 0, 0, padding)) if padding else table
             grad_x = torch.empty_like(rows) if wants_x else None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over chunks does so in fp32
             grad_weight = torch.zeros_like(table, dtype=wide) if wants_weight else None

@@ -25,7 +25,7 @@ from minilm.errors import UsageError
 from minilm.log import check_installed, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.model.losses import fits
+from minilm.model.losses import COMPILED_CHUNK_BYTES, fits
 from minilm.model.surgery import add_tokens
 from minilm.model.weights import load_pretrained
 from minilm.options import to_toml
@@ -100,7 +100,9 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
     if device.type == "cuda":
         one = memory(model, config, precision, 1)
         shares = world if config.parallel == "fsdp" else 1
-        kept = (one.gradients + one.optimizer) / shares  # weights are there
+        V, D = model.head_weight.shape
+        head = min(1.5 * COMPILED_CHUNK_BYTES, 8.0 * config.batch_size * T * V) + 4 * V * D  # the loss's scratch memory
+        kept = (one.gradients + one.optimizer) / shares + head  # weights are there
         free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - kept
         limit = free / one.activations
     else:
