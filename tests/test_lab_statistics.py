@@ -90,6 +90,7 @@ def test_effects_of_few_and_equal_runs() -> None:
     assert math.isnan(one.low)
     assert paired_effect([1.0, 2.0], [1.0, 2.0]).p == 1.0
     assert paired_effect([2.0, 3.0], [1.0, 2.0]).p == 0.0  # the same difference twice
+    assert math.isnan(paired_effect([2.0, 2.0], [1.0, 1.0]).p)  # one measurement, copied
     for arm, reference in (([], []), ([1.0], [1.0, 2.0])):
         with pytest.raises(ValueError, match="cannot be paired"):
             paired_effect(arm, reference)
@@ -139,15 +140,15 @@ def test_rank_correlation_of_known_ranks() -> None:
     assert list(ranks([3.0, 1.0, 3.0, 2.0])) == [3.5, 1.0, 3.5, 2.0]
     rho, p = rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5])
     assert rho == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
-    assert p == pytest.approx(0.10408803866182788)  # scipy.stats.spearmanr
-    assert rank_correlation([1, 2, 3], [30, 20, 10]) == (-1.0, 0.0)
+    assert p == pytest.approx(2 / 15)  # 16 of 120 orders are as far from 0
+    assert rank_correlation([1, 2, 3], [30, 20, 10]) == pytest.approx((-1.0, 2 / 6))
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3])[0])
     with pytest.raises(ValueError, match="cannot be paired"):
         rank_correlation([1, 2, 3], [1, 2])
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=9, max_size=14))
 def test_rank_correlation_equals_scipys(pairs: list[tuple[int, int]]) -> None:
     stats = pytest.importorskip("scipy.stats")
     x, y = zip(*pairs, strict=True)
@@ -157,6 +158,24 @@ def test_rank_correlation_equals_scipys(pairs: list[tuple[int, int]]) -> None:
     theirs = stats.spearmanr(x, y)
     assert rho == pytest.approx(theirs.statistic, abs=1e-12)
     assert p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=5))
+def test_p_of_few_ranks_equals_scipys_permutations(pairs: list[tuple[int, int]]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = zip(*pairs, strict=True)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return
+    orders = stats.permutation_test(
+        (x,), lambda a: stats.spearmanr(a, y).statistic, permutation_type="pairings", n_resamples=math.inf
+    )
+    rho, p = rank_correlation(x, y)
+    assert rho == pytest.approx(orders.statistic, abs=1e-12)
+    # scipy doubles the smaller tail; ours counts both, which are equal without ties.
+    if len(set(x)) == len(x) and len(set(y)) == len(y):
+        assert p == pytest.approx(min(orders.pvalue, 1.0), abs=1e-12)
+    assert 0 < p <= 1
 
 
 def test_power_law_is_found_again() -> None:

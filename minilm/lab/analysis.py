@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from minilm.lab.cells import Chosen, Results, best_rate, paired, sweep, timed
+from minilm.lab.cells import Chosen, Results, base_address, best_rate, paired, sweep, timed
 from minilm.lab.question import Arm, Line, Question, Scale, middle
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
@@ -32,8 +32,8 @@ class ArmResult:
     """Measure -> a value for each seed, NaN where it has none; of timed ones one value."""
     diverged: int
     """Paired runs whose loss was no longer finite."""
-    bases: tuple[str, ...] = ()
-    """Of each paired run, what tells the weights that it started from; "" from scratch."""
+    bases: tuple[tuple[str, str], ...] = ()
+    """Of each paired run the base that it started from, and what tells its weights from another training of it."""
 
     @property
     def rate(self) -> float | None:
@@ -112,12 +112,21 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
     return Analysis(question, scale, tuple(found), compared, tuple(missing), tuple(slow), tuple(lines))
 
 
-def _base_of(line: Line) -> str:
+def _base_of(line: Line) -> tuple[str, str]:
     """A base that another machine trained has other weights, whatever its address: results without a mark of them are
     told apart by the processor."""
     base = line["settings"]["base"]
-    from_it = base is not None and base.get("weights", True)
-    return str(line.get("base_weights") or line["versions"]["processor"]) if from_it else ""
+    if base is None or not base.get("weights", True):
+        return "", ""
+    return base_address(base), str(line.get("base_weights") or line["versions"]["processor"])
+
+
+def another_base(result: ArmResult, reference: ArmResult, seed: int) -> bool:
+    """Whether the two started from two trainings of one base, which their difference would then hold too."""
+    if max(len(result.bases), len(reference.bases)) <= seed:
+        return False
+    (one, mine), (other, theirs) = result.bases[seed], reference.bases[seed]
+    return one == other and mine != theirs
 
 
 def reference_of(question: Question, arm: Arm, found: list[ArmResult]) -> ArmResult | None:
@@ -145,8 +154,8 @@ def _compare(question: Question, found: list[ArmResult]) -> list[Comparison]:
         if reference is None or reference is result:
             continue
         values, theirs = (r.values.get(measure.name, ()) for r in (result, reference))
-        both = zip(values, theirs, result.bases, reference.bases, strict=False)
-        pairs = [(x, y) for x, y, one, other in both if one == other and math.isfinite(x + y)]
+        both = enumerate(zip(values, theirs, strict=False))
+        pairs = [pair for i, pair in both if not another_base(result, reference, i) and all(map(math.isfinite, pair))]
         if pairs:
             effects.append((result.arm, reference.arm, paired_effect(*zip(*pairs, strict=True))))
     adjusted = holm([effect.p for _, _, effect in effects])
@@ -187,7 +196,7 @@ def _steps_to_reference(
                 reached = crossing([step for step, _ in curve], [loss for _, loss in curve], target)
                 steps.append(math.nan if reached is None else reached)
         values = {**result.values, "steps_to_reference": tuple(steps)}
-        complete.append(ArmResult(result.arm, result.chosen, result.swept, values, result.diverged))
+        complete.append(replace(result, values=values))
     return complete
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilm.lab.analysis import Analysis, ArmResult, analyse, reference_of
+from minilm.lab.analysis import Analysis, ArmResult, analyse, another_base, reference_of
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
 from minilm.lab.pictures import pictures
 from minilm.lab.places import Places
@@ -208,7 +208,8 @@ def threats(analysis: Analysis) -> list[str]:
 
 def _another_base(analysis: Analysis, result: ArmResult) -> bool:
     reference = reference_of(analysis.question, result.arm, list(analysis.arms))
-    return reference is not None and not set(result.bases) & set(reference.bases)
+    seeds = range(len(result.bases))
+    return reference is not None and any(another_base(result, reference, seed) for seed in seeds)
 
 
 def provenance(analysis: Analysis) -> str:

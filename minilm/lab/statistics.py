@@ -27,7 +27,7 @@ class Effect:
     n: int
     mean: float
     low: float
-    """95 % interval of Student's t; NaN with one pair, or where all pairs differ alike: copies of one measurement."""
+    """95 % interval of Student's t; NaN with one pair, or copies of one."""
     high: float
     p: float
     """Two-sided, of a paired t-test; NaN where the interval is."""
@@ -42,11 +42,12 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
     if not len(d) or len(arm) != len(reference):
         raise ValueError(f"{len(arm)} runs cannot be paired with {len(reference)}")
     n, mean = len(d), float(d.mean())
-    error = float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    if n < 2 or (error == 0.0 and mean != 0.0):
+    copies = len(set(arm)) == len(set(reference)) == 1  # neither side's measurement depends on the seed
+    if n < 2 or (copies and mean != 0.0):
         return Effect(n, mean, math.nan, math.nan, math.nan, bootstrap(d.tolist()))
+    error = float(d.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(1 - ALPHA / 2, n - 1) * error
-    p = 1.0 if error == 0.0 else 2.0 * t_tail(abs(mean) / error, n - 1)
+    p = (1.0 if mean == 0.0 else 0.0) if error == 0.0 else 2.0 * t_tail(abs(mean) / error, n - 1)
     return Effect(n, mean, mean - half, mean + half, p, bootstrap(d.tolist()))
 
 
