@@ -32,15 +32,15 @@ def answer(analysis: Analysis) -> str:
         first = f"Nothing was found to be better than {reference}"
     rest, worse = [], analysis.among("worse")
     if worse:
-        rest.append(f"worse: {_strongest(worse, measure)}")
+        edges = {r.arm.label for r in analysis.arms if r.at_edge}
+        at_edge = [c.arm.label for c in worse if c.arm.label in edges]
+        note = f" (best at an edge of the rates tried, perhaps better beyond: {listed(at_edge)})" if at_edge else ""
+        rest.append(f"worse: {_strongest(worse, measure)}{note}")
     if same := analysis.among("same"):
         rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
     second = "; ".join(rest) or "no other arm was compared"
-    edges = {r.arm.label for r in analysis.arms if r.at_edge}
-    if at_edge := [c.arm.label for c in worse if c.arm.label in edges]:
-        second += f" (at the edge of the rates tried, so perhaps not at its best: {listed(at_edge)})"
     return f"{first}. {second[0].upper()}{second[1:]}."
 
 
