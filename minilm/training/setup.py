@@ -101,8 +101,11 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
         one = memory(model, config, precision, 1)
         shares = world if config.parallel == "fsdp" else 1
         V, D = model.head_weight.shape
-        head = min(1.5 * COMPILED_CHUNK_BYTES, 8.0 * config.batch_size * T * V) + 4 * V * D  # the loss's scratch memory
-        kept = (one.gradients + one.optimizer) / shares + head  # weights are there
+        whole, chunks = (
+            fits(config.batch_size * T, V),
+            1.5 * COMPILED_CHUNK_BYTES + 4 * V * D,
+        )  # the loss's scratch memory
+        kept = (one.gradients + one.optimizer) / shares + (0 if whole else chunks)  # weights are there
         free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - kept
         limit = free / one.activations
     else:
