@@ -101,11 +101,8 @@ def micro_batch_size(config: TrainConfig, model: GPT, precision: str, device: to
         one = memory(model, config, precision, 1)
         shares = world if config.parallel == "fsdp" else 1
         V, D = model.head_weight.shape
-        whole, chunks = (
-            fits(config.batch_size * T, V),
-            1.5 * COMPILED_CHUNK_BYTES + 4 * V * D,
-        )  # the loss's scratch memory
-        kept = (one.gradients + one.optimizer) / shares + (0 if whole else chunks)  # weights are there
+        chunks = 0.0 if fits(config.batch_size * T, V) else 1.5 * COMPILED_CHUNK_BYTES + 4 * V * D  # of the loss
+        kept = (one.gradients + one.optimizer) / shares + chunks  # weights are there
         free = CUDA_SHARE * torch.cuda.mem_get_info(device)[0] - kept
         limit = free / one.activations
     else:
