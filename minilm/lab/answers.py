@@ -112,7 +112,8 @@ def loss_and_text(analysis: Analysis) -> str:
         return ""
     return (
         f"Over {len(pairs)} arms{f' of {group}' if group else ''} the rank correlation of validation loss with "
-        f"sentences before the first broken rule: {rho:+.2f} (p = {p:.3f}; arms are not independent draws)."
+        f"sentences before the first broken rule: {rho:+.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}; arms are "
+        "not independent draws)."
     )
 
 
