@@ -85,8 +85,8 @@ def _machines(lines: Sequence[Line]) -> str:
 
 def _on(line: Line) -> str:
     """Where a cell was trained: a processor has so many threads of it, a card all of it."""
-    card = line.get("processor", "") if line.get("processor", "").startswith("NVIDIA") else ""
-    return card or f"{line['threads']} thread{'s' * (line['threads'] > 1)}"
+    processor, threads = line.get("processor", ""), line["threads"]
+    return processor if processor.startswith("NVIDIA") else f"{threads} thread{'s' * (threads > 1)}"
 
 
 def _table(lines: Sequence[Line]) -> str:

@@ -43,7 +43,7 @@ class Places:
                 file.seek(end - 1)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
+            file.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
