@@ -80,8 +80,9 @@ def told(name: str, scale_name: str, places: Places) -> str:
 
     question = load_question(name)
     scale = question.scale(scale_name)
-    done = done_cells(question, scale, places.results(name, scale_name))
+    results = places.results(name, scale_name)
+    done = done_cells(question, scale, results)
     flops = total_flops(question, scale)
-    cells = f"{done} of {all_cells(question, scale)} cells done at scale {scale_name}"
+    cells = f"{done} of {all_cells(question, scale, results)} cells done at scale {scale_name}"
     minutes = f", {flops / CORE_FLOPS / 120:,.0f} minutes on two cores" if scale_name == "laptop" else ""
     return f"{name}: {question.asks}\n  {cells}, {flops / 1e12:,.1f} TFLOP of training in all{minutes}"

@@ -226,7 +226,46 @@ def test_rates() -> None:
     assert best_rate(cells, diverged) is None
     assert ready(TWO, SCALE3, {})[0].kind == "sweep"
     left = ready(TWO, SCALE3, diverged)
-    assert {cell.arm for cell in left} == {"other"}  # nothing is left to run of an arm that diverges at every rate
+    assert {(cell.arm, cell.config.lr) for cell in left} == {
+        *(("other", rate) for rate in (3.3e-3, 1e-2, 3e-2)),
+        ("plain", 1.1e-3),  # where every rate diverges the next is lower
+    }
+
+
+def best_at(rate: float, arm: Arm) -> dict[float, float]:
+    """Rate -> loss of a sweep that was followed to its end, where the loss is lowest at `rate`."""
+    results: dict[str, Line] = {}
+    while left := [c for c in sweep(TWO, SCALE3, arm, results) if c.address not in results]:
+        for cell in left:
+            loss = abs(math.log(cell.config.lr / rate)) if rate else math.nan
+            results[cell.address] = {"metrics": {"val_loss": loss} if rate else {"diverged": "loss nan"}}
+    return {
+        c.config.lr: results[c.address]["metrics"].get("val_loss", math.inf) for c in sweep(TWO, SCALE3, arm, results)
+    }
+
+
+def test_a_sweep_goes_on_while_its_best_is_at_an_edge() -> None:
+    arm = two_arms(SMOKE)[0]
+    assert sorted(best_at(1e-2, arm)) == [3.3e-3, 1e-2, 3e-2]  # within: three are enough
+    assert sorted(best_at(3e-2, arm)) == [3.3e-3, 1e-2, 3e-2, 9e-2]
+    assert sorted(best_at(0.27, arm)) == [3.3e-3, 1e-2, 3e-2, 9e-2, 0.27, 0.81]  # beyond the arm's own, by three
+    assert sorted(best_at(1e-3, arm)) == [3.7e-4, 1.1e-3, 3.3e-3, 1e-2, 3e-2]
+    assert len(best_at(1e9, arm)) == 3 + cells_module.MORE_RATES  # not for ever
+    assert sorted(best_at(0.0, arm)) == [4e-5, 1.2e-4, 3.7e-4, 1.1e-3, 3.3e-3, 1e-2, 3e-2]  # all diverge
+    two = replace(SMOKE, n_rates=2)
+    first = sweep(TWO, two, arm)
+    lines = {c.address: {"metrics": {"val_loss": c.config.lr}} for c in first}
+    assert sweep(TWO, two, arm, lines) == first  # of two rates the best is always at an edge
+
+
+def test_what_a_sweep_has_found_is_told_before_its_next_rate_is_tried() -> None:
+    """An arm whose paired runs were made at the best rate so far is reported at it, and said to be at an edge."""
+    found = analysed([2.0, 2.0, 2.1], [2.0, 2.0, 2.0])
+    assert not found.missing
+    assert [
+        (cell.arm, cell.kind, cell.config.lr)
+        for cell in ready(TWO, SCALE3, {**fake(TWO, SCALE3, {"plain": [2.0] * 3, "other": [2.0] * 3}, TUNED)})
+    ] == [("other", "sweep", 1.1e-3)]
 
 
 def test_paired_arms_see_the_same_batches() -> None:
@@ -385,8 +424,8 @@ TUNED = {"plain": 1e-2, "other": 3.3e-3}
 def test_report_is_whole(told: tuple[str, str, Path]) -> None:
     markdown, page, folder = told
     assert "Better than plain: other, validation loss -0.5000 nats per token" in markdown
-    assert "| plain | 0.01 | 2.5000 ± 0.5000 |" in markdown
-    assert "| other | 0.0033 (edge) | 2.0000 ± 0.5051 | 3 ± 0 |" in markdown
+    assert "| plain | 0.01 of 3 | 2.5000 ± 0.5000 |" in markdown
+    assert "| other | 0.0033 of 3 (edge) | 2.0000 ± 0.5051 | 3 ± 0 |" in markdown
     assert "Here: other: agrees (better); third: not measured here." in markdown
     assert "`minilm lab run optimizers --scale smoke`" in markdown
     assert "12 cells" in markdown

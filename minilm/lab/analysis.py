@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from minilm.lab.cells import Chosen, Results, base_address, best_rate, paired, sweep, timed
+from minilm.lab.cells import Chosen, Results, base_address, best_rate, decided, paired, timed
 from minilm.lab.question import Arm, Line, Question, Scale, middle
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
@@ -89,7 +89,7 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
     """Raises nothing for what is missing: it is named."""
     found, missing, slow, lines = [], [], [], []
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm, results)
+        swept = decided(question, scale, arm, results)
         rate = best_rate(swept, results, arm) if all(c.address in results for c in swept) else None
         cells = paired(question, scale, arm, rate) if not swept or rate is not None else []
         clock = timed(question, scale, arm, rate) if question.timed and cells else None
@@ -201,5 +201,5 @@ def _steps_to_reference(
 
 
 def is_equal_effort(question: Question, scale: Scale) -> bool:
-    """Whether every arm has as many rates tried, those that are left alone aside."""
+    """Whether every arm's sweep begins with as many rates, those that are left alone aside."""
     return len({len(middle(arm.rates, scale.n_rates)) for arm in question.arms(scale) if arm.rates}) < 2

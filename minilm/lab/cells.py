@@ -12,13 +12,27 @@ import torch
 
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.lab.question import SWEEP_SEED, Arm, Cell, Kind, Line, Question, Scale, address, config_of, flat, middle
+from minilm.lab.question import (
+    SWEEP_SEED,
+    Arm,
+    Cell,
+    Kind,
+    Line,
+    Question,
+    Scale,
+    address,
+    config_of,
+    flat,
+    grid,
+    middle,
+)
 from minilm.lab.texts import fingerprint, sources_of
 from minilm.model.gpt import GPT
 
 Results = Mapping[str, Line]
 """Address -> the line of a cell that is done."""
 NONE: Results = {}
+MORE_RATES = 4  # that a sweep may take beyond its first, one by one, while its best lies at an edge
 RANDOM_TRIALS = 4  # of a search, the preset among them, before the sampler follows what they came to
 VOCABULARY = 700  # words of tales, roughly
 Chosen = float | Mapping[str, Any] | None
@@ -41,14 +55,41 @@ def ready(question: Question, scale: Scale, results: Results) -> list[Cell]:
 
 
 def sweep(question: Question, scale: Scale, arm: Arm, results: Results = NONE) -> list[Cell]:
-    """One cell a rate, on the sweep's seed; none where the arm has no rates. Of a search those that are done, and the
-    next one."""
+    """One cell a rate, on the sweep's seed; none where the arm has no rates. One more while the best of those done is
+    the lowest or highest. Of a search those that are done, and the next one."""
     if not question.trains:
         return []
     if arm.search:
         return _searched(question, scale, arm, results)
-    rates = middle(arm.rates, scale.n_rates)
-    return [_cell(question, scale, arm, "sweep", SWEEP_SEED, {"lr": rate}) for rate in rates]
+    rates = list(middle(arm.rates, scale.n_rates))
+
+    def cells() -> list[Cell]:
+        return [_cell(question, scale, arm, "sweep", SWEEP_SEED, {"lr": rate}) for rate in rates]
+
+    for _ in range(MORE_RATES if len(rates) > 2 else 0):
+        if any(cell.address not in results for cell in cells()):
+            break
+        best = best_rate(cells(), results)
+        if best == max(rates):
+            rates.append(next_rate(arm.rates, max(rates), up=True))
+        elif best is None or best == min(rates):
+            rates.insert(0, next_rate(arm.rates, min(rates), up=False))
+        else:
+            break
+    return cells()
+
+
+def next_rate(rates: tuple[float, ...], edge: float, up: bool) -> float:
+    """The arm's own next rate beyond an edge, and where it has none three times it or a third of it."""
+    beyond = [rate for rate in rates if (rate > edge if up else rate < edge)]
+    return (min if up else max)(beyond) if beyond else grid(edge, 3)[2 if up else 0]
+
+
+def decided(question: Question, scale: Scale, arm: Arm, results: Results) -> list[Cell]:
+    """The sweep as far as a rate can be chosen from it: without a rate beyond an edge that is still to be tried."""
+    swept = sweep(question, scale, arm, results)
+    done = [cell for cell in swept if cell.address in results]
+    return swept if arm.search or len(done) < scale.n_rates else done
 
 
 def _searched(question: Question, scale: Scale, arm: Arm, results: Results) -> list[Cell]:
@@ -106,9 +147,12 @@ def best_rate(swept: list[Cell], results: Results, arm: Arm | None = None) -> Ch
     return {name: cell.settings["config"][name] for name in arm.search} if arm and arm.search else rate
 
 
-def all_cells(question: Question, scale: Scale) -> int:
-    """How many there are in the end, all arms converging."""
-    tries = [scale.extra["trials"] if arm.search else len(sweep(question, scale, arm)) for arm in question.arms(scale)]
+def all_cells(question: Question, scale: Scale, results: Results = NONE) -> int:
+    """How many there are in the end, all arms converging, as far as results tell: a sweep may go on beyond an edge."""
+    tries = [
+        scale.extra["trials"] if arm.search else len(sweep(question, scale, arm, results))
+        for arm in question.arms(scale)
+    ]
     return sum(n + scale.n_seeds + question.timed for n in tries)
 
 
@@ -116,7 +160,7 @@ def done_cells(question: Question, scale: Scale, results: Results) -> int:
     """How many of them have a result."""
     done = 0
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm, results)
+        swept = decided(question, scale, arm, results)
         done += sum(cell.address in results for cell in swept)
         rate = best_rate(swept, results, arm) if all(cell.address in results for cell in swept) else None
         if not swept or rate is not None:

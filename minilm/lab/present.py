@@ -35,9 +35,9 @@ LARGEST_BYTES = 5_000_000  # of a model that is kept in the repository
 class Size:
     """How much is trained: a reader's, or a test's."""
 
-    steps: int = 2600
+    steps: int = 3400
     megabytes: float = 20.0
-    n_stories: int = 200
+    n_stories: int = 500
     shapes: tuple[str, ...] = ("width 48", "width 96", "width 192", "width 256")
     run: tuple[tuple[str, Any], ...] = ()
     """Fields on top of the preset tiny's."""

@@ -75,9 +75,10 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
         Heading("Findings", 1),
         Text(f"Made by `minilm lab report --scale {scale}` from results of `minilm lab run`; nothing typed by hand."),
         Text(
-            "Rates are swept on a seed of their own, as many for each arm; then every arm runs at its best rate on the "
-            "same other seeds. An effect is the mean of paired differences with Student's 95 % interval; p is of a "
-            "paired t-test, after Holm's correction over the comparisons of its question. *No difference found*: the "
+            "Rates are swept on a seed of their own: as many for each arm, and one more as long as the best is the "
+            "lowest or highest tried (*rate* says of how many). Then every arm runs at its best on the same seeds. "
+            "An effect is the mean of paired differences with Student's 95 % interval; p is of a paired t-test, after "
+            "Holm's correction over the comparisons of its question. *No difference found*: the "
             "interval lies within the margin that was set before. *Undecided at this scale*: neither that nor p < 0.05."
         ),
     ]
@@ -146,7 +147,8 @@ def table(analysis: Analysis) -> Table:
     for result in analysis.arms:
         mine = [c for c in analysis.comparisons if c.arm is result.arm or c.arm.label == result.arm.label]
         untold = "diverged" if result.swept else ""
-        rate = untold if result.rate is None else f"{result.rate:g}{' (edge)' if result.at_edge else ''}"
+        rate = untold if result.rate is None else f"{result.rate:g}"
+        rate += f" of {len(result.swept)}{' (edge)' if result.at_edge else ''}" if result.rate and result.swept else ""
         row = [result.arm.label, *([rate] if with_rates else []), *(_cell(result, m) for m in named)]
         if mine:
             effect, d = mine[0].effect, first.digits
