@@ -201,6 +201,16 @@ def test_answers_follow_the_numbers() -> None:
     assert "other: undecided here" in agreement(unclear, TWO.published[0])
 
 
+def test_a_claim_may_name_another_measure() -> None:
+    found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
+    by_steps = replace(TWO.published[0], measure="steps_to_reference", says={"other": "better"})
+    curves = analysed([2.0, 2.0, 2.1], [1.5, 1.4, 1.6])  # 3 to 3.2 of 4 steps
+    assert agreement(curves, by_steps) == "by steps to the reference's last loss: other: agrees (better)"
+    by_stories = replace(by_steps, measure="coherent")
+    assert found.verdict("other", "coherent") == "same"  # every seed has 50 %
+    assert "other: disagrees (published better, here same" in agreement(found, by_stories)
+
+
 def test_steps_to_the_references_loss() -> None:
     found = analysed([2.0, 2.0, 2.0], [1.5, 1.5, 2.5])
     by_name = {r.arm.name: r.values["steps_to_reference"] for r in found.arms}

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from minilm.lab.cells import Chosen, Results, base_address, best_rate, decided, paired, timed
-from minilm.lab.question import Arm, Line, Question, Scale, middle
+from minilm.lab.cells import Chosen, Results, base_address, best_rate, chosen_by, decided, paired, timed
+from minilm.lab.question import Arm, Line, Measure, Question, Scale, middle
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
 Verdict = Literal["better", "worse", "same", "undecided"]
@@ -27,7 +27,7 @@ class ArmResult:
     chosen: Chosen
     """By the sweep or search; None where there was none, or where everything tried diverged."""
     swept: tuple[tuple[float, float], ...]
-    """(rate, validation loss) of the sweep; infinite where it diverged."""
+    """(rate, the loss that chooses) of the sweep; infinite where it diverged."""
     values: Mapping[str, tuple[float, ...]]
     """Measure -> a value for each seed, NaN where it has none; of timed ones one value."""
     diverged: int
@@ -53,7 +53,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the reference of its group, by the first measure."""
+    """An arm against the reference of its group, by one measure."""
 
     arm: Arm
     reference: Arm
@@ -78,8 +78,13 @@ class Analysis:
     """Labels of arms whose speed is still to be taken."""
     lines: tuple[Line, ...]
 
-    def verdict(self, label: str) -> Verdict | None:
-        return next((c.verdict for c in self.comparisons if c.arm.label == label), None)
+    def verdict(self, label: str, measure: str = "") -> Verdict | None:
+        """measure: another than the first, of which every difference matters."""
+        found = self.comparisons
+        if measure:
+            asked = next(m for m in self.question.measures if m.name == measure)
+            found = tuple(compare(self.question, list(self.arms), asked, 0.0))
+        return next((c.verdict for c in found if c.arm.label == label), None)
 
     def among(self, verdict: Verdict) -> list[Comparison]:
         return [c for c in self.comparisons if c.verdict == verdict]
@@ -100,7 +105,7 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
         if len(here) < len(wanted) or (not cells and any(c.address not in results for c in swept)):
             missing.append(arm.label)
             continue
-        tried = [(c.config.lr, results[c.address]["metrics"].get("val_loss", math.inf)) for c in swept]
+        tried = [(c.config.lr, chosen_by(c, results[c.address])) for c in swept]
         runs = [results[cell.address]["metrics"] for cell in cells]
         slow += [arm.label] if untimed else []
         values = _values(runs, results[clock.address]["metrics"] if clock and not untimed else {})
@@ -108,7 +113,7 @@ def analyse(question: Question, scale: Scale, results: Results) -> Analysis:
         bases = tuple(_base_of(results[cell.address]) for cell in cells)
         found.append(ArmResult(arm, rate, tuple(tried), values, diverged, bases))
     found = _steps_to_reference(question, scale, found, results)
-    compared = tuple(_compare(question, found))
+    compared = tuple(compare(question, found, question.measures[0], question.margin))
     return Analysis(question, scale, tuple(found), compared, tuple(missing), tuple(slow), tuple(lines))
 
 
@@ -145,9 +150,8 @@ def _values(runs: list[Line], clock: Mapping[str, Any]) -> dict[str, tuple[float
     return values
 
 
-def _compare(question: Question, found: list[ArmResult]) -> list[Comparison]:
+def compare(question: Question, found: list[ArmResult], measure: Measure, margin: float) -> list[Comparison]:
     """One family: every arm against the reference of its group."""
-    measure = question.measures[0]
     effects: list[tuple[Arm, Arm, Effect]] = []
     for result in found:
         reference = reference_of(question, result.arm, found)
@@ -160,7 +164,7 @@ def _compare(question: Question, found: list[ArmResult]) -> list[Comparison]:
             effects.append((result.arm, reference.arm, paired_effect(*zip(*pairs, strict=True))))
     adjusted = holm([effect.p for _, _, effect in effects])
     return [
-        Comparison(arm, reference, effect, p, verdict_of(effect, p, question.margin, measure.better))
+        Comparison(arm, reference, effect, p, verdict_of(effect, p, margin, measure.better))
         for (arm, reference, effect), p in zip(effects, adjusted, strict=True)
     ]
 

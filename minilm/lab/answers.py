@@ -81,7 +81,7 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
             labels.setdefault(name, []).append(result.arm.label)
     found = []
     for name, says in claim.says.items():
-        verdicts = [analysis.verdict(label) for label in labels.get(name, [])]
+        verdicts = [analysis.verdict(label, claim.measure) for label in labels.get(name, [])]
         if not verdicts or None in verdicts:
             found.append(f"{name}: not measured here")
         elif all(verdict == says for verdict in verdicts):
@@ -95,7 +95,8 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
             edge = any(r.at_edge for r in analysis.arms if name in (r.arm.name, r.arm.label))
             note = "; its best rate is at the edge of those tried" if edge else ""
             found.append(f"{name}: disagrees (published {says}, here {here}{note})")
-    return "; ".join(found) or "not compared arm by arm"
+    by = next((f"by {m.title}: " for m in analysis.question.measures if m.name == claim.measure), "")
+    return f"{by}{'; '.join(found)}" if found else "not compared arm by arm"
 
 
 def loss_and_text(analysis: Analysis) -> str:

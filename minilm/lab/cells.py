@@ -118,7 +118,7 @@ def _searched(question: Question, scale: Scale, arm: Arm, results: Results) -> l
         found.append(_cell(question, scale, arm, "sweep", SWEEP_SEED, trial.params))
         if found[-1].address not in results:
             break
-        study.tell(trial, min(results[found[-1].address]["metrics"].get("val_loss", math.inf), 1e3))
+        study.tell(trial, min(chosen_by(found[-1], results[found[-1].address]), 1e3))
     return found
 
 
@@ -137,14 +137,19 @@ def _fields(rate: Chosen) -> Mapping[str, Any]:
 
 
 def best_rate(swept: list[Cell], results: Results, arm: Arm | None = None) -> Chosen:
-    """The rate of the lowest validation loss, of an arm that is searched all its fields; None where there was no sweep,
-    or where all of it diverged."""
-    losses = [results[cell.address]["metrics"].get("val_loss", math.inf) for cell in swept]
+    """The rate of the lowest loss, of an arm that is searched all its fields; None where there was no sweep, or where
+    all of it diverged."""
+    losses = [chosen_by(cell, results[cell.address]) for cell in swept]
     finite = [(loss, cell.config.lr, cell) for loss, cell in zip(losses, swept, strict=True) if math.isfinite(loss)]
     if not finite:
         return None
     _, rate, cell = min(finite, key=lambda found: found[:2])
     return {name: cell.settings["config"][name] for name in arm.search} if arm and arm.search else rate
+
+
+def chosen_by(cell: Cell, line: Line) -> float:
+    """The loss that chooses the rate; infinite where the run diverged."""
+    return float(line["metrics"].get(cell.measure.get("chosen_by", "val_loss"), math.inf))
 
 
 def all_cells(question: Question, scale: Scale, results: Results = NONE) -> int:
@@ -199,6 +204,9 @@ def tuples(values: Mapping[str, Any]) -> Line:
 
 
 def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run: Mapping[str, Any]) -> Cell:
+    measure = {**arm.measure, "n_stories": scale.n_stories if kind == "paired" else 0}
+    if kind == "sweep" and question.chosen_by != "val_loss":
+        measure["chosen_by"] = question.chosen_by
     return Cell(
         question=question.name,
         arm=arm.label,
@@ -207,7 +215,7 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
         config=config_of(scale, {**arm.run, **run}, seed),
         data=with_fingerprint({**scale.data, **arm.data}),
         base=base_settings(question, scale, arm, seed),
-        measure={**arm.measure, "n_stories": scale.n_stories if kind == "paired" else 0},
+        measure=measure,
         scale=scale.name,
     )
 

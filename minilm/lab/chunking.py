@@ -46,6 +46,7 @@ QUESTION = Question(
     ),
     margin=0.01,
     reference="chunks",
+    chosen_by="story_loss",
     arms=arms,
     scales={
         "smoke": _scale(SMOKE.but({"block_size": 48}, n_rates=1), 3),

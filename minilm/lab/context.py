@@ -40,7 +40,7 @@ def loss_by_context(trained: Trained) -> dict[str, float]:
 
 
 def _scale(scale: Scale, contexts: tuple[int, ...], documents: int, **run: int) -> Scale:
-    return scale.but({"position": "rope", **run}, {"level": 2}, extra={"contexts": contexts, "documents": documents})
+    return scale.but({"position": "rope", **run}, {"level": 3}, extra={"contexts": contexts, "documents": documents})
 
 
 QUESTION = Question(

@@ -54,6 +54,7 @@ QUESTION = Question(
     measures=(OWN_LOSS, OBEYED, LOSS),
     margin=0.01,
     reference="own alone",
+    chosen_by="own_loss",
     arms=arms,
     scales={
         "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.02, 0.03, 2),

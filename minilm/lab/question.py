@@ -133,12 +133,14 @@ class Claim:
     text: str
     source: str
     says: Mapping[str, Literal["better", "worse", "same"]]
+    measure: str = ""
+    """By which measure of the question; empty: by the first."""
 
 
 def prose(name: str) -> Line:
     """What questions.toml says of a question: the fields of `Question` that are prose."""
     table = _catalogue()[name]
-    published = [Claim(claim["text"], claim["source"], claim.get("says", {})) for claim in table["published"]]
+    published = [Claim(**{"says": {}, **claim}) for claim in table["published"]]
     lists = {name: tuple(table[name]) for name in ("threats", "changes_when") if name in table}
     return {"name": name, **table, **lists, "published": tuple(published)}
 
@@ -183,6 +185,9 @@ class Question:
     changes_when: tuple[Literal["better", "worse", "same"], ...] = ("better",)
     """Verdicts of an arm that are that outcome, by the first measure; none: verdicts cannot tell."""
     pictures: tuple[Picture, ...] = ()
+    chosen_by: str = "val_loss"
+    """The number of a sweep's cells that is lowest at an arm's own rate: a measure's, where arms validate on unlike
+    text."""
     base: Callable[[Scale], Base] | None = None
     """What is trained before, once for all arms (of a seed)."""
     trains: bool = True

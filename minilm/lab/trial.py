@@ -30,7 +30,7 @@ from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained, read_config
 from minilm.options import MODEL_FIELDS, build, read_preset
 from minilm.text.mixture import MixedFolder, open_data
-from minilm.text.shards import ShardFolder
+from minilm.text.shards import ShardFolder, Split
 from minilm.text.tales.copying import CopyCheck
 from minilm.text.tokenizer import Tokenizer
 from minilm.training.loop import Result, train
@@ -80,7 +80,7 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
             model = load_pretrained(base, **changes)[0].to(runtime.pick_device())
             metrics = _left_alone(model, cell.config, data) if question.trains else {}
             trained = Trained(cell, model, data.tokenizer(), data, base, base, base_data, metrics)
-        if trained is not None and cell.kind == "paired":
+        if trained is not None and (cell.kind == "paired" or "chosen_by" in cell.measure):
             trained.model.eval()
             metrics |= _coherence(trained) if question.trains else {}
             trained = replace(trained, metrics=metrics)
@@ -168,9 +168,14 @@ def _losses(val_loss: float, model: GPT, data: ShardFolder) -> dict[str, float]:
 
 def _left_alone(model: GPT, config: TrainConfig, data: ShardFolder) -> dict[str, Any]:
     """What training would have logged of a model that it does not change: a rate of 0 asks for none."""
-    setup = settle(replace(config, model=model.config, compile="off"), model, model.device)
-    loss = evaluate(model, setup, data.splits["val"], config.eval_tokens)
+    loss = loss_of_rows(model, config, data.splits["val"])
     return {**_losses(loss, model, data), "curve": [], "tokens": 0, "trained": 0, "teraflops": 0.0}
+
+
+def loss_of_rows(model: GPT, config: TrainConfig, split: Split) -> float:
+    """Nats per token of a split's first rows, as training reads and validation counts them."""
+    setup = settle(replace(config, model=model.config, compile="off"), model, model.device)
+    return evaluate(model, setup, split, config.eval_tokens)
 
 
 def _trained(config: TrainConfig, folder: Path, base: Path | None) -> Result:
