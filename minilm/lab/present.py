@@ -7,11 +7,14 @@ small to large until one passes; that none did is said in its card.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minilm import runtime
 from minilm.config import TrainConfig
@@ -19,6 +22,7 @@ from minilm.evaluation.text_metrics import Coherence, coherence, copy_check
 from minilm.lab.model_size import CONTEXT, SHAPES
 from minilm.lab.question import prose
 from minilm.lab.texts import STYLES
+from minilm.lab.trial import loss_of_rows
 from minilm.log import duration
 from minilm.model.hub import step_folders
 from minilm.model.weights import save_pretrained
@@ -49,7 +53,7 @@ FULL = Size()
 def present(folder: Path, work: Path, size: Size = FULL) -> list[Path]:
     """Trains (or goes on with) both models in `work` and writes them under `folder`. Raises KeyboardInterrupt when it
     is interrupted; the same call goes on."""
-    return [writer(folder, work, size), smallest(folder, work, size)]
+    return [smallest(folder, work, size), writer(folder, work, size)]
 
 
 def writer(folder: Path, work: Path, size: Size = FULL) -> Path:
@@ -91,10 +95,15 @@ def _trained(config: TrainConfig, data: dict[str, Any], run: Path, size: Size) -
         config = replace(build(read_preset(str(run / "config.toml"))), existing="resume")
     else:
         config = replace(config, existing="overwrite")
-    result = train(replace(config, data=str(shards), out_dir=str(run)))
+    config = replace(config, data=str(shards), out_dir=str(run))
+    result = train(config)
     if result.interrupted:
         raise KeyboardInterrupt
-    return result
+    with torch.no_grad():  # as they are packaged, so that what is graded is what is loaded
+        for parameter in result.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    loss = loss_of_rows(result.model.eval(), config, open_shards(config.data).splits["val"])
+    return replace(result, val_loss=loss)
 
 
 def _graded(result: Result, level: int, style: str, size: Size) -> Coherence:
@@ -106,9 +115,9 @@ def _graded(result: Result, level: int, style: str, size: Size) -> Coherence:
 
 
 def _package(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Coherence], about: str) -> Path:
-    """Weights, tokenizer and card."""
+    """Weights in bf16, tokenizer and card."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_pretrained(result.model, folder, result.tokenizer)
+    save_pretrained(copy.deepcopy(result.model).bfloat16(), folder, result.tokenizer)
     (folder / "README.md").write_text(card(folder, result, data, graded, about), encoding="utf-8")
     return folder
 
@@ -120,15 +129,16 @@ def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Co
     peak = runtime.peak_resident_bytes()
     c = model.config
     told = ", ".join(f"{name}={value}" for name, value in data.items())
+    threads = f"{runtime.versions()['processor']}, {torch.get_num_threads()} threads"
     lines = [
         f"# {folder.name}",
         "",
         about,
         "",
         f"- {model.num_params():,} parameters ({c.n_layer} layers, {c.n_head} heads, width {c.n_embd}, context "
-        f"{c.block_size}); {n_bytes / 1e6:.1f} MB",
+        f"{c.block_size}); {n_bytes / 1e6:.2f} MB in bf16",
         f"- trained on `tales:{told}` (made by minilm; MIT): {result.tokens:,} tokens in {duration(result.seconds)}",
-        f"- the process took {peak / 1e6:,.0f} MB at most, tales and grading included; {time.strftime('%Y-%m-%d')}",
+        f"- {threads}; the process that wrote this took {peak / 1e6:,.0f} MB at most; {time.strftime('%Y-%m-%d')}",
         f"- validation loss {result.val_loss:.4f} nats per token (tokenizer {result.tokenizer.name})",
         "- coherence: stories sampled at temperature 1, no filter, graded by the world they tell of (docs/tales.md)",
         "",
