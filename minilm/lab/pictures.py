@@ -24,7 +24,8 @@ def pictures(analysis: Analysis) -> list[tuple[str, str]]:
     nothing to draw. Raises UsageError where matplotlib is missing."""
     plt = _pyplot()
     found = []
-    with plt.rc_context({"svg.hashsalt": "minilm", "svg.fonttype": "none", "font.size": 9}):
+    style = {"svg.hashsalt": "minilm", "svg.fonttype": "none", "font.size": 9, "font.sans-serif": ["DejaVu Sans"]}
+    with plt.rc_context(style):
         if analysis.comparisons:
             found.append((f"Effect of each arm against {analysis.question.reference}", _svg(_effects(plt, analysis))))
         for picture in analysis.question.pictures:
