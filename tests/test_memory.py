@@ -13,6 +13,7 @@ from training_helpers import tiny_config
 
 from minilm.config import Optimizer, TrainConfig
 from minilm.errors import MinilmError
+from minilm.model import lora
 from minilm.model.gpt import GPT
 from minilm.training import loop
 from minilm.training.estimate import kept_for_backward, memory, optimizer_numbers
@@ -45,6 +46,31 @@ def test_activations_are_those_of_a_real_pass(changes: dict[str, Any], n_sequenc
     config = replace(MODEL, **changes)
     estimate = kept_for_backward(config, "fp32", False, n_sequences)
     assert estimate == pytest.approx(really_kept(GPT(config), n_sequences), rel=0.1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_of_adapters_are_those_of_a_real_pass(dropout: float) -> None:
+    """Dropped inputs are copies, one an adapted matrix: half as much again where there is dropout."""
+    adapters = (("attention", "mlp"), 4, 8.0, dropout)
+    model = GPT(MODEL)
+    lora.add(model, *adapters)
+    for name, p in model.named_parameters():
+        p.requires_grad_(".lora_" in name)
+    frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
+    estimate = kept_for_backward(MODEL, "fp32", False, 4, adapters, frozen)
+    assert estimate == pytest.approx(really_kept(model, 4), rel=0.02)
+    assert (estimate > 1.15 * kept_for_backward(MODEL, "fp32", False, 4, (*adapters[:3], 0.0), frozen)) == bool(dropout)
+
+
+def test_frozen_layers_keep_less() -> None:
+    model = GPT(MODEL)
+    for name, p in model.named_parameters():
+        p.requires_grad_("norm" in name or "ln_" in name)
+    frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
+    assert 0 < len(frozen) < len(list(model.parameters()))
+    estimate = kept_for_backward(MODEL, "fp32", False, 4, (), frozen)
+    assert estimate == pytest.approx(really_kept(model, 4), rel=0.02)
+    assert estimate < 0.9 * kept_for_backward(MODEL, "fp32", False, 4)
 
 
 def test_recomputing_and_16_bits_take_less() -> None:

@@ -140,6 +140,8 @@ def forecast(
         return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops))
     shorter = replace(config, model=replace(config.model, block_size=min(T, context or T)))
     device, made = torch.device(machine.device_type), []
+    if device.type == "cpu":
+        runtime.tune_allocator()  # as a run does: without it page faults cost the timed steps half as much again
     for blocks in (1, 2):
         made.append(_timed_step(shorter, precision, rows or n, blocks, device, turns, clock))
     more = config.model.n_layer - 1

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import MinilmError
 from minilm.model.gpt import GPT
+from minilm.model.lora import add as add_adapters
 from minilm.training.optim import split_parameters
 from minilm.training.precision import STORED, autocast
 
@@ -51,11 +53,13 @@ def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: in
     width = 2 if precision in STORED else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rest = 2 * trained if precision in STORED and config.rounding == "kahan" else 0
+    frozen = tuple(name for name, p in model.named_parameters() if not p.requires_grad)
+    lora = (config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout) if config.lora_rank else ()
     return Memory(
         weights=width * sum(p.numel() for p in model.parameters()),
         gradients=width * trained,
         optimizer=width * optimizer_numbers(model, config) + rest,
-        activations=kept_for_backward(model.config, precision, config.recompute, micro_batch_size),
+        activations=kept_for_backward(model.config, precision, config.recompute, micro_batch_size, lora, frozen),
     )
 
 
@@ -78,8 +82,17 @@ def optimizer_numbers(model: nn.Module, config: TrainConfig) -> int:
 
 
 @lru_cache(maxsize=64)
-def kept_for_backward(config: GPTConfig, precision: str, recompute: bool, n_sequences: int) -> int:
-    """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside."""
+def kept_for_backward(
+    config: GPTConfig,
+    precision: str,
+    recompute: bool,
+    n_sequences: int,
+    lora: tuple[Any, ...] = (),
+    frozen: tuple[str, ...] = (),
+) -> int:
+    """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside. lora: targets,
+    rank, alpha and dropout of adapters, whose dropped inputs are kept too. frozen: parameters whose layers need not
+    keep what they read."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
@@ -91,6 +104,10 @@ def kept_for_backward(config: GPTConfig, precision: str, recompute: bool, n_sequ
     with FakeTensorMode():
         with _default_dtype(STORED.get(precision, torch.float32)):
             model = GPT(config)
+            if lora:
+                add_adapters(model, *lora)
+        for name, p in model.named_parameters():
+            p.requires_grad_(name not in frozen)
         ids = torch.zeros(n_sequences, config.block_size, dtype=torch.long)
         blocks = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if recompute else None
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast("cpu", precision):
