@@ -64,7 +64,7 @@ QUESTION = Question(
     arms=arms,
     scales=finetuning(
         {"megabytes": (0.02,), "trials": 2},
-        {"megabytes": (0.03, 0.3), "trials": 24},
+        {"megabytes": (0.03, 0.3), "trials": 12},
         {"megabytes": (0.1, 1.0, 10.0), "trials": 30},
     ),
     minutes=40,

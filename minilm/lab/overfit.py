@@ -7,8 +7,8 @@ import torch
 from minilm.decoding.engine import generate_ids
 from minilm.lab.measures import BEFORE, COHERENT, COPIED, LOSS, TRAIN_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
-from minilm.lab.stories import some_stories
-from minilm.lab.trial import Trained, loss_of_rows
+from minilm.lab.stories import some_stories, story_loss
+from minilm.lab.trial import Trained
 
 PROMPT, CONTINUED = 12, 24  # tokens of a training story that are given, and that are asked for
 
@@ -21,7 +21,7 @@ def arms(scale: Scale) -> list[Arm]:
         every = max(steps // 4, 1)
         run = {"max_steps": steps, "eval_every_steps": every, "save_every_steps": every}
         run |= {"warmup_steps": 0, "warmup_share": 0.05, "weight_decay": 0.0}
-        measure = {"documents": scale.extra["documents"], "train_loss": "rows"}
+        measure = {"documents": scale.extra["documents"]}
         found.append(Arm(f"{passes} passes", run, grid(1e-2), measure=measure, x=passes))
     return found
 
@@ -34,7 +34,7 @@ def by_heart(trained: Trained) -> dict[str, float]:
     said = generate_ids(trained.model, whole[:, :PROMPT].to(trained.model.device), CONTINUED, temperature=0.0).cpu()
     failures = trained.metrics.get("failures", {})
     return {
-        "train_loss": loss_of_rows(trained.model, trained.cell.config, trained.data.splits["train"]),
+        "train_loss": story_loss(trained.model, trained.tokenizer, texts),
         "by_heart": 100 * float((said[:, PROMPT:] == whole[:, PROMPT:]).float().mean()),
         "copied": 100 * failures.get("copied", 0) / max(trained.cell.measure["n_stories"], 1),
     }
