@@ -145,6 +145,12 @@ def compiler_missing() -> str | None:
     return None if shutil.which(compiler) else f"the C++ compiler {compiler} was not found"
 
 
+def packaged(name: str) -> Path | None:
+    """The folder of a model that `minilm lab present` made and the repository keeps in models/."""
+    folder = Path(__file__).resolve().parents[1] / "models" / name
+    return folder if len(Path(name).parts) == 1 and (folder / "config.json").is_file() else None
+
+
 def tune_allocator() -> bool:
     """Keeps freed memory in the process: page faults otherwise cost a CPU step up to a third of its time.
 

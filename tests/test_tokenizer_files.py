@@ -348,3 +348,13 @@ def test_merges_and_options_are_in_the_fingerprint() -> None:
     specs += [{**specs[0], "added_tokens": [end], "model": unigram | changed} for changed in changes]
     assert len({vocabulary.fingerprint(spec, 0) for spec in specs}) == len(specs)
     assert Tokenizer({**specs[0], "version": "2", "padding": None}) == Tokenizer(specs[0])
+
+
+def test_a_run_has_its_steps_tokenizer(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("words", ["Mia saw a red fox. The fox ran."])
+    for step in ("step_000002", "step_000004"):
+        tokenizer.save(tmp_path / "run" / step)
+    assert get_tokenizer(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    (tmp_path / "empty" / "step_000002").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds no tokenizer"):
+        get_tokenizer(tmp_path / "empty")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from minilm import runtime
 from minilm.errors import MinilmError, UsageError
 
 WEIGHTS = "model.safetensors"
@@ -45,8 +46,7 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
         what = "several files of weights: name one of them" if files else "neither config.json nor weights"
         raise UsageError(f"{path} holds {what}")
     name = str(name_or_path)
-    packaged = Path(__file__).resolve().parents[2] / "models" / name  # what `minilm lab present` made, by its name
-    if len(path.parts) == 1 and (packaged / "config.json").is_file():
+    if (packaged := runtime.packaged(name)) is not None:
         return packaged
     if _HUB_NAME.fullmatch(name) is None or path.suffix in SUFFIXES or path.parts[0] == Path(runs).name:
         raise UsageError(f"there is no {path}: name a run, a folder or file of weights, or a model on the Hub")

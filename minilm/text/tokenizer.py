@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilm import runtime
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.text import vocabulary
@@ -193,8 +194,8 @@ class Tokenizer:
 
 
 def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
-    """The tokenizer called gpt2 or bytes, or the one in a `tokenizer.json` or in a folder with one or with GPT-2's two
-    files.
+    """The tokenizer called gpt2 or bytes, or the one in a `tokenizer.json`, in a folder with one or with GPT-2's two
+    files, in a run, or of a model in models/.
 
     Raises UsageError where there is none, naming the files to put and their places.
     """
@@ -203,6 +204,10 @@ def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
     if name_or_path == "bytes":
         return Tokenizer(vocabulary.bytes_spec())
     path = Path(name_or_path).expanduser()
+    if not path.exists() and (packaged := runtime.packaged(str(name_or_path))) is not None:
+        path = packaged
+    if path.is_dir() and not (path / "tokenizer.json").exists():  # all steps of a run have the same
+        path = next(iter(path.glob("step_*/tokenizer.json")), path)
     if path.exists():
         return _open(path)
     if name_or_path in ("chars", "words", "bpe"):
