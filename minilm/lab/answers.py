@@ -118,6 +118,21 @@ def loss_and_text(analysis: Analysis) -> str:
     )
 
 
+def correlations(analysis: Analysis, names: list[str]) -> str:
+    """Spearman's correlation of each of these measures with the first, over arms, strongest first."""
+    first, *_ = analysis.question.measures
+    found = []
+    for measure in (m for m in analysis.question.measures if m.name in names):
+        pairs = [(r.mean(measure.name), r.mean(first.name)) for r in analysis.arms]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
+        if math.isfinite(rho):
+            told = "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
+            found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p {told}, {len(pairs)} arms)"))
+    each = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
+    return f"Rank correlation with {first.title}: {each}."
+
+
 def fits(analysis: Analysis) -> list[str]:
     """Power laws of the loss in the arms' x, where a question draws one and a group has five points or more (a law has
     three numbers) on a curve that only falls."""

@@ -10,9 +10,9 @@ from minilm.evaluation.likeness import document_nats
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, rep_r, seq_rep_n, zipf
 from minilm.evaluation.text_metrics import judge, tell_stories
+from minilm.lab.answers import correlations
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, prose
-from minilm.lab.statistics import rank_correlation
 from minilm.lab.trial import Trained, copies_of
 from minilm.model.weights import load_pretrained
 
@@ -59,16 +59,7 @@ def every_metric(trained: Trained) -> dict[str, float]:
 
 
 def told(analysis: Any) -> list[str]:
-    """Spearman's correlation of each metric with the first, over arms, strongest first."""
-    found = []
-    for measure in analysis.question.measures[2:]:
-        pairs = [(r.mean(measure.name), r.mean("before")) for r in analysis.arms]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
-        if math.isfinite(rho):
-            found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p = {p:.4f}, {len(pairs)} arms)"))
-    told = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
-    return [f"Rank correlation with {analysis.question.measures[0].title}: {told}."]
+    return [correlations(analysis, [m.name for m in analysis.question.measures[2:]])]
 
 
 QUESTION = Question(

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minilm.lab.answers import correlations
 from minilm.lab.finetune import FORGOTTEN, UNSEEN, base, finetuning, forgetting
 from minilm.lab.measures import LOSS
 from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
+from minilm.lab.statistics import paired_effect
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.gpt import GPT
@@ -76,6 +78,20 @@ def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> di
     return {**found, "stable_rank": sum(ranks) / len(ranks)} if ranks else found
 
 
+def told(analysis: Any) -> list[str]:
+    """What forgetting goes with over arms, and whether LoRA forgets less at each task."""
+    by = {(r.arm.name, r.arm.group): r.values["forgotten"] for r in analysis.arms}
+    found = []
+    for task in TASKS:
+        sides = [by.get((task, method), ()) for method in ("lora 16", "everything")]
+        if all(len(side) > 1 for side in sides):
+            e = paired_effect(*sides)
+            found.append(f"{task} {e.mean:+.4f} (95 % {e.low:+.4f} to {e.high:+.4f})")
+    names = ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)]
+    less = [f"LoRA forgets so many nats per token more than everything: {', '.join(found)}."] if found else []
+    return [correlations(analysis, names), *less]
+
+
 @torch.no_grad()
 def hump(model: GPT, before: dict[str, Tensor], after: dict[str, Tensor], texts: list[str], trained: Trained) -> float:
     """How far the loss rises above the straight line between its ends on the way from base to finetuned weights."""
@@ -121,4 +137,5 @@ QUESTION = Question(
     pictures=(Picture("points", "change_feed-forwards", "forgotten"), Picture("points", "alignment", "forgotten")),
     base=base,
     measure=changes,
+    tells=told,
 )
