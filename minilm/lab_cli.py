@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minilm.command_line import Parser
-from minilm.errors import UsageError
+from minilm.errors import MinilmError, UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
@@ -24,10 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--address", default="", help="of a Ray cluster (one is started on this machine)")
     parser.add_argument("--folder", default="lab", help="results, and work in progress under work/ (%(default)s)")
     parser.add_argument("--models", default="models", help="folder that `present` writes to (%(default)s)")
-    parser.add_argument("--out", default="docs/findings", help="folder of the report (%(default)s)")
+    parser.add_argument("--out", default="", help="folder of the report (docs/findings for all at scale laptop)")
     import sys
 
     options = parser.parse_words(sys.argv[2:] if argv is None else argv)
+    try:
+        return do(options)
+    except MinilmError:
+        raise
+    except OSError as error:
+        told = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
+        raise UsageError(f"{told}: choose another --folder, --out or --models") from None
+
+
+def do(options: Any) -> int:
     names, places = chosen(options.job, options.names), Places(options.folder)
     if options.processes < 0:
         raise UsageError(f"processes must be 0 (as many as cores) or more, not {options.processes}")
@@ -55,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{folder}: {size / 1e6:.1f} MB{kept}")
     else:
         from minilm.lab import report
+        from minilm.lab.questions import QUESTIONS
 
-        page = report.write(names, options.scale, places, Path(options.out))
+        if not options.out and (len(names) < len(QUESTIONS) or options.scale != "laptop"):
+            raise UsageError("docs/findings holds all questions at scale laptop: give --out for another report")
+        page = report.write(names, options.scale, places, Path(options.out or "docs/findings"))
         print(f"{page}\n{page.with_name(report.HTML)}")
     return 0
 

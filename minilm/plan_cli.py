@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ BYTES_PER_TOKEN = 4.3  # of English in GPT-2's tokens, roughly
 SCRATCH = ("tiny", "small", "medium", "large", "xl")
 METHODS = ("finetune", "lora", "biases", "norms")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MOST = 1e9  # of hours, megabytes, dollars: beyond, a number is a mistake
+FEWEST_STEPS = 60  # of a finetune, however little text or time: as long as the lab's, on 20 kB and on 500 kB
 LITTLE_BYTES = 100_000  # under it, training everything repeats a few pages: adapters or biases first
 
 
@@ -30,6 +33,8 @@ class Row:
 
     command: str
     forecast: Forecast
+    steps: str
+    """Option that makes a run as long as forecast, where the preset's own length is another."""
     reason: str
     """Why not, where it cannot be done within the budget."""
 
@@ -44,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--card", default="", help="a card that is not here: H100, A100, 4090 ... (this machine)")
     parser.add_argument("--folder", default="lab", help="the lab's results, for expected losses (%(default)s)")
     options = parser.parse_words(sys.argv[2:] if argv is None else argv)
+    for name, least in (("megabytes", 0.0), ("hours", 1e-3), ("dollars", 0.0), ("dollars_per_hour", 0.0)):
+        if not least <= getattr(options, name) <= MOST:
+            raise UsageError(f"--{name} must be {least:g} to {MOST:g}, not {getattr(options, name):g}")
     if options.dollars and not options.dollars_per_hour:
         raise UsageError("--dollars needs --dollars_per_hour: what the machine costs")
     from minilm.lab import plan
@@ -59,15 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         cost = f", ${options.dollars_per_hour * f.seconds / 3600:,.2f}" if options.dollars_per_hour else ""
         told = f"{f.bytes / 1e9:6.1f} GB{f.step_seconds:10.3g} s a step{f.config.max_steps:9,} steps"
         print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{'; ' + row.reason if row.reason else ''}")
-    if text and (found := plan.expected_loss(text, Places(options.folder))):
-        print(f"tales of so much text, at the lab's size: loss {found[0]:.3f} ± {found[1]:.3f} nats per token (95 %)")
-    elif text:
-        print("no expected loss: the lab has no fit here yet (`minilm lab run data_size`)")
+    if text:
+        print(plan.expected(text, Places(options.folder)))
     best = choose(rows, text)
-    print(
-        f"take: python train.py {best.command}" if best else "nothing fits: give more hours, or a smaller text or model"
-    )
-    return 0 if best else 1
+    if best is None:
+        print("nothing fits: give more hours, or a smaller text or model")
+        return 1
+    yours = f" --data {shlex.quote(options.text) if options.text else 'YOURS'}" if best.forecast.config.init else ""
+    print(f"take: python train.py {best.command}{yours}{best.steps}")
+    return 0
 
 
 def size_of(path: str) -> float:
@@ -75,7 +83,10 @@ def size_of(path: str) -> float:
     found = Path(path).expanduser()
     if not found.exists():
         raise UsageError(f"{path} does not exist: give --text a file or folder, or say --megabytes")
-    return float(sum(p.stat().st_size for p in ([found] if found.is_file() else found.rglob("*")) if p.is_file()))
+    n_bytes = sum(p.stat().st_size for p in ([found] if found.is_file() else found.rglob("*")) if p.is_file())
+    if not n_bytes:
+        raise UsageError(f"{path} is empty: give --text a file or folder with text, or say --megabytes")
+    return float(n_bytes)
 
 
 def told_text(n_bytes: float) -> str:
@@ -97,7 +108,9 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
         for method in METHODS:
             config = replace(build(read_preset(method, kind)), model=gpt2(size), init=size)
             name = f"--config {method}" + (f" --init {size}" if size != "gpt2" else "")
-            found.append((name, with_length(config, text_bytes / BYTES_PER_TOKEN)))
+            long = with_length(config, text_bytes / BYTES_PER_TOKEN)
+            least = min(config.max_steps, FEWEST_STEPS)
+            found.append((name, long if long.max_steps >= least else replace(long, max_steps=least)))
     made, speeds = [], dict[str, float]()
     for command, config in found:
         # What is larger than GPT-2 small would take minutes to time: it is taken to be as fast, FLOP for FLOP.
@@ -111,20 +124,26 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
         )
         flops = flops_per_token(config.model) * config.batch_size * config.model.block_size
         speeds.setdefault(way, flops / told.step_seconds / CARD_SHARE)
-        reason = (
-            "does not fit" if told.bytes > machine.memory else "takes too long" if told.seconds > 3600 * hours else ""
-        )
-        made.append(Row(command + (" --data YOURS" if config.init else ""), told, reason))
+        share = 3600 * hours / told.seconds
+        reason = "does not fit" if told.bytes > machine.memory else "takes too long" if share < 1 else ""
+        if reason == "takes too long" and config.init and 0.9 * share * config.max_steps >= FEWEST_STEPS:
+            told = replace(told, config=replace(told.config, max_steps=int(0.9 * share * config.max_steps)))
+            reason = "takes too long" if told.seconds > 3600 * hours else ""  # validations are not cut
+        n = told.config.max_steps
+        own = build(read_preset(command.split()[1], kind)).max_steps
+        made.append(Row(command, told, f" --max_steps {n}" if n != own else "", reason))
     return made
 
 
 def choose(rows: list[Row], text_bytes: float) -> Row | None:
-    """With text: the largest pretrained model that can be finetuned within the budget; of little text (LITTLE_BYTES) by
-    adapters. Without: the largest preset from scratch. A rule of thumb until the lab's findings say better."""
+    """With text: the largest pretrained model that can be finetuned within the budget; of little text (LITTLE_BYTES),
+    or where nothing else fits, by adapters, and by biases or norms, which learn less (`freeze`), only where they do
+    not either. Without: the largest preset from scratch."""
     able = [row for row in rows if not row.reason]
-    pretrained = [row for row in able if any(f"--config {method}" in row.command for method in METHODS)]
-    wanted = "lora" if text_bytes < LITTLE_BYTES else "finetune"
-    best = [row for row in pretrained if f"--config {wanted}" in row.command] or pretrained
-    if not text_bytes or not best:
-        best = [row for row in able if row not in pretrained]
-    return best[-1] if best else None
+    methods = ("lora", "finetune", "biases", "norms")
+    order = methods if text_bytes < LITTLE_BYTES else ("finetune", *methods)
+    for method in order if text_bytes else ():
+        if best := [row for row in able if row.command.startswith(f"--config {method}")]:
+            return best[-1]
+    scratch = [row for row in able if not any(row.command.startswith(f"--config {method}") for method in methods)]
+    return scratch[-1] if scratch else None

@@ -107,18 +107,36 @@ def test_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "are free" in plan.warning(RUN, "cpu")
 
 
-def test_expected_loss_needs_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_expected_follows_the_labs_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A law through five texts is told with its interval between them, and refused beyond; so are results of few."""
     from minilm.lab import cells
+    from minilm.lab.cells import paired, sweep
+    from minilm.lab.questions import load_question
 
     monkeypatch.setattr(cells, "fingerprint", lambda options: "that of the text")
-    assert plan.expected_loss(1e6, Places(tmp_path)) is None
+    places, question = Places(tmp_path), load_question("data_size")
+    assert "no fit here yet" in plan.expected(1e6, places)
+    scale = question.scale("laptop")
+    for arm in question.arms(scale):
+        swept = sweep(question, scale, arm)
+        for cell in [*swept, *paired(question, scale, arm, 1e-2)]:
+            loss = 0.8 + 100.0 * arm.x**-0.4 + abs(cell.config.lr - 1e-2)
+            metrics = {"val_loss": loss, "before": math.log10(arm.x) * 10 + cell.seed}
+            line = {"scale": "laptop", "kind": cell.kind, "metrics": metrics, "settings": cell.settings}
+            places.append("data_size", line | {"commit": "", "versions": {"processor": ""}, "date": "", "seconds": 1.0})
+    told = plan.expected(1e6, places)
+    assert told.startswith(f"tales of so much text, at the lab's size: loss {0.8 + 100.0 * 1e6**-0.4:.3f} ± 0.0")
+    half = 4.302653 / math.sqrt(3)  # Student's, of seeds 0, 1, 2
+    assert f"before the first broken rule {61:.0f} ± {half:.0f} % (95 %)" in told
+    assert "0.2 to 16 MB of tales" in plan.expected(1e4, places)
+    assert "no law is true far from them" in plan.expected(1e10, places)
 
 
 def test_what_is_taken() -> None:
     machine = plan.card("4090")
 
     def row(command: str, reason: str = "") -> Row:
-        return Row(command, plan.forecast(RUN, machine), reason)
+        return Row(command, plan.forecast(RUN, machine), "", reason)
 
     rows = [row("--config tiny"), row("--config small"), row("--config finetune"), row("--config lora")]
     rows += [row("--config finetune --init gpt2-xl", "does not fit"), row("--config lora --init gpt2-xl")]
@@ -129,6 +147,9 @@ def test_what_is_taken() -> None:
     assert (best := choose(rows, 2e4))
     assert best.command == "--config lora --init gpt2-xl"
     assert choose([row("--config tiny", "takes too long")], 0.0) is None
+    fits = [row("--config finetune", "takes too long"), row("--config lora"), row("--config norms --init gpt2-xl")]
+    assert (best := choose(fits, 1e6))
+    assert best.command == "--config lora"
 
 
 def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +173,14 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "4090, 24.0 GB; 5 MB of text, some 1,162,791 tokens; at most 10 h" in out
     assert out.count("s a step") == 1 + 4
     assert "does not fit" not in out
-    assert "take: python train.py --config finetune" in out
+    assert f"take: python train.py --config finetune --data {tmp_path / 'text'} --max_steps " in out
+    (tmp_path / "empty.txt").touch()
+    for wrong in ("--megabytes=nan", "--megabytes=-1", "--megabytes=1e300", "--hours=nan", "--hours=0"):
+        assert cli.run_door("plan", ["--card=4090", wrong]) == 2
+    assert cli.run_door("plan", ["--card=4090", f"--text={tmp_path / 'empty.txt'}"]) == 2
+    assert "is empty" in capsys.readouterr().err
+    assert cli.run_door("plan", ["--card=4090", "--megabytes=0.01", f"--folder={tmp_path}"]) == 0
+    assert "take: python train.py --config lora --data YOURS --max_steps 60" in capsys.readouterr().out
     assert cli.run_door("plan", ["--dollars=5"]) == 2
     assert cli.run_door("plan", ["--text=/not/there"]) == 2
     assert not math.isnan(plan.free_memory())

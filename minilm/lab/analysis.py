@@ -158,8 +158,10 @@ def compare(question: Question, found: list[ArmResult], measure: Measure, margin
         if reference is None or reference is result:
             continue
         values, theirs = (r.values.get(measure.name, ()) for r in (result, reference))
-        both = enumerate(zip(values, theirs, strict=False))
-        pairs = [pair for i, pair in both if not another_base(result, reference, i) and all(map(math.isfinite, pair))]
+        both = list(zip(values, theirs, strict=False))
+        pairs = [pair for pair in both if all(map(math.isfinite, pair))]
+        if any(another_base(result, reference, i) for i in range(len(both))):
+            continue
         if pairs:
             effects.append((result.arm, reference.arm, paired_effect(*zip(*pairs, strict=True))))
     adjusted = holm([effect.p for _, _, effect in effects])

@@ -30,16 +30,16 @@ def answer(analysis: Analysis) -> str:
         return f"{first}. Every 95 % interval lies within {_margin(analysis)}."
     else:
         first = f"Nothing was found to be better than {reference}"
-    rest, worse = [], analysis.among("worse")
-    if worse:
-        edges = {r.arm.label for r in analysis.arms if r.at_edge}
-        at_edge = [c.arm.label for c in worse if c.arm.label in edges]
-        note = f" (best at an edge of the rates tried, perhaps better beyond: {listed(at_edge)})" if at_edge else ""
-        rest.append(f"worse: {_strongest(worse, measure)}{note}")
+    rest = []
+    if worse := analysis.among("worse"):
+        rest.append(f"worse: {_strongest(worse, measure)}")
     if same := analysis.among("same"):
         rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
+    if at_edge := [r.arm.label for r in analysis.arms if r.at_edge]:
+        which = "every arm" if len(at_edge) == len(analysis.arms) else listed(at_edge)
+        rest.append(f"best at an edge of the rates tried so far, perhaps better beyond: {which}")
     second = "; ".join(rest) or "no other arm was compared"
     return f"{first}. {second[0].upper()}{second[1:]}."
 
@@ -54,7 +54,7 @@ def _strongest(comparisons: list[Comparison], measure: Measure) -> str:
 def told(comparison: Comparison, measure: Measure) -> str:
     """by 0.12 nats per token lower validation loss (95 % ... to ..., p ..., 3 seeds)."""
     effect, digits = comparison.effect, measure.digits
-    interval = "no interval from one seed"
+    interval = "no interval from one seed" if effect.n == 1 else "no interval: all seeds measure the same"
     if math.isfinite(effect.low):
         p = "< 0.0001" if comparison.p < 1e-4 else f"= {comparison.p:.4f}"
         interval = f"95 % {effect.low:+.{digits}f} to {effect.high:+.{digits}f}, p {p}, {effect.n} seeds"
@@ -101,21 +101,20 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
 
 def loss_and_text(analysis: Analysis) -> str:
     """Whether arms with a lower loss write better: rank correlation over the trained arms of a group, whose losses are
-    of one text. Of the largest group; empty where that has under five."""
+    of one text. Of each group of five or more; empty where there is none."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for r in analysis.arms:
         pair = r.mean("val_loss"), r.mean("before")
         if r.mean("tokens") > 0 and all(map(math.isfinite, pair)):
             groups.setdefault(r.arm.group, []).append(pair)
-    group, pairs = max(groups.items(), key=lambda item: len(item[1]), default=("", []))
-    rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs]) if len(pairs) > 4 else (math.nan, math.nan)
-    if not math.isfinite(rho):
-        return ""
-    return (
-        f"Over {len(pairs)} arms{f' of {group}' if group else ''} the rank correlation of validation loss with "
-        f"sentences before the first broken rule: {rho:+.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}; arms are "
-        "not independent draws)."
-    )
+    found = []
+    for group, pairs in groups.items():
+        rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs]) if len(pairs) > 4 else (math.nan, 1.0)
+        if math.isfinite(rho):
+            of = f" of {group}" if group else ""
+            found.append(f"{rho:+.2f} over {len(pairs)} arms{of} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})")
+    told = "Rank correlation of validation loss with sentences before the first broken rule"
+    return f"{told}: {', '.join(found)}; arms are not independent draws." if found else ""
 
 
 def correlations(analysis: Analysis, names: list[str]) -> str:
@@ -168,8 +167,8 @@ def reached(analysis: Analysis) -> list[str]:
         if not there:
             best = max(mine, key=lambda r: r.mean(goal[0]))
             found.append(
-                f"{told_group}no arm reaches {goal[1]:g} {measure.unit} {measure.title}; {best.arm.name} has "
-                f"{best.mean(goal[0]):.{measure.digits}f}."
+                f"{told_group}no arm reaches {goal[1]:g} {measure.unit} {measure.title}; the most is "
+                f"{best.mean(goal[0]):.{measure.digits}f}{f' ({best.arm.name})' if best.mean(goal[0]) else ''}."
             )
             continue
         least = there[0]

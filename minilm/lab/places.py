@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minilm.errors import UsageError
 from minilm.lab.question import Line, address
 from minilm.log import read_metrics
 
@@ -19,6 +20,8 @@ class Places:
 
     def __init__(self, folder: str | Path = "lab") -> None:
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{folder} is a file: name the folder of the lab")
         self.work = self.folder / "work"
 
     def results_file(self, question: str) -> Path:
@@ -30,7 +33,10 @@ class Places:
         path = self.results_file(question)
         if not path.is_file():
             return {}
-        return {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
+        try:
+            return {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"a line of {path} is no result of the lab (it has no {error}): remove it") from None
 
     def append(self, question: str, line: dict[str, Any]) -> None:
         """Adds a result, whole and on disk, whoever else is writing. What a kill left of a line is closed first."""

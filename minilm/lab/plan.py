@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.lab.analysis import analyse
+from minilm.lab.analysis import ArmResult, analyse
 from minilm.lab.cells import VOCABULARY, flops_per_token
 from minilm.lab.places import Places
 from minilm.lab.questions import load_question
-from minilm.lab.statistics import power_law
+from minilm.lab.statistics import ALPHA, paired_effect, power_law, t_quantile
 from minilm.model.gpt import GPT
 from minilm.model.losses import chunk_rows
 from minilm.model.losses import fits as fits_at_once
@@ -49,6 +49,7 @@ CARD_MEMORY = {
     "3090": 24,
 }
 CARD_MEMORY |= {"V100": 16, "T4": 16}  # GB, the smaller variant where there are two, A100's common one
+WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
 HEAP_SHARE = 1.0  # of activations again: what the heap of a CPU loses between tensors (263 MB for 151, preset tiny)
@@ -153,7 +154,8 @@ def forecast(
 
 def _precision(config: TrainConfig, machine: Machine) -> str:
     if machine.device_type == "cuda" and machine.peak_flops:
-        return "bf16" if config.precision == "auto" else config.precision
+        sixteen = "fp16" if machine.name in WITHOUT_BF16 else "bf16"
+        return sixteen if config.precision == "auto" else config.precision
     return runtime.pick_precision(config.precision, torch.device(machine.device_type), config.model.n_embd)
 
 
@@ -232,17 +234,39 @@ def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[s
     return {"held": held, "sent": sent * (world - 1) / world}
 
 
-def expected_loss(text_bytes: float, places: Places, scale: str = "laptop") -> tuple[float, float] | None:
-    """(validation loss, 95 % half width) that the lab's question `data_size` expects of so much text of tales, at its
-    model; None where it has not been run. Beyond its largest text the fit is stretched."""
+def expected(text_bytes: float, places: Places, scale: str = "laptop") -> str:
+    """What the lab's question `data_size` expects of so much text of tales, at its model: the loss of its fit, with the
+    95 % interval of what is left of the points, and how far stories hold together, between the two arms beside it, with
+    that of their seeds. A sentence why not, where it has not been run or has no text of about that size."""
     question = load_question("data_size")
     found = analyse(question, question.scale(scale), places.results("data_size", scale))
-    points = [(r.arm.x, r.mean("val_loss")) for r in found.arms if math.isfinite(r.mean("val_loss"))]
-    if len(points) < 4:
-        return None
-    law = power_law([x for x, _ in points], [y for _, y in points])
+    arms = sorted((r for r in found.arms if math.isfinite(r.mean("val_loss"))), key=lambda r: r.arm.x)
+    if len(arms) < 4:
+        return "no expected loss: the lab has no fit here yet (`minilm lab run data_size`)"
+    x, low, high = text_bytes, arms[0].arm.x, arms[-1].arm.x
+    if not low <= x <= high:
+        measured = f"{low / 1e6:g} to {high / 1e6:g} MB of tales"
+        return f"no expected loss: the lab has measured {measured}, and no law is true far from them"
+    points = [(r.arm.x, r.mean("val_loss")) for r in arms]
+    law = power_law([a for a, _ in points], [b for _, b in points])
     left = len(points) - 3  # numbers fitted
-    return law(text_bytes), 2.0 * law.error * math.sqrt(len(points) / left)
+    half = t_quantile(1 - ALPHA / 2, left) * law.error * math.sqrt(len(points) / left * (1 + 1 / len(points)))
+    above = next(i for i, r in enumerate(arms) if r.arm.x >= x)
+    one, other = arms[max(above - 1, 0)], arms[above]
+    share = math.log(x / one.arm.x) / math.log(other.arm.x / one.arm.x) if other is not one else 1.0
+    whole, spread = (
+        (1 - share) * a + share * b for a, b in zip(_mean_of(one, "before"), _mean_of(other, "before"), strict=True)
+    )
+    return (
+        f"tales of so much text, at the lab's size: loss {law(x):.3f} ± {half:.3f} nats per token, sentences before "
+        f"the first broken rule {whole:.0f} ± {spread:.0f} % (95 %)"
+    )
+
+
+def _mean_of(result: ArmResult, measure: str) -> tuple[float, float]:
+    """(mean over seeds, half of Student's 95 % interval)."""
+    effect = paired_effect(result.values[measure], [0.0] * len(result.values[measure]))
+    return effect.mean, effect.high - effect.mean
 
 
 def with_length(config: TrainConfig, text_tokens: float) -> TrainConfig:

@@ -17,7 +17,7 @@ from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_
 from minilm.lab.pictures import pictures
 from minilm.lab.places import Places
 from minilm.lab.question import Measure
-from minilm.lab.questions import load_question
+from minilm.lab.questions import QUESTIONS, load_question
 from minilm.log import duration
 
 MARKDOWN, HTML = "README.md", "index.html"
@@ -87,8 +87,9 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
         at = question.scale(scale)
         blocks += section(analyse(question, at, places.results(name, scale)))
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.svg"):
-        old.unlink()
+    for old in folder.glob("*_[0-9]*.svg"):
+        if old.stem.rpartition("_")[0] in QUESTIONS:
+            old.unlink()
     for block in blocks:
         if isinstance(block, Drawing):
             (folder / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
@@ -153,7 +154,7 @@ def table(analysis: Analysis) -> Table:
         if mine:
             effect, d = mine[0].effect, first.digits
             interval = f"{effect.low:+.{d}f} to {effect.high:+.{d}f}" if math.isfinite(effect.low) else ""
-            p = f"{mine[0].p:.4f}" if math.isfinite(mine[0].p) else ""
+            p = ("< 0.0001" if mine[0].p < 1e-4 else f"{mine[0].p:.4f}") if math.isfinite(mine[0].p) else ""
             row += [f"{effect.mean:+.{d}f}", interval, p, mine[0].verdict]
         else:
             row += ["", "", "", "reference" if result.arm.name == analysis.question.reference else "not compared"]

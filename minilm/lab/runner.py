@@ -68,6 +68,9 @@ def _worker(names: list[str], scale: str, folder: str) -> None:
     except MinilmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def work(names: Sequence[str], scale: str, places: Places) -> None:

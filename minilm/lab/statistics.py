@@ -1,8 +1,7 @@
 """Statistics of few paired runs, exact and without a dependency: checked against scipy in tests/test_lab_statistics.py.
 
 Runs are few (3 to 5 seeds) and paired: an arm and its reference share seed and data order, so what is compared is the
-mean of differences. With so few the bootstrap of a mean is too narrow, so the interval shown is Student's t; the
-bootstrap's stands beside it.
+mean of differences. With so few the bootstrap of a mean is too narrow, so the interval is Student's t.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-
-from minilm.evaluation.intervals import Estimate, bootstrap
 
 EXACT = 8  # pairs whose 40,320 orders are gone through
 ALPHA = 0.05  # of intervals (95 %) and of what counts as a difference, after Holm's correction
@@ -31,8 +28,6 @@ class Effect:
     high: float
     p: float
     """Two-sided, of a paired t-test; NaN where the interval is."""
-    resampled: Estimate
-    """The mean with a bootstrap's 95 % interval (percentiles over pairs)."""
 
 
 def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
@@ -44,11 +39,11 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
     n, mean = len(d), float(d.mean())
     copies = len(set(arm)) == len(set(reference)) == 1  # neither side's measurement depends on the seed
     if n < 2 or (copies and mean != 0.0):
-        return Effect(n, mean, math.nan, math.nan, math.nan, bootstrap(d.tolist()))
+        return Effect(n, mean, math.nan, math.nan, math.nan)
     error = float(d.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(1 - ALPHA / 2, n - 1) * error
     p = (1.0 if mean == 0.0 else 0.0) if error == 0.0 else 2.0 * t_tail(abs(mean) / error, n - 1)
-    return Effect(n, mean, mean - half, mean + half, p, bootstrap(d.tolist()))
+    return Effect(n, mean, mean - half, mean + half, p)
 
 
 def t_tail(t: float, df: int) -> float:
