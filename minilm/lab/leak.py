@@ -51,7 +51,6 @@ QUESTION = Question(
     ),
     margin=0.01,
     reference="stride T",
-    chosen_by="story_loss",
     minutes=20,
     arms=arms,
     scales={
