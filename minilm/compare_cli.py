@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import math
+import os
+import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from minilm.log import say
 if TYPE_CHECKING:
     import numpy as np
 
+    from minilm.evaluation.compare import Difference
+    from minilm.evaluation.compare_picture import Compared
+    from minilm.evaluation.paired_texts import TextDifference
     from minilm.evaluation.protocols import Protocol
     from minilm.model.gpt import GPT
     from minilm.text.tokenizer import Tokenizer
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 PROMPT_WORDS = 8
 WIDEST = 9  # columns
 
-KEYS = ("models", "differences")
+KEYS = ("models", "notes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     if len(options.models) < 2:
         raise UsageError("name two models or more, or two files that `minilm eval --out` wrote")
-    stored = [name.endswith(".json") for name in options.models]
+    stored = [_is_stored(name) for name in options.models]
     if any(stored):
         if not all(stored):
             raise UsageError("stored results cannot be compared with models: name either all files or all models")
         return _stored(options)
-    rows, sentences = _measured(options)
-    print(told(rows, sentences, options.format, keys=KEYS))
+    check_picture(options.picture)
+    found = _measured(options)
+    differences: list[Difference | TextDifference] = [*found.differences, *found.texts]
+    print(told(found.costs, [*map(str, differences)], options.format, keys=KEYS, differences=differences))
+    if options.picture:
+        from minilm.evaluation.compare_picture import draw
+
+        draw(found, options.picture)
     return 0
 
 
@@ -74,11 +84,49 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_words(argv)
 
 
-def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+def _is_stored(name: str) -> bool:
+    """Whether it is called or begins as what `minilm eval --out` writes."""
+    if name.endswith(".json") or not Path(name).is_file():
+        return name.endswith(".json")
+    try:
+        with Path(name).open("rb") as file:
+            return re.match(rb'\s*\{\s*"value"', file.read(99)) is not None
+    except OSError:
+        return False
+
+
+def check_file(option: str, file: str | None) -> None:
+    """Raises UsageError where a file that is written last could not be: before anything is measured."""
+    if not file:
+        return
+    path = Path(file)
+    if path.is_dir() or not path.parent.is_dir():
+        why = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise UsageError(f"{option} {file} cannot be written (it {why}): name another file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option} {file} cannot be written (no permission): name another file")
+
+
+def check_picture(file: str | None) -> None:
+    """Raises UsageError where a picture could not be written, its kind is none that matplotlib draws, or there is no
+    matplotlib."""
+    if not file:
+        return
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+    suffix = Path(file).suffix[1:].lower()
+    if suffix and suffix not in FigureCanvasBase.get_supported_filetypes():
+        raise UsageError(f"--picture {file} cannot be drawn (not as .{suffix}): name a .svg, .png or .pdf file")
+    check_file("--picture", file)
+
+
+def _measured(options: argparse.Namespace) -> Compared:
     from minilm.eval_perplexity import data_for, protocol_of, read_data
     from minilm.evaluation.breakdown import breakdown
     from minilm.evaluation.compare import difference
-    from minilm.evaluation.compare_picture import Compared, draw
+    from minilm.evaluation.compare_picture import Compared
     from minilm.evaluation.cost import peak_bytes, weight_bytes
     from minilm.evaluation.intervals import bootstrap
     from minilm.evaluation.paired_texts import text_differences
@@ -106,23 +154,25 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
         model, tokenizer, what = load(options)
         say(what)
         source, data_name = read_data(data, protocol, tokenizer, options.source)
+        protocol = replace(protocol, data=data_name or protocol.data)
         about = {"tokenizer": tokenizer, "model_name": name, "data_name": data_name, "max_tokens": options.eval_tokens}
         parts: list[Part] = []
-        start = time.perf_counter()
-        found = perplexity(model, source, protocol, parts=parts, **about)
-        seconds = time.perf_counter() - start
+        seconds: list[float] = []
+        found = perplexity(model, source, protocol, parts=parts, seconds=seconds, **about)
         if measured:
             measured[0][0].check_alike(found)
         measured.append((found, parts))
         breakdowns.append(breakdown(parts, found.protocol.documents == "each"))
+        longest = max(int(part.context[-1]) for part in parts)  # tokens that a window really read
         row = {
             "model": name,
             "parameters": model.num_params(),
             "weights_mb": round(weight_bytes(model) / 1e6, 2),
-            "peak_mb": round(peak_bytes(model, found.protocol.context) / 1e6, 2),
+            "peak_mb": round(peak_bytes(model, longest) / 1e6, 2),
             # A forward pass is a third of training's FLOPs.
-            "gflops_per_token": float(f"{model.flops_per_token(found.protocol.context) / 3e9:.4g}"),
-            "ms_per_token": round(1e3 * seconds / found.n_tokens, 4),
+            "gflops_per_token": float(f"{model.flops_per_token(longest) / 3e9:.4g}"),
+            "ms_per_token": round(1e3 * seconds[0] / found.n_tokens, 4),
+            "nats_per_token": round(found.nats_per_token, 4),
             found.measure: round(found.value, 4),
         }
         for context in options.contexts:
@@ -139,13 +189,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     differences = [difference(*first, *other, seed=seed) for other in measured[1:]]
     pairs = list(zip(options.models[1:], texts[1:], strict=False))
     told_apart = [d for name, b in pairs for d in text_differences(options.models[0], texts[0], name, b, seed=seed)]
-    if options.picture:
-        values = [found.value for found, _ in measured]
-        draw(
-            Compared(first[0].measure, options.models, values, rows, differences, breakdowns, grid, told_apart),
-            options.picture,
-        )
-    return rows, [*map(str, differences), *map(str, told_apart)]
+    values = [found.value for found, _ in measured]
+    return Compared(first[0].measure, options.models, values, rows, differences, breakdowns, grid, told_apart)
 
 
 def _prompts(options: argparse.Namespace, data: str, protocol: Protocol) -> list[str]:
@@ -221,18 +266,36 @@ def _stored(options: argparse.Namespace) -> int:
             if not options.unlike:
                 raise UsageError(f"{error}, or pass --unlike to see them side by side all the same") from None
             notes.append(f"{found[0].model} and {other.model}: {error}")
-    rows = [{"model": one.model, "value": round(one.value, 4), "measure": one.measure, "protocol": str(one.protocol)}
+    for one in found:
+        one.check_counted()
+    rows = [{"model": one.model, "value": round(one.value, 4), "measure": one.measure,
+             "nats_per_token": round(one.nats_per_token, 4), "protocol": str(one.protocol)}
             for one in found]  # fmt: skip
     print(told(rows, notes, options.format, keys=KEYS))
     return 0
 
 
-def told(rows: list[dict[str, Any]], sentences: list[str], how: str, *, keys: tuple[str, str]) -> str:
-    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON, there under these keys."""
+def told(
+    rows: list[dict[str, Any]],
+    sentences: list[str],
+    how: str,
+    *,
+    keys: tuple[str, str],
+    differences: Sequence[Difference | TextDifference] = (),
+) -> str:
+    """The rows and sentences as a terminal table, Markdown, CSV (rows only) or JSON, there under these keys.
+
+    differences: of which the sentences are; CSV and JSON have their numbers instead."""
     names = list(rows[0])
+    apart = [_numbers(one) for one in differences]
     if how == "json":
-        return json.dumps({keys[0]: rows, keys[1]: sentences}, indent=1)
+        finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
+        said = {"differences": apart} if apart else {keys[1]: sentences}
+        return json.dumps({keys[0]: finite, **said}, indent=1, allow_nan=False)
     if how == "csv":
+        if apart:
+            rows = [*({"kind": "model"} | row for row in rows), *({"kind": "difference"} | one for one in apart)]
+            names = list(dict.fromkeys(name for row in rows for name in row))
         out = io.StringIO()
         writer = csv.DictWriter(out, names, lineterminator="\n")
         writer.writeheader()
@@ -255,3 +318,15 @@ def told(rows: list[dict[str, Any]], sentences: list[str], how: str, *, keys: tu
         for line in cells
     ]
     return "\n".join([*lines, *sentences])
+
+
+def _numbers(one: Difference | TextDifference) -> dict[str, Any]:
+    """A difference for programs: B less A with its 95 % interval, p, and how many of what were drawn."""
+    n, drawn = (one.n_prompts, "prompts") if hasattr(one, "n_prompts") else (one.n_units, one.drawn)
+    value = one.value._asdict()
+    return {"measure": one.measure, "a": one.a, "b": one.b, **value, "p": one.p, "n": n, "drawn": drawn,
+            "sentence": str(one)}  # fmt: skip
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

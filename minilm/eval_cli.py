@@ -58,7 +58,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--breakdown", action="store_true", help="loss by context, frequency, length of document too")
     parser.add_argument("--picture", metavar="FILE", help="draw the breakdown as svg, png or pdf")
     parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
-    parser.add_argument("--out", metavar="FILE", help="write the perplexity with its protocol as JSON")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the perplexity with its protocol, or the table of --text, as JSON"
+    )
     add = parser.add_argument_group("benchmarks").add_argument
     add(
         "--benchmark",

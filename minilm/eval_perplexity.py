@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,19 @@ FIELDS = ("split", "text", "documents", "first", "context", "stride", "unit")
 
 def measure(options: argparse.Namespace) -> int:
     """Prints a perplexity, or a table of all."""
-    from minilm.compare_cli import told
+    from minilm.compare_cli import check_file, check_picture, told
     from minilm.evaluation.breakdown import breakdown, draw
     from minilm.evaluation.protocols import PROTOCOLS
     from minilm.sample_cli import load
 
-    protocols = [protocol_of(options, name) for name in (PROTOCOLS if options.all else [options.protocol])]
+    check_file("--out", options.out)
+    check_picture(options.picture)
+    protocols = _protocols(options, list(PROTOCOLS)) if options.all else {}
+    protocol = protocol_of(options) if not options.all else None
     options.checkpoint, options.precision = options.model, "fp32"  # the protocol's is autocast's
     model, tokenizer, what = load(options)
     say(what)
-    if not options.all:
-        (protocol,) = protocols
+    if protocol is not None:
         parts: list[Part] | None = [] if options.breakdown or options.picture else None
         found = _measured(options, model, tokenizer, protocol, data_for(options, protocol), parts)
         print(_report(found, options))
@@ -40,22 +43,38 @@ def measure(options: argparse.Namespace) -> int:
             divided = breakdown(parts, protocol.documents == "each")
             if options.breakdown:
                 print(divided)
-            if options.picture:
-                draw({options.model: divided}, options.picture)
+        _write(found, options)
+        if parts is not None and options.picture:
+            draw({options.model: divided}, options.picture)
         return 0
     notes = [f"{options.model}, {model.num_params():,} parameters"]
     print(told(_all(options, model, tokenizer, protocols), notes, options.format, keys=("rows", "notes")))
     return 0
 
 
+def _protocols(options: argparse.Namespace, names: list[str]) -> dict[str, Protocol | UsageError]:
+    """Each as the options change it, or why it cannot be. Raises UsageError where none can."""
+    found: dict[str, Protocol | UsageError] = {}
+    for name in names:
+        try:
+            found[name] = protocol_of(options, name)
+        except UsageError as error:
+            found[name] = error
+    errors = [one for one in found.values() if isinstance(one, UsageError)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
+
+
 def _all(
-    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, protocols: list[Protocol]
+    options: argparse.Namespace, model: GPT, tokenizer: Tokenizer, protocols: dict[str, Protocol | UsageError]
 ) -> list[dict[str, Any]]:
     """A row for every protocol and benchmark: our number in its unit, the same sum in other units, what others
     published of this model; or why there is none. Raises UsageError where there is none at all."""
+    from minilm.eval_benchmark import called, figures_of
     from minilm.evaluation.benchmark_files import benchmark_file
     from minilm.evaluation.benchmarks import READERS, read_questions, run
-    from minilm.evaluation.reference import beside, published, whole
+    from minilm.evaluation.reference import beside
 
     rows: list[dict[str, Any]] = []
     n_measured = 0
@@ -65,11 +84,13 @@ def _all(
         rows.append({"protocol": name, "ours": ours, "measure": measure, **units, "published": others})
         say(f"{name}: {ours} {measure}")
 
-    for protocol in protocols:
+    for key, protocol in protocols.items():
         try:
+            if isinstance(protocol, UsageError):
+                raise protocol
             found = _measured(options, model, tokenizer, protocol, data_for(options, protocol))
         except MinilmError as error:
-            row(protocol.name, "-", f"({error})")
+            row(key if isinstance(protocol, UsageError) else protocol.name, "-", f"({error})")
             continue
         n_measured += 1
         units = {"per token": f"{found.token_perplexity:.4f}"}
@@ -87,8 +108,7 @@ def _all(
             continue
         n_measured += 1
         for measure, value in answered.measures.items():
-            others = published(options.model, f"{name}/{measure}") if len(asked) == whole(name) else []
-            row(name, f"{value:.2f}", measure.replace("_", " per "), "; ".join(map(str, others)))
+            row(name, f"{value:.2f}", called(measure), "; ".join(map(str, figures_of(answered, measure))))
     if not n_measured:
         raise UsageError("no protocol could be measured: the reasons stand above")
     return rows
@@ -114,6 +134,7 @@ def _measured(
     from minilm.evaluation.perplexity import perplexity
 
     source, name = read_data(data, protocol, tokenizer, _copy_of(options, data) if options.all else options.source)
+    protocol = replace(protocol, data=name or protocol.data)
     return perplexity(
         model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts,
         max_tokens=options.eval_tokens,
@@ -144,8 +165,8 @@ def data_for(options: argparse.Namespace, protocol: Protocol) -> str:
 def read_data(
     data: str, protocol: Protocol, tokenizer: Tokenizer, source: str | None
 ) -> tuple[ShardFolder | list[str], str]:
-    """What a protocol scores, and what it is called: a prepared folder; a file or folder of text, whole; or a data set,
-    prepared as bytes, which give any tokenizer its text back, or for a stream with the model's own tokenizer."""
+    """What a protocol scores, and for text what it is called: a prepared folder; a file or folder of text, whole; or a
+    data set, prepared as bytes, which give any tokenizer its text back, or for a stream with the model's tokenizer."""
     from minilm.text.prepare import prepare
     from minilm.text.scripts import known_datasets, split_name
     from minilm.text.shards import open_shards
@@ -156,6 +177,8 @@ def read_data(
     if (path / "meta.json").is_file():
         return open_shards(path), ""
     if split_name(data)[0] not in known_datasets() and path.exists() and protocol.documents != "stream":
+        if protocol.split not in ("train", "val", "test"):
+            raise UsageError(f"{data} is text, which has no split {protocol.split!r}: leave out --split")
         return list(read_documents(Files.at(path))), str(data)
     if protocol.documents != "stream":
         return open_shards(prepare(data, tokenizer="bytes", source=source)), ""
@@ -177,12 +200,15 @@ def saved(tokenizer: Tokenizer) -> str:
 def _report(found: Perplexity, options: argparse.Namespace) -> str:
     from minilm.evaluation.reference import beside
 
+    if options.json:
+        return found.to_json()
+    others = beside(found)
+    return f"{found}\n  published: {others}" if others else str(found)
+
+
+def _write(found: Perplexity, options: argparse.Namespace) -> None:
     if options.out:
         try:
             Path(options.out).write_text(found.to_json() + "\n", encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
-    if options.json:
-        return found.to_json()
-    others = beside(found)
-    return f"{found}\n  published: {others}" if others else str(found)

@@ -57,8 +57,13 @@ def _told(verdict: Verdict) -> str:
 
 
 def read_stories(file: str) -> list[str]:
-    """The stories of a text file: what stands between <|endoftext|>, where the file has any; else between blank lines,
-    where it has any (then a story may be wrapped over several lines); else each line.
+    """The stories of a text file, one line each, with single blanks, as the grader reads them; else `read_texts`."""
+    return [" ".join(text.split()) for text in read_texts(file)]
+
+
+def read_texts(file: str) -> list[str]:
+    """The texts of a text file: what stands between <|endoftext|>, where the file has any; else between blank lines,
+    where it has any (then a text may be wrapped over several lines); else each line. White space around them is cut.
 
     Raises UsageError for a file that is missing, unreadable, not UTF-8 or without a story.
     """
@@ -68,17 +73,18 @@ def read_stories(file: str) -> list[str]:
         raise UsageError(f"{file} cannot be read ({error.strerror}): name a text file of tales") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8 and try again") from None
-    lines = [line.strip() for line in text.strip().splitlines()]
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    lines = text.split("\n")
     if SEPARATOR in text:
         parts = text.split(SEPARATOR)
-    elif "" in lines:
-        parts = "\n".join(line or SEPARATOR for line in lines).split(SEPARATOR)
+    elif not all(map(str.strip, lines)):
+        parts = "\n".join(line if line.strip() else SEPARATOR for line in lines).split(SEPARATOR)
     else:
         parts = lines
-    stories = [" ".join(part.split()) for part in parts if part.strip()]
-    if not stories:
+    texts = [part.strip() for part in parts if part.strip()]
+    if not texts:
         raise UsageError(f"{file} holds no story: it needs one a line, or parted by blank lines or {SEPARATOR}")
-    return stories
+    return texts
 
 
 def grade_at(text: str, level: int | None, style: str | None) -> tuple[int, Verdict]:

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.errors import UsageError
-from minilm.eval_tales import read_stories
+from minilm.eval_tales import read_stories, read_texts
 from minilm.log import say
 
 if TYPE_CHECKING:
     from minilm.evaluation.generated import Row, Sample
+
+
+READ = (
+    "model", "json", "data", "source", "device", "precision", "tokenizer", "split", "out", "text_file", "reference",
+    "mauve_tokens", "level",
+)  # fmt: skip
+"""Options that `--text` reads."""
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -23,15 +30,25 @@ def measure(options: argparse.Namespace) -> int:
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
 
-    samples = read_samples(options.text_file)
-    reference = read_samples(options.reference, options.split) if options.reference else []
+    _check(options)
+    tales = options.level is not None or any(name and _is_tales(name) for name in (options.reference, options.data))
+    samples = read_samples(options.text_file, tales=tales)
+    reference = read_samples(options.reference, options.split, tales) if options.reference else []
+    if tales and any(one.label for one in (*samples, *reference)):  # a tale without a code is a plain one
+        samples, reference = ([one._replace(label=one.label or "plain") for one in s] for s in (samples, reference))
+    if options.level is not None:
+        _check_tales(options.level, [*samples, *reference])
+    shards = open_shards(prepare(options.data, source=options.source)) if options.data else None
+    if shards and "train" not in shards.splits:
+        raise UsageError(
+            f"{options.data} has no train split to look for copies in: name other data, or leave out --data"
+        )
     judge = tokenizer = None
     if options.model is not None:
         options.checkpoint = options.model
         options.precision = "fp32" if options.precision == "auto" else options.precision
         judge, tokenizer, what = load(options)
         say(f"judge {what}")
-    shards = open_shards(prepare(options.data, source=options.source)) if options.data else None
     rows = quality(
         samples,
         reference,
@@ -41,10 +58,19 @@ def measure(options: argparse.Namespace) -> int:
         train_tokenizer=shards.tokenizer() if shards else None,
         mauve_tokens=options.mauve_tokens,
     )
-    if options.level is not None or any("tales" in (name or "").lower() for name in (options.reference, options.data)):
-        rows.append(_coherent(samples, reference[: len(samples)], options.level))
+    if tales:
+        try:
+            rows.append(_coherent(samples, reference[: len(samples)], options.level))
+        except UsageError as error:  # labels that are no styles
+            say(f"without coherent tales: {error}")
+    table = json.dumps([_plain(row._asdict()) for row in rows], indent=1)
+    if options.out:
+        try:
+            Path(options.out).write_text(table + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
     if options.json:
-        print(json.dumps([_plain(row._asdict()) for row in rows], indent=1))
+        print(table)
         return 0
     n_real = min(len(reference), len(samples))
     print(
@@ -54,6 +80,33 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Raises UsageError on options that `--text` does not read."""
+    from minilm.eval_cli import parse
+
+    unread = [name for name, value in vars(parse([])).items() if name not in READ and getattr(options, name) != value]
+    if unread:
+        listed = ", ".join("--form" if name == "text" else f"--{name}" for name in unread)
+        raise UsageError(f"--text measures texts that are there already: leave out {listed}")
+
+
+def _check_tales(level: int, texts: list[Sample]) -> None:
+    """Raises UsageError where there are no tales of that level, or of a style that a label names."""
+    from minilm.text.tales.grammar import grammar
+
+    for style in sorted({one.label or "plain" for one in texts}):
+        grammar(level, style)
+
+
+def _is_tales(name: str) -> bool:
+    """Whether this is the data set tales, or a folder prepared from it."""
+    from minilm.text.scripts import split_name
+    from minilm.text.shards import open_shards
+
+    path = Path(name).expanduser()
+    return (open_shards(path).meta.name if (path / "meta.json").is_file() else split_name(name)[0]) == "tales"
+
+
 def _coherent(samples: list[Sample], real: list[Sample], level: int | None) -> Row:
     """Share of tales that the grader passes, in the style that their control code asks for; Wilson's interval."""
     from minilm.eval_tales import grade_at
@@ -61,17 +114,22 @@ def _coherent(samples: list[Sample], real: list[Sample], level: int | None) -> R
     from minilm.evaluation.intervals import Estimate, wilson
 
     def share(side: list[Sample]) -> Estimate:
-        passed = sum(grade_at(one.text, level, one.label or "plain")[1].passed for one in side)
+        passed = sum(grade_at(_coded(one), level, one.label or "plain")[1].passed for one in side)
         return Estimate(passed / len(side), *wilson(passed, len(side)))
 
     at = "the lowest level that each passes" if level is None else f"level {level}"
     return Row("coherent tales", share(samples), share(real) if real else None, f"graded at {at}, Wilson")
 
 
-def read_samples(name: str, split: str | None = None) -> list[Sample]:
-    """Texts of a jsonl file (fields text, and where known label and ended), of a text file (as `minilm eval --grade`
-    reads it), or of a split (val) of prepared data. A text's label, if it begins with it and a colon, is cut off; the
-    label of tales is their control code.
+def _coded(one: Sample) -> str:
+    """The text with its control code, as the grader reads it."""
+    return one.text if one.label in ("", "plain") else f"{one.label}: {one.text}"
+
+
+def read_samples(name: str, split: str | None = None, tales: bool = False) -> list[Sample]:
+    """Texts of a jsonl file (fields text, and where known label and ended), of a text file (parted as `minilm eval
+    --grade` parts it; white space stays, but in tales), or of a split (val) of prepared data. A text's label, if it
+    begins with it and a colon, is cut off; the label of tales is their control code.
 
     Raises UsageError where there is none or a line is no such object.
     """
@@ -82,9 +140,9 @@ def read_samples(name: str, split: str | None = None) -> list[Sample]:
     if (path / "meta.json").is_file() or split_name(name)[0] in known_datasets():
         return _of_data(name, split or "val")
     if path.suffix not in (".jsonl", ".ndjson"):
-        return [_labelled(text) for text in read_stories(name)]
+        return [_labelled(text) for text in (read_stories if tales else read_texts)(name)]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{name} cannot be read ({error}): name a jsonl file of texts") from None
     samples = []
@@ -94,12 +152,15 @@ def read_samples(name: str, split: str | None = None) -> list[Sample]:
         try:
             raw: Any = json.loads(line)
             text, label, ended = raw["text"], raw.get("label", ""), raw.get("ended")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UsageError(f'{name}, line {number} is no object with a "text": write one on every line') from None
         if not isinstance(text, str) or not isinstance(label, str) or not isinstance(ended, bool | None):
             raise UsageError(f"{name}, line {number}: text and label are strings, ended is true or false")
-        samples.append(Sample(text.removeprefix(f"{label}: ") if label else text, label, ended))
-    if not samples:
+        if label:
+            text = text.removeprefix(f"{label}: ")
+        known = _labelled(text) if tales and not label else Sample(text, label)
+        samples.append(known._replace(ended=ended))
+    if not any(one.text.strip() for one in samples):
         raise UsageError(f"{name} holds no text: write one object with a text on every line")
     return samples
 

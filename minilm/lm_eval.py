@@ -7,6 +7,7 @@ tokenizer, device, batch_tokens.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from minilm.errors import MinilmError, UsageError
 
@@ -31,6 +32,19 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def check_model_args(path: Any, batch_tokens: Any) -> tuple[str, int]:
+    """What lm-eval made of model_args, as what they should be. Raises UsageError where they are not."""
+    if path in ("", None):
+        raise UsageError("model_args names no model: pass --model_args path=runs/x")
+    try:
+        n = int(batch_tokens)
+    except (TypeError, ValueError):
+        n = 0
+    if n < 1:
+        raise UsageError(f"model_args: batch_tokens is a whole number, 1 or more, not {batch_tokens!r}")
+    return str(path), n
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from minilm.decoding.engine import generate_ids
 from minilm.errors import UsageError
 from minilm.evaluation.benchmarks import token_scores
 from minilm.evaluation.scoring import BATCH_TOKENS
+from minilm.lm_eval import check_model_args
 from minilm.model.weights import find_checkpoint, load_pretrained
 from minilm.text.tokenizer import get_tokenizer
 
@@ -27,17 +28,22 @@ class MinilmLM(TemplateLM):
     """A GPT as lm-eval's language model: log-likelihoods, rolling log-likelihoods and generation."""
 
     def __init__(
-        self, path: str, tokenizer: str = "", device: str = "auto", batch_tokens: int = BATCH_TOKENS, **ignored: Any
+        self,
+        path: str = "",
+        tokenizer: str = "",
+        device: str = "auto",
+        batch_tokens: int = BATCH_TOKENS,
+        **ignored: Any,
     ) -> None:
         super().__init__()
         unknown = set(ignored) - {"batch_size", "max_batch_size"}  # lm-eval passes these to every model
         if unknown:
             raise UsageError(f"model_args has no {', '.join(sorted(unknown))}: path, tokenizer, device, batch_tokens")
+        path, self.batch_tokens = check_model_args(path, batch_tokens)
         folder = find_checkpoint(path)
         where = runtime.pick_device(device or "auto")
         self.model = load_pretrained(folder)[0].eval().to(where)
         self.tokens = get_tokenizer(tokenizer or (folder if folder.is_dir() else folder.parent))
-        self.batch_tokens = int(batch_tokens)
         self.max_length = self.model.config.block_size
 
     @property

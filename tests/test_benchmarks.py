@@ -19,6 +19,7 @@ from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.evaluation.benchmarks import Question, continuation_scores, read_questions, run, words_of
+from minilm.lm_eval import check_model_args
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import Tokenizer, get_tokenizer, train_tokenizer
 
@@ -218,13 +219,25 @@ def test_the_door(
     assert run_door("eval", words) == 0
     shown = capsys.readouterr().out
     assert "lambada-openai: gpt2, 2 questions" in shown
-    assert "published accuracy of the whole test set: 45.99 (Radford et al. 2019" in shown
+    assert "published" not in shown  # two questions of 5,153
+    monkeypatch.setattr("minilm.evaluation.reference.whole", lambda name: 2)
+    assert run_door("eval", words) == 0
+    assert "published accuracy, of as many questions: 45.99 (Radford et al. 2019" in capsys.readouterr().out
     assert run_door("eval", [*words, "--json", "--limit=1"]) == 0
     found = json.loads(capsys.readouterr().out)
     expected = run("lambada-openai", model, tokenizer, read_questions("lambada-openai", file, 1))
     assert found["perplexity"] == pytest.approx(expected.perplexity)
     assert run_door("eval", ["gpt2", "--benchmark=lambda"]) == 2
     assert "there is no benchmark 'lambda'" in capsys.readouterr().err
+
+
+def test_model_args_of_lm_eval() -> None:
+    assert check_model_args("runs/x", "64") == ("runs/x", 64)
+    with pytest.raises(UsageError, match="model_args names no model: pass --model_args path="):
+        check_model_args("", 64)
+    for wrong in ("abc", 0, None):
+        with pytest.raises(UsageError, match="batch_tokens is a whole number, 1 or more, not"):
+            check_model_args("runs/x", wrong)
 
 
 TASKS: dict[str, dict[str, Any]] = {

@@ -147,11 +147,20 @@ def test_the_door(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.Captur
     logits = 32 * 257 * 4 / 1e6
     assert rows[0]["weights_mb"] + logits < rows[0]["peak_mb"] < rows[0]["weights_mb"] + 10 * logits
     assert len(found["differences"]) == 1
-    assert "12 documents" in found["differences"][0]
+    (apart,) = found["differences"]
+    assert "12 documents" in apart["sentence"]
+    assert (apart["a"], apart["b"], apart["n"], apart["drawn"]) == (*names, 12, "documents")
+    assert apart["measure"] == "nats per token"
+    assert apart["low"] <= apart["value"] <= apart["high"]
+    nats = [perplexity(model, folder).nats_per_token for model in models]
+    assert apart["value"] == pytest.approx(nats[1] - nats[0])
     assert run_door("compare", [*words, "--format=csv"]) == 0
-    assert [row["model"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))] == names
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["kind"] for line in lines] == ["model", "model", "difference"]
+    assert [line["model"] for line in lines] == [*names, ""]
+    assert (float(lines[2]["value"]), float(lines[2]["p"])) == (apart["value"], apart["p"])
     assert run_door("compare", [*words, "--format=markdown"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "|---" * 7 + "|"
+    assert capsys.readouterr().out.splitlines()[1] == "|---" * 8 + "|"
     assert run_door("compare", [names[0], *words]) == 0
     assert "cannot be told apart" in capsys.readouterr().out.splitlines()[-2]
 
@@ -165,15 +174,22 @@ def test_stored_results(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.
     assert run_door("compare", [*files, "--unlike", "--format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["models"]] == files
-    assert "the text: text and text" in found["differences"][1]
+    assert "the text: text and text" in found["notes"][1]
+    bare = [str(tmp_path / name) for name in ("one", "two")]
+    for name, file in zip(bare, files, strict=False):
+        Path(name).write_text(Path(file).read_text())
+    assert run_door("compare", bare) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith(files[0])
     stored = json.loads(Path(files[1]).read_text())
     broken = []
     for key, value, why in (
         ("n_tokens", 0, "its counts"),
         ("nats", None, "nats takes"),
+        ("nats", math.nan, "nats are nan"),
+        ("nats", -1.0, "nats are -1.0"),
         ("n_words", "x", "n_words takes"),
     ):
-        broken.append((str(tmp_path / f"no_{key}.json"), why))
+        broken.append((str(tmp_path / f"no_{len(broken)}.json"), why))
         Path(broken[-1][0]).write_text(json.dumps(stored | {key: value}))
     for words, message in (
         (files, "not measured alike"),
@@ -238,8 +254,8 @@ def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, caps
         alone = perplexity(models[0], folder, "minilm", context=context, max_tokens=600)
         assert long[f"context {context}"] == pytest.approx(alone.value, abs=1e-3)
     assert long["context 16"] == long["perplexity per token"]
-    assert any(line.startswith("nats per token under the judge: ") for line in found["differences"])
-    assert any("3 prompts" in line for line in found["differences"])
+    assert any(one["measure"] == "nats per token under the judge" for one in found["differences"])
+    assert any("3 prompts" in one["sentence"] for one in found["differences"])
     prompts = [BYTES.decode(open_shards(folder).splits["val"].document(i)) for i in range(3)]
     prompts = [" ".join(text.split()[:8]) for text in prompts]
     told = tell(models[0], BYTES, prompts, max_new_tokens=20, seed=0, temperature=1.0)
@@ -263,3 +279,74 @@ def test_everything_in_one_command(models: tuple[GPT, GPT], tmp_path: Path, caps
     ):
         assert run_door("compare", [*words, *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def saved(models: tuple[GPT, GPT], folder: Path) -> list[str]:
+    for name, model in zip("ab", models, strict=True):
+        model.save_pretrained(folder / name, BYTES)
+    return [str(folder / name) for name in "ab"]
+
+
+def test_what_cannot_be_divided_is_a_sentence(
+    models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = saved(models, tmp_path)
+    (tmp_path / "word.txt").write_text("incomprehensibilities")
+    words = ["--data", str(tmp_path / "word.txt"), "--protocol=megatron", "--context=8", "--stride=4", "--device=cpu"]
+    assert run_door("compare", [*names, *words]) == 2
+    assert "has no word that protocol megatron* counts" in capsys.readouterr().err
+    words = ["--data", str(prepared(tmp_path / "sums")), "--protocol=training", "--unit=byte", "--eval_tokens=50"]
+    assert run_door("compare", [*names, *words, "--device=cpu"]) == 2
+    assert "the bytes of sums, val, first 50 tokens are not counted" in capsys.readouterr().err
+    by_word = measured(models[0], sums(10, 3), "A", unit="word")
+    with pytest.raises(UsageError, match="the words of text are none or were not counted"):
+        difference(replace(by_word[0], n_words=0), by_word[1], replace(by_word[0], n_words=0), by_word[1])
+
+
+def test_json_is_valid_where_the_number_is_too_large(
+    models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = saved(models, tmp_path)
+    (tmp_path / "long.txt").write_text("x" * 700)
+    words = ["--data", str(tmp_path / "long.txt"), "--unit=word", "--device=cpu", "--format=json"]
+    assert run_door("compare", [*names, *words]) == 0
+    row = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["models"][0]
+    assert row["perplexity per word"] is None
+    assert 0 < row["nats_per_token"] < 100
+
+
+def test_cost_is_of_what_is_really_read(
+    models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = saved(models, tmp_path)
+    for name, text in (("one", "1 + 2 = 3"), ("two", "4 + 4 = 8")):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    words = ["--data", str(tmp_path / "texts"), "--context=10000000000000", "--device=cpu", "--format=json"]
+    assert run_door("compare", [*names, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["peak_mb"] < 1
+
+
+def test_time_is_of_scoring_alone_after_a_first_batch(models: tuple[GPT, GPT], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minilm.evaluation import perplexity as module
+
+    asked: list[int] = []
+
+    def target_nats(model: GPT, requests: Any, **how: Any) -> Any:
+        given = list(requests)
+        asked.append(len(given))
+        return iter([np.ones(len(one.ids) - one.scored, np.float32) for one in given])
+
+    monkeypatch.setattr(module, "target_nats", target_nats)
+    seconds: list[float] = []
+    perplexity(models[0], sums(10, 5), "minilm", tokenizer=BYTES, seconds=seconds, batch_tokens=64)
+    assert asked[0] == 2  # windows of 32
+    assert asked[1] > 2
+    assert len(seconds) == 1
+
+
+def test_a_path_is_checked_before_a_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    for file, why in (("x.xyz", "name a .svg, .png or .pdf file"), (str(tmp_path / "no" / "x.svg"), "does not exist")):
+        assert run_door("compare", ["runs/none", "runs/no", "--picture", file]) == 2
+        assert why in capsys.readouterr().err

@@ -216,7 +216,7 @@ def test_gpt2_by_all_protocols_on_a_connected_machine(host: Host, tmp_path: Path
     assert float(token["per word"]) == pytest.approx(ours.word_perplexity, rel=1e-4)  # both normalisations are shown
     for name, measure in (("gpt2-paper-wikitext2", "perplexity per token"), ("gpt2-paper-enwik8", "bits per byte")):
         assert by_name[name, measure]["published"].startswith("none beside this number: they are of ")
-    assert by_name["hellaswag", "accuracy per norm"]["published"] == ""  # one question of 10,042
+    assert by_name["hellaswag", "accuracy, per character"]["published"] == ""  # one question of 10,042
     assert by_name["cbt-ne", "accuracy"]["published"] == ""
     assert any(row["protocol"] == "megatron" and "HTTP 404" in row["measure"] for row in rows)
     assert any(row["protocol"] == "cbt-cn" and "holds no" in row["measure"] for row in rows)

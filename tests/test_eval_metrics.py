@@ -92,7 +92,30 @@ def test_what_fails_is_said_once_and_left_out(data: Path, tmp_path: Path, capsys
     result = train(tiny_config(data, tmp_path / "run", **changes))
     rows = [row for row in read_metrics(result.run / "metrics.jsonl") if "val_loss" in row]
     assert all("length" in row and "obeyed" not in row for row in rows)
-    assert capsys.readouterr().err.count("mauve cannot be measured") <= 1
+    said = capsys.readouterr().err
+    assert said.count("mauve cannot be measured") <= 1
+    assert said.count("obeyed cannot be measured at step 1: obeyed needs texts with a label, and a reference") == 1
+    assert said.count("obeyed") == 3  # in that line
+
+
+def test_what_samples_do_not_tell_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of tales it is not known whether the model ended them."""
+    folder = prepare("tales", max_docs=300)
+    changes = {"max_steps": 2, "eval_every_steps": 1, "eval_samples": 2, "eval_metrics": ("ended", "length")}
+    result = train(tiny_config(folder, tmp_path / "run", **changes))
+    rows = [row for row in read_metrics(result.run / "metrics.jsonl") if "val_loss" in row]
+    assert all("length" in row and "ended" not in row for row in rows)
+    assert capsys.readouterr().err.count("ended cannot be measured at step 1: ended needs texts of which") == 1
+
+
+def test_a_number_that_texts_do_not_have_is_said_once(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minilm.training.measures.tell", lambda *_, **__: [Sample("one"), Sample("")])
+    changes = {"max_steps": 2, "eval_every_steps": 1, "eval_samples": 2, "eval_metrics": ("seq-rep-4",)}
+    result = train(tiny_config(data, tmp_path / "run", **changes))
+    assert not any("seq-rep-4" in row for row in read_metrics(result.run / "metrics.jsonl"))
+    assert capsys.readouterr().err.count("seq-rep-4 cannot be measured at step 1: the sampled texts have no such") == 1
 
 
 def test_tales_and_a_start_from_weights(tmp_path: Path) -> None:

@@ -58,10 +58,16 @@ def test_prepared_data_text_and_what_is_stored(
     expected = perplexity(
         model, text.read_text(), "hf-stride-512", tokenizer=BYTES, context=32, stride=8, unit="byte", precision="bf16"
     )
-    assert (found.value, found.protocol) == (expected.value, expected.protocol)
+    assert (found.value, found.protocol) == (expected.value, replace(expected.protocol, data=str(text)))
+    found.check_alike(replace(expected, text_sha256=found.text_sha256))
     assert found.protocol.name == "hf-stride-512*"
-    assert run_door("eval", [str(checkpoint), "--data", str(text), "--out", str(tmp_path / "no" / "x.json")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    for option, file, why in (
+        ("--out", tmp_path / "no" / "x.json", "cannot be written (it is in a folder that does not exist)"),
+        ("--out", tmp_path, "cannot be written (it is a folder)"),
+        ("--picture", tmp_path / "x.xyz", "name a .svg, .png or .pdf file"),
+    ):
+        assert run_door("eval", ["runs/none", "--data", str(text), option, str(file)]) == 2  # before the model
+        assert why in capsys.readouterr().err
 
 
 def test_real_text_under_every_protocol_it_is_for(
@@ -206,6 +212,10 @@ def test_published_figures_are_of_protocols_that_exist() -> None:
         (["--data=SUMS", "--context=100"], "reads 100 tokens and the model's position table has 64"),
         (["--data=SUMS", "--split=test"], "has no split 'test', which protocol minilm* reads"),
         (["--data=EMPTY"], "too few to score one"),
+        (["--data=EMPTY", "--unit=word"], "has no word that protocol minilm* counts"),
+        (["--data=SUMS", "--protocol=training", "--unit=byte", "--eval_tokens=50"], "first 50 tokens are not counted"),
+        (["--data=EMPTY", "--split=nonsense"], "is text, which has no split 'nonsense': leave out --split"),
+        (["--all", "--unit=line"], "unit is 'line': choose token, word, byte, character"),
         ([], "protocol minilm is for any text: name it with --data"),
         (["--data=nowhere"], "there is no data set or path 'nowhere'"),
         (["--data=CHARS", "--protocol=training"], "different tokenizers"),
@@ -248,3 +258,26 @@ def test_a_result_is_valid_json(checkpoint: Path, tmp_path: Path, capsys: pytest
     raw = json.loads(found.to_json())
     assert raw["value"] == found.value
     assert raw["protocol"]["context"] == 64
+
+
+def test_json_is_valid_where_the_number_is_too_large(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text("x" * 700)
+    found = measured(capsys, checkpoint, "--data", tmp_path / "long.txt", "--unit=word", "--out", tmp_path / "x")
+    raw = json.loads((tmp_path / "x").read_text(), parse_constant=pytest.fail)
+    assert (raw["value"], found.value) == (None, math.inf)
+    assert raw["nats"] == found.nats > 700
+
+
+def test_a_protocol_that_options_do_not_fit_is_a_row(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = tmp_path / "copies"
+    for name in {protocol.data for protocol in PROTOCOLS.values()} | set(READERS):
+        (copies / name).mkdir(parents=True, exist_ok=True)  # empty: nothing is asked of the network
+    words = [str(checkpoint), "--all", "--context=16", "--data", str(prepared(tmp_path / "sums")), "--device=cpu"]
+    assert run_door("eval", [*words, "--source", str(copies), "--json"]) == 0
+    rows = {row["protocol"].rstrip("*"): row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert "a stride of 512 leaves out tokens of a context of 16" in rows["hf-stride-512"]["measure"]
+    assert float(rows["minilm"]["ours"]) > 1

@@ -18,11 +18,12 @@ from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.eval_text import read_samples
 from minilm.evaluation.generated import Sample, quality
-from minilm.evaluation.intervals import wilson
+from minilm.evaluation.intervals import Estimate, bootstrap, jackknife, wilson
 from minilm.evaluation.likeness import document_nats
 from minilm.evaluation.ngram import words
-from minilm.evaluation.repetition import seq_rep_n
+from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.model.gpt import GPT
+from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
 from minilm.text.tales import stories
 from minilm.text.tokenizer import get_tokenizer
@@ -156,6 +157,8 @@ def test_what_cannot_be_had_is_left_out(judge: GPT, capsys: pytest.CaptureFixtur
         ('{"text": 5}', "line 1: text and label are strings"),
         ('{"text": "a", "ended": "yes"}', "line 1: text and label are strings, ended is true or false"),
         ("\xff", "cannot be read"),
+        ("[" * 100_000, 'line 1 is no object with a "text"'),
+        ('{"text": ""}', "holds no text: write one object with a text on every line"),
     ],
 )
 def test_mistakes(line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,3 +170,104 @@ def test_mistakes(line: str, message: str, tmp_path: Path, capsys: pytest.Captur
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--benchmark=lambada", "--coherence"], "leave out --benchmark, --coherence"),
+        (["--format=csv", "--picture=x.svg"], "leave out --format, --picture"),
+        (["--form=rows"], "leave out --form"),
+        (["--data=FOLDER"], "has no train split to look for copies in: name other data"),
+        (["--out=nowhere/x.json"], "--out nowhere/x.json cannot be written (No such file or directory)"),
+        (["--level=5"], "tales have the levels 1, 2, 3, 4, not 5"),
+        (["--level=1", "--reference=REAL"], "tales have the styles plain, fable"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sums"
+    if words == ["--data=FOLDER"]:
+        prepared(folder)
+        meta = json.loads((folder / "meta.json").read_text())
+        del meta["splits"]["train"]
+        (folder / "meta.json").write_text(json.dumps(meta))
+    real = written(tmp_path / "real.jsonl", [Sample("x y z", "haiku")])
+    path = written(tmp_path / "told.jsonl", [Sample("x y z"), Sample("u v w")])
+    words = [word.replace("FOLDER", str(folder)).replace("REAL", str(real)) for word in words]
+    assert run_door("eval", ["--text", str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_the_table_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "told.jsonl", [Sample("x y z"), Sample("u v w")])
+    assert run_door("eval", ["--text", str(path), f"--out={tmp_path / 'table.json'}"]) == 0
+    assert capsys.readouterr().out.startswith("95 % intervals")
+    assert run_door("eval", ["--text", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "table.json").read_text())
+
+
+def test_tales_are_graded_where_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By --level, or data that is tales: never for a file's name. A control code that was cut off counts."""
+    told = [*stories(n=2, style="fable", split="fresh"), *stories(n=2, split="fresh")]
+    path = tmp_path / "told.txt"
+    path.write_text("\n\n".join(text.replace(". ", ".\n") for text in told))
+
+    def coherent(*words: str) -> list[float] | None:
+        assert run_door("eval", ["--text", str(path), "--json", *words]) == 0
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        return rows["coherent tales"]["generated"] if "coherent tales" in rows else None
+
+    fairy = written(tmp_path / "fairytales.jsonl", [Sample("x y z", "happy"), Sample("u v w", "sad")])
+    assert coherent("--reference", str(fairy)) is None
+    folder = prepare("tales", max_docs=50)
+    for asked in (["--level=1"], ["--data", str(folder)], ["--reference", str(folder)]):
+        assert coherent(*asked) == [1.0, *wilson(4, 4)]
+    path = written(tmp_path / "coded.jsonl", [Sample(text) for text in told])
+    assert coherent("--level=1") == [1.0, *wilson(4, 4)]
+    odd = written(tmp_path / "odd.jsonl", [Sample("x y z", "happy")])
+    assert run_door("eval", ["--text", str(odd), "--data", str(folder)]) == 0
+    assert "without coherent tales: tales have the styles" in capsys.readouterr().err
+
+
+def test_every_character_of_a_text_stays(tmp_path: Path) -> None:
+    """Unicode's own line ends are no ends of lines; blanks and indents are text."""
+    path = tmp_path / "told.jsonl"
+    texts = ["a\u2028b\x85c", "d  e\n\n f "]
+    path.write_text("\ufeff" + "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), "utf-8")
+    assert [one.text for one in read_samples(str(path))] == texts
+    plain = tmp_path / "told.txt"
+    for written_, read in (
+        ("a  b\tc\n d\u2028e \n", ["a  b\tc", "d\u2028e"]),
+        ("if x:\r\n    y  = 1\r\n\r\nz\r\n", ["if x:\n    y  = 1", "z"]),
+        ("a\n\n  b<|endoftext|>\nc", ["a\n\n  b", "c"]),
+    ):
+        plain.write_bytes(written_.encode())
+        assert [one.text for one in read_samples(str(plain))] == read
+
+
+def test_texts_without_a_label_are_left_out_of_obedience() -> None:
+    pytest.importorskip("sklearn")
+    real = [Sample(f"{word} " * 9, label) for label, word in (("a", "ah"), ("b", "bee")) for _ in range(6)]
+    told = [Sample("ah ah", "a"), Sample("bee bee", "b"), Sample("who")]
+    (row,) = quality(told, [*real, Sample("x"), Sample("y")], only=["obeyed"])
+    assert row.generated.value == 1.0
+    assert "2 labels; left out: 1 generated and 2 real texts without a label" in row.note
+
+
+def test_intervals_lie_where_the_measure_can(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [["a"] * 9, ["b"], ["c"], ["d"]]
+    free, cut = (jackknife(lambda kept: distinct_n(kept, 1), texts, share=share) for share in (False, True))
+    assert (free.low < 0.0 or free.high > 1.0, cut.value) == (True, free.value)
+    assert 0.0 <= cut.low <= cut.value <= cut.high <= 1.0
+    rows = {row.name: row for row in quality([Sample(" ".join(text)) for text in texts])}
+    assert rows["distinct-1"].generated == cut
+    for one in (bootstrap([4.0]), bootstrap([8.0], [2.0])):
+        assert math.isnan(one.low)
+        assert math.isnan(one.high)
+        assert str(one) == "4"
+    assert str(Estimate(4.0, 3.0, 5.0)) == "4 [3, 5]"

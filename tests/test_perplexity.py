@@ -331,6 +331,13 @@ def test_unlike_numbers_are_not_compared(model: GPT, text: str) -> None:
             Perplexity.from_json(broken)
 
 
+def test_a_text_without_words_has_no_number_per_word(model: GPT) -> None:
+    with pytest.raises(UsageError, match=r"text has no word that protocol minilm\* counts: give a longer text"):
+        perplexity(model, "   ", tokenizer=BYTES, unit="word")
+    with pytest.raises(UsageError, match="text has no word"):
+        perplexity(model, "one", "megatron", tokenizer=BYTES, context=8, stride=4)
+
+
 def test_the_report_names_everything(model: GPT, text: str) -> None:
     report = str(perplexity(model, text, "minilm", tokenizer=BYTES, stride=16, model_name="runs/x"))
     for part in (

@@ -34,8 +34,13 @@ class Difference:
     drawn: str
     """What was drawn: documents or windows."""
 
+    @property
+    def measure(self) -> str:
+        """What `value` is."""
+        return f"{'nats' if self.unit in ('token', 'word') else 'bits'} per {self.unit}"
+
     def __str__(self) -> str:
-        what = f"{'nats' if self.unit in ('token', 'word') else 'bits'} per {self.unit}"
+        what = self.measure
         low, high = sorted((abs(self.value.low), abs(self.value.high)))
         proof = f"p {'<' if self.p < 0.0002 else '='} {max(self.p, 0.0002):.4f}, {self.n_units:,} {self.drawn}"
         if self.value.low <= 0.0 <= self.value.high or self.p >= 0.05:
@@ -71,6 +76,7 @@ def difference(
     if len(left) < 2:
         raise UsageError("one window cannot tell chance from difference: give a longer text, or several documents")
     (x, sizes), (y, _) = (np.array(list(side.values())).T for side in (left, right))
+    a.check_counted()
     total = {"token": a.n_tokens, "word": a.n_words, "byte": a.n_bytes, "character": a.n_characters}[a.protocol.unit]
     scale = a.n_tokens / total / (1.0 if a.protocol.unit in ("token", "word") else LN2)
     found, p = paired(x, y, sizes, seed=seed)

@@ -19,8 +19,8 @@ def weight_bytes(model: GPT) -> int:
 
 
 def peak_bytes(model: GPT, n_tokens: int) -> int:
-    """Bytes of the weights and of all that is alive beside them at the worst moment while one window of n_tokens is
-    scored: as the allocator says on a card, as torch's profiler sees every allocation on a CPU."""
+    """Bytes of the weights and of all that is alive beside them at the worst moment while one window of n_tokens, which
+    are really read, is scored: as the allocator says on a card, as torch's profiler sees every allocation on a CPU."""
     request = Request(np.zeros(n_tokens + 1, np.int64), 1)
     weights = weight_bytes(model)
     if model.device.type == "cuda":

@@ -113,6 +113,8 @@ def quality(
             say(f"without {name}: {error}")
             return []
 
+    if only:
+        _check_wanted(wanted, samples, reference, judged=judge is not None, trained=train is not None)
     rows = _of_texts(list(samples), real, wanted)
     if len(samples) > 1 and MEASURES["self-bleu"] in wanted:
         rows += had("self-BLEU", partial(_of_each_other, list(samples), real))
@@ -128,6 +130,26 @@ def quality(
     return [row for row in rows if row.name in wanted]
 
 
+def _check_wanted(
+    wanted: set[str], samples: Sequence[Sample], reference: Sequence[Sample], *, judged: bool, trained: bool
+) -> None:
+    """Raises UsageError on a measure for which something is missing."""
+    labelled = any(sample.label for sample in samples)
+    ended = any(sample.ended is not None for sample in samples)
+    needs = {
+        "ended": (ended, "texts of which it is known whether they ended themselves"),
+        "self-bleu": (len(samples) > 1, "two texts or more"),
+        **{name: (trained, "training tokens") for name in MEASURES if MEASURES[name] in _COPIES},
+        "judge-perplexity": (judged, "a judge"),
+        "gap": (judged and bool(reference), "a judge and a reference"),
+        "mauve": (judged and bool(reference), "a judge and a reference"),
+        "obeyed": (labelled and bool(reference), "texts with a label, and a reference"),
+    }
+    for name, (there, what) in needs.items():
+        if MEASURES[name] in wanted and not there:
+            raise UsageError(f"{name} needs {what}: give them, or leave {name} out")
+
+
 def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> list[Row]:
     sides = [[words(sample.text) for sample in side] for side in (samples, real)]
 
@@ -140,8 +162,10 @@ def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> li
     def mean(measure: Callable[[list[str]], float]) -> Callable[[list[list[str]]], Estimate]:
         return lambda texts: bootstrap([measure(text) for text in texts])
 
-    def whole(measure: Callable[[list[list[str]]], float]) -> Callable[[list[list[str]]], Estimate]:
-        return lambda texts: jackknife(measure, texts)
+    def whole(
+        measure: Callable[[list[list[str]]], float], share: bool = False
+    ) -> Callable[[list[list[str]]], Estimate]:
+        return lambda texts: jackknife(measure, texts, share=share)
 
     both("length in words", mean(lambda text: float(len(text))))
     if any(sample.ended is not None for sample in samples):
@@ -150,7 +174,7 @@ def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> li
         both(f"seq-rep-{n}", mean(partial(seq_rep_n, n=n)))
     both("rep-r", mean(rep_r))
     for n in (1, 2, 3):
-        both(f"distinct-{n}", whole(partial(distinct_n, n=n)), "jackknife")
+        both(f"distinct-{n}", whole(partial(distinct_n, n=n), share=True), "jackknife")
     both("Zipf coefficient", whole(zipf), "jackknife")
     return rows
 
@@ -163,10 +187,13 @@ def _of_each_other(samples: list[Sample], real: list[Sample]) -> list[Row]:
 
 def _of_labels(samples: Sequence[Sample], reference: Sequence[Sample]) -> list[Row]:
     (texts, asked), (real, labels) = (
-        ([s.text for s in side], [s.label for s in side]) for side in (samples, reference)
+        ([s.text for s in side if s.label], [s.label for s in side if s.label]) for side in (samples, reference)
     )
     found = likeness.obedience(texts, asked, real, labels)
     note = f"classifier right on {100 * found.accuracy:.1f} % of real texts, {len(found.labels)} labels"
+    n_left, n_real_left = len(samples) - len(texts), len(reference) - len(real)
+    if n_left or n_real_left:
+        note += f"; left out: {n_left} generated and {n_real_left} real texts without a label"
     return [Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note)]
 
 
@@ -223,7 +250,8 @@ def _of_mauve(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tok
         half = (spread.high - spread.low) / 2
     except UsageError:  # with a group less there are fewer than two texts
         half = float("nan")
-    value = Estimate(found.value, found.value - half, found.value + half)
+    low, high = np.clip([found.value - half, found.value + half], 0, 1)
+    value = Estimate(found.value, float(low), float(high))
     return [Row("MAUVE", value, None, f"jackknife; {found}")]
 
 

@@ -18,25 +18,29 @@ T = TypeVar("T")
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval."""
+    """A number and its 95 % interval; NaN ends where there is none."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
 def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> Estimate:
     """Mean over texts, or sum of values over sum of weights, NaN left out; percentiles of 2,000 resamples of texts
-    (Efron 1979)."""
+    (Efron 1979), no interval from one text."""
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     kept = np.isfinite(x) & (w > 0)
     x, w = x[kept], w[kept]
     if not len(x):
         return Estimate(np.nan, np.nan, np.nan)
+    if len(x) == 1:
+        return Estimate(float(x[0] / w[0]), np.nan, np.nan)
     random, means, rows = np.random.default_rng(seed), list[np.ndarray](), max(1, DRAWN_AT_ONCE // len(x))
     for start in range(0, RESAMPLES, rows):
         drawn = random.integers(len(x), size=(min(rows, RESAMPLES - start), len(x)))
@@ -45,10 +49,13 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, s
     return Estimate(float(x.sum() / w.sum()), float(low), float(high))
 
 
-def jackknife(measure: Callable[[list[T]], float], texts: Sequence[T], groups: int = GROUPS) -> Estimate:
+def jackknife(
+    measure: Callable[[list[T]], float], texts: Sequence[T], groups: int = GROUPS, share: bool = False
+) -> Estimate:
     """measure(texts) +- 1.96 standard errors from leaving out each of `groups` groups (Quenouille 1956, Tukey 1958).
 
     For what counts distinct things: a resample repeats texts, and so its value is not one of texts like these.
+    share: the interval is cut to 0..1.
     """
     value = measure(list(texts))
     groups = min(groups, len(texts))
@@ -56,7 +63,8 @@ def jackknife(measure: Callable[[list[T]], float], texts: Sequence[T], groups: i
         return Estimate(value, np.nan, np.nan)
     left = np.array([measure([t for i, t in enumerate(texts) if i % groups != g]) for g in range(groups)])
     error = float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
-    return Estimate(value, value - Z95 * error, value + Z95 * error)
+    low, high = value - Z95 * error, value + Z95 * error
+    return Estimate(value, *map(float, np.clip([low, high], 0, 1))) if share else Estimate(value, low, high)
 
 
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,9 +92,16 @@ class Perplexity:
         unit = self.protocol.unit
         return f"perplexity per {unit}" if unit in ("token", "word") else f"bits per {unit}"
 
+    def check_counted(self) -> None:
+        """Raises UsageError where what the protocol's unit divides by is 0 or was not counted."""
+        unit = self.protocol.unit
+        if not {"token": self.n_tokens, "word": self.n_words, "byte": self.n_bytes}.get(unit, self.n_characters):
+            raise UsageError(f"the {unit}s of {self.data} are none or were not counted: choose another unit")
+
     def check_alike(self, other: Perplexity) -> None:
         """Raises UsageError, naming what differs, where the two numbers are not comparable."""
         unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in self.protocol.differences(other.protocol).items()}
+        unlike.pop("data", None)  # the text itself decides
         if self.text_sha256 != other.text_sha256:
             unlike["the text"] = f"{self.data} and {other.data}"
         if self.tokenizer != other.tokenizer and self.protocol.unit == "token":
@@ -104,8 +112,9 @@ class Perplexity:
             raise UsageError(f"the two numbers were not measured alike ({listed}): measure both by one protocol{how}")
 
     def to_json(self) -> str:
-        values = {"value": self.value, **asdict(self)}
-        return json.dumps(values, indent=1)
+        """`value` is null where it is too large for a number; the nats are there all the same."""
+        values = {"value": self.value if math.isfinite(self.value) else None, **asdict(self)}
+        return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Perplexity:
@@ -117,6 +126,8 @@ class Perplexity:
             check_fields(found)
             if found.n_tokens < 1 or min(found.n_words, found.n_bytes, found.n_characters) < 0:
                 raise ValueError("its counts are none")
+            if not 0 <= found.nats < math.inf:
+                raise ValueError(f"nats are {found.nats}")
             return found
         except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise UsageError(f"this is no stored perplexity ({error}): measure it again") from None
@@ -163,6 +174,7 @@ def perplexity(
     batch_tokens: int = BATCH_TOKENS,
     max_tokens: int = 0,
     parts: list[Part] | None = None,
+    seconds: list[float] | None = None,
     **changes: Any,
 ) -> Perplexity:
     """How well a model predicts a text. `str()` of it is the report.
@@ -171,21 +183,28 @@ def perplexity(
     is read. tokenizer: the model's; needed for text, compared with the shards'. protocol: a name or a value; changes:
     fields of it that shall differ. batch_tokens: read at once; it changes speed only. max_tokens: of shards, only so
     many of their first tokens (0: all), which is another text than the whole; no more random windows than have so many.
-    parts: a list that each window's scores
-    are added to, in order.
+    parts: a list that each window's scores are added to, in order. seconds: a list that the time of scoring is added
+    to, without tokenizing and after a first batch that is not timed.
 
-    Raises UsageError on an empty or too short text, shards of another tokenizer, or a context that the model cannot
-    read.
+    Raises UsageError on an empty or too short text, one without what the protocol divides by, shards of another
+    tokenizer, or a context that the model cannot read.
     """
     settled = get_protocol(protocol, **changes).settled(model.config.block_size)
     if max_tokens and settled.random_windows * settled.context > max_tokens:
         settled = replace(settled, random_windows=max(2, max_tokens // settled.context))
     source = _Source.of(text_or_shards, settled, tokenizer, data_name, max_tokens)
+    counts = source.counts(settled)
+    source.check_counts(settled, counts)
+    how: dict[str, Any] = {"batch_tokens": batch_tokens, "precision": settled.precision}
+    if seconds is not None:
+        first = islice(source.requests(settled), max(1, batch_tokens // settled.context))
+        list(target_nats(model, (request for _, request in first), **how))
+    start = time.perf_counter()
     requests, owners = tee(source.requests(settled))
     total, count, means = 0.0, 0, list[float]()
     n_total = settled.random_windows * settled.context or source.n_tokens
     with tqdm(total=n_total, unit="tok", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
-        found = target_nats(model, (r for _, r in requests), batch_tokens=batch_tokens, precision=settled.precision)
+        found = target_nats(model, (r for _, r in requests), **how)
         for (document, request), part in zip(owners, found, strict=True):
             total += float(part.sum(dtype=np.float64))
             count += len(part)
@@ -195,10 +214,11 @@ def perplexity(
             if parts is not None:
                 context = np.arange(request.scored, len(request.ids))
                 parts.append(Part(document, part, request.ids[request.scored :], context))
+    if seconds is not None:
+        seconds.append(time.perf_counter() - start)
     if count == 0:
         raise UsageError(f"{source.name} has {source.n_tokens} tokens, too few to score one: give a longer text")
     error = float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
-    counts = source.counts(settled)
     return Perplexity(
         protocol=settled,
         model=model_name,
@@ -331,6 +351,20 @@ class _Source:
         texts = self.original if protocol.counted == "original" else self.changed
         count = WORDS[protocol.words]
         return sum(map(count, texts)), sum(len(text.encode()) for text in texts), sum(map(len, texts))
+
+    def check_counts(self, protocol: Protocol, counts: tuple[int, int, int]) -> None:
+        """Raises UsageError where the number that the protocol's unit divides by is 0 or not known."""
+        if protocol.unit == "token" or counts[("word", "byte", "character").index(protocol.unit)] > 0:
+            return
+        if self.split is not None:
+            raise UsageError(
+                f"the {protocol.unit}s of {self.name} are not counted, as of every part or mixture of prepared data: "
+                "score all of it, choose --unit token, or read it as text by another protocol than a stream's"
+            )
+        raise UsageError(
+            f"{self.name} has no {protocol.unit} that protocol {protocol.name} counts: give a longer text, or choose "
+            "--unit token"
+        )
 
 
 def _exp(x: float) -> float:

@@ -188,4 +188,6 @@ class Measures:
             only=[word.partition("@")[0]],
         )
         found = [row.generated.value for row in rows if math.isfinite(row.generated.value)]
-        return {word: found[0]} if found else {}
+        if not found:
+            raise UsageError("the sampled texts have no such number: they are too short or empty")
+        return {word: found[0]}
