@@ -181,7 +181,7 @@ def test_stored_results(models: tuple[GPT, GPT], tmp_path: Path, capsys: pytest.
     assert run_door("compare", bare) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith(files[0])
     stored = json.loads(Path(files[1]).read_text())
-    broken: list[tuple[Path, str]] = []
+    broken: list[tuple[str, str]] = []
     for key, value, why in (
         ("n_tokens", 0, "its counts"),
         ("nats", None, "nats takes"),
