@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from minilm import GPT, get_tokenizer
 from minilm.cli import run_door
 from minilm.eval_tales import grade_at, read_stories
 from minilm.evaluation.intervals import wilson
+from minilm.evaluation.text_metrics import coherence
 from minilm.text.tales import grade, stories, story
 
 
@@ -177,3 +179,10 @@ def test_a_run_on_a_level_and_a_style(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "coherence, level 1: 0.0 % of 5 stories pass" in printed.out
     assert "not compared with a training text" in printed.out
     assert "is not there, which says what it was trained on: copies are not looked for" in printed.err
+
+
+def test_the_packaged_model_writes_coherent_tales() -> None:
+    """models/tales-smallest, by its name: its card says 90 % of 500 stories or more, of which 40 are told here."""
+    model, tokenizer = GPT.from_pretrained("tales-smallest"), get_tokenizer("tales-smallest")
+    assert model.num_params() < 500_000
+    assert coherence(model, tokenizer, train=None, n_stories=40).passed >= 30

@@ -8,6 +8,7 @@ small to large until one passes; that none did is said in its card.
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +140,8 @@ def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Co
     peak = runtime.peak_resident_bytes()
     c = model.config
     told = ", ".join(f"{name}={value}" for name, value in data.items())
-    threads = f"{runtime.versions()['processor']}, {torch.get_num_threads()} threads"
+    made = json.loads((result.run / "run.json").read_text("utf-8"))["versions"]
+    threads = f"{made['processor']}, threads: {made['threads']}"
     lines = [
         f"# {folder.name}",
         "",
