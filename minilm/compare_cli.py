@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
 from minilm.log import say
+from minilm.picture import NEEDS_MATPLOTLIB
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def check_picture(file: str | None) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+        raise UsageError(NEEDS_MATPLOTLIB) from None
     suffix = Path(file).suffix[1:].lower()
     if suffix and suffix not in FigureCanvasBase.get_supported_filetypes():
         raise UsageError(f"--picture {file} cannot be drawn (not as .{suffix}): name a .svg, .png or .pdf file")

@@ -9,6 +9,7 @@ from typing import Any
 from minilm.errors import UsageError
 
 Curve = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
+NEEDS_MATPLOTLIB = "drawing to a file needs the extra `lab`: pip install 'minilm[lab]'"
 MARKS = "ox+*#@%&"
 
 
@@ -46,7 +47,7 @@ def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> Non
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+        raise UsageError(NEEDS_MATPLOTLIB) from None
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -72,7 +73,7 @@ def panels(drawers: Sequence[Callable[[Any], None]], path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("drawing to a file needs the extra `lab`: pip install 'minilm[lab]'") from None
+        raise UsageError(NEEDS_MATPLOTLIB) from None
     rows = -(-len(drawers) // 3)
     figure = Figure(figsize=(13, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False).flatten()

@@ -99,20 +99,23 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
     from minilm.lab.plan import CARD_SHARE, TIMED_CONTEXT, forecast, gpt2, with_length
 
     kind = "cuda" if machine.peak_flops else machine.device_type
-    found: list[tuple[str, TrainConfig]] = []
+    found: list[tuple[str, TrainConfig, int]] = []  # the last: steps of the preset itself
     for name in SCRATCH:
         config = build(read_preset(name, kind))
         rows = config.model.vocab_size or 700  # tiny's: the words of tales
-        found.append((f"--config {name}", replace(config, model=replace(config.model, vocab_size=rows))))
+        found.append(
+            (f"--config {name}", replace(config, model=replace(config.model, vocab_size=rows)), config.max_steps)
+        )
     for size in PRETRAINED:
         for method in METHODS:
             config = replace(build(read_preset(method, kind)), model=gpt2(size), init=size)
             name = f"--config {method}" + (f" --init {size}" if size != "gpt2" else "")
             long = with_length(config, text_bytes / BYTES_PER_TOKEN)
             least = min(config.max_steps, FEWEST_STEPS)
-            found.append((name, long if long.max_steps >= least else replace(long, max_steps=least)))
+            long = long if long.max_steps >= least else replace(long, max_steps=least)
+            found.append((name, long, config.max_steps))
     made, speeds = [], dict[str, float]()
-    for command, config in found:
+    for command, config, own in found:
         # What is larger than GPT-2 small would take minutes to time: it is taken to be as fast, FLOP for FLOP.
         way = command.split(" --init")[0] if "--init" in command or config.model.n_embd <= 768 else "--config small"
         large = config.model.n_embd > 768
@@ -130,7 +133,6 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
             told = replace(told, config=replace(told.config, max_steps=int(0.9 * share * config.max_steps)))
             reason = "takes too long" if told.seconds > 3600 * hours else ""  # validations are not cut
         n = told.config.max_steps
-        own = build(read_preset(command.split()[1], kind)).max_steps
         made.append(Row(command, told, f" --max_steps {n}" if n != own else "", reason))
     return made
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
-from minilm.lab.statistics import power_law, rank_correlation
+from minilm.lab.statistics import power_law, rank_correlation, told_p
 
 WITH_NUMBERS = 2  # arms of a verdict whose effect an answer gives; the table has all
 
@@ -56,8 +56,8 @@ def told(comparison: Comparison, measure: Measure) -> str:
     effect, digits = comparison.effect, measure.digits
     interval = "no interval from one seed" if effect.n == 1 else "no interval: all seeds measure the same"
     if math.isfinite(effect.low):
-        p = "< 0.0001" if comparison.p < 1e-4 else f"= {comparison.p:.4f}"
-        interval = f"95 % {effect.low:+.{digits}f} to {effect.high:+.{digits}f}, p {p}, {effect.n} seeds"
+        ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
+        interval = f"95 % {ends}, p {told_p(comparison.p)}, {effect.n} seeds"
     return f"{measure.title} {effect.mean:+.{digits}f}{_unit(measure)} ({interval})"
 
 
@@ -126,8 +126,7 @@ def correlations(analysis: Analysis, names: list[str]) -> str:
         pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
         rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
         if math.isfinite(rho):
-            told = "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
-            found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p {told}, {len(pairs)} arms)"))
+            found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p {told_p(p)}, {len(pairs)} arms)"))
     each = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
     return f"Rank correlation with {first.title}: {each}."
 

@@ -18,6 +18,7 @@ from minilm.lab.pictures import pictures
 from minilm.lab.places import Places
 from minilm.lab.question import Measure
 from minilm.lab.questions import QUESTIONS, load_question
+from minilm.lab.statistics import told_p
 from minilm.log import duration
 
 MARKDOWN, HTML = "README.md", "index.html"
@@ -154,7 +155,7 @@ def table(analysis: Analysis) -> Table:
         if mine:
             effect, d = mine[0].effect, first.digits
             interval = f"{effect.low:+.{d}f} to {effect.high:+.{d}f}" if math.isfinite(effect.low) else ""
-            p = ("< 0.0001" if mine[0].p < 1e-4 else f"{mine[0].p:.4f}") if math.isfinite(mine[0].p) else ""
+            p = told_p(mine[0].p).removeprefix("= ") if math.isfinite(mine[0].p) else ""
             row += [f"{effect.mean:+.{d}f}", interval, p, mine[0].verdict]
         else:
             row += ["", "", "", "reference" if result.arm.name == analysis.question.reference else "not compared"]

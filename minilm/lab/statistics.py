@@ -46,6 +46,11 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
     return Effect(n, mean, mean - half, mean + half, p)
 
 
+def told_p(p: float) -> str:
+    """= 0.0123, or < 0.0001: what stands behind p."""
+    return "< 0.0001" if p < 1e-4 else f"= {p:.4f}"
+
+
 def t_tail(t: float, df: int) -> float:
     """P(T > t) of Student's t with a whole number of degrees of freedom, t >= 0: the finite sums of Abramowitz & Stegun
     26.7.3 and 26.7.4. Beyond t = 2, where they cancel, the incomplete beta function's series 26.5.4 instead."""
