@@ -204,9 +204,9 @@ def tuples(values: Mapping[str, Any]) -> Line:
 
 
 def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run: Mapping[str, Any]) -> Cell:
-    measure = {**arm.measure, "n_stories": scale.n_stories if kind == "paired" else 0}
-    if kind == "sweep" and question.chosen_by != "val_loss":
-        measure["chosen_by"] = question.chosen_by
+    chosen = {"chosen_by": question.chosen_by} if kind == "sweep" and question.chosen_by != "val_loss" else {}
+    own = question.measure is not None and (kind == "paired" or bool(chosen))
+    measure = {**(arm.measure if own else {}), "n_stories": scale.n_stories if kind == "paired" else 0, **chosen}
     return Cell(
         question=question.name,
         arm=arm.label,
@@ -217,6 +217,7 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
         base=base_settings(question, scale, arm, seed),
         measure=measure,
         scale=scale.name,
+        own=own,
     )
 
 

@@ -35,7 +35,6 @@ def arms(scale: Scale) -> list[Arm]:
             run,
             group=f"{megabytes:g} MB",
             data=unseen(megabytes),
-            measure={"way": name},
             search=space,
             x=1e6 * megabytes,
         )

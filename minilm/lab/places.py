@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minilm.errors import UsageError
-from minilm.lab.question import Line, address
+from minilm.lab.question import Cell, Line, address
 from minilm.log import read_metrics
 
 
@@ -37,6 +37,13 @@ class Places:
             return {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
         except (KeyError, TypeError) as error:
             raise UsageError(f"a line of {path} is no result of the lab (it has no {error}): remove it") from None
+
+    def elsewhere(self, cell: Cell) -> tuple[str, Line] | None:
+        """(another question, its line) where that has run this very cell."""
+        for path in sorted((self.folder / "results").glob("*.jsonl")):
+            if path.stem != cell.question and (line := self.results(path.stem, cell.scale).get(cell.address)):
+                return path.stem, line
+        return None
 
     def append(self, question: str, line: dict[str, Any]) -> None:
         """Adds a result, whole and on disk, whoever else is writing. What a kill left of a line is closed first."""

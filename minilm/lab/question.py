@@ -236,13 +236,15 @@ class Cell:
     """Settings of the model that it starts from."""
     measure: Mapping[str, Any]
     scale: str
+    own: bool = False
+    """Whether its question measures something of its own: else all questions share the result."""
 
     @property
     def settings(self) -> Line:
         """All that decides the numbers, whole: what a result line records."""
         return {
             "format": FORMAT,
-            "question": self.question,
+            **({"question": self.question} if self.own else {}),
             "kind": self.kind,
             "config": flat(self.config),
             "data": dict(self.data),

@@ -223,8 +223,10 @@ def provenance(analysis: Analysis) -> str:
     dates = sorted({line["date"] for line in lines})
     commits = sorted({line["commit"][:10] for line in lines})
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
+    shared = sum("run_for" in line for line in lines)
+    cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")
     return (
-        f"{len(lines)} cells, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all; "
+        f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all; "
         f"{dates[0]} to {dates[-1]}, torch {', '.join(of['torch'])}, {', '.join(of['processor'])}; "
         f"commit {', '.join(commits)}."
     )

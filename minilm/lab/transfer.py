@@ -7,37 +7,59 @@ from typing import Any
 
 import numpy as np
 
-from minilm.lab.finetune import base, finetuning, large, unseen
+from minilm.lab.finetune import base, finetuning, unseen
 from minilm.lab.measures import LOSS, PARAMETERS
-from minilm.lab.question import Arm, Base, Picture, Question, Scale, grid, prose
+from minilm.lab.question import Arm, Base, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.statistics import ALPHA, power_law, t_quantile
+from minilm.lab.trial import Trained
+
+LOWEST = Measure("lowest_loss", "lowest validation loss of the run", "nats per token", digits=4)
+PASSES = 6  # over the text, at least
+BYTES_PER_TOKEN = 2.3  # of the new style in the base's tokens, roughly: it decides how many steps there are
 
 
 def arms(scale: Scale) -> list[Arm]:
-    found = []
-    small: tuple[dict[str, Any], Base] = {}, base(scale)
-    for size, (shape, start) in {"small": small, "large": large(scale)}.items():
+    found, most = [], max(scale.extra["megabytes"])
+    fewest = scale.extra["finetune"]["max_steps"]
+    for size, shape in scale.extra["sizes"].items():
+        start = Base({**base(scale).run, **shape}, base(scale).data)
+        from_scratch = Base(start.run, start.data, weights=False)
         for megabytes in scale.extra["megabytes"]:
-            run, group = {**scale.extra["finetune"], **shape}, f"{size}, {megabytes:g} MB"
-            data, x = unseen(megabytes), 1e6 * megabytes
-            from_scratch = Base(start.run, start.data, weights=False)
-            found.append(Arm("pretrained", run, grid(1e-3), group, data, base=start, x=x))
-            found.append(Arm("from scratch", run, grid(1e-2), group, data, base=from_scratch, x=x))
+            group, data, x = f"{size}, {megabytes:g} MB", unseen(megabytes), 1e6 * megabytes
+            if megabytes < most:  # which is there to tell what little is worth
+                run = {**_run(scale, megabytes, fewest), **shape}
+                found.append(Arm("pretrained", run, grid(5e-3), group, data, base=start, x=x))
+            run = {**_run(scale, megabytes, 4 * fewest), **shape}
+            found.append(Arm("from scratch", run, grid(5e-3), group, data, base=from_scratch, x=x))
     return found
+
+
+def _run(scale: Scale, megabytes: float, fewest: int) -> dict[str, Any]:
+    """Steps for the text at hand, validated often enough to see the lowest loss go by."""
+    per_step = scale.run["batch_size"] * scale.run["block_size"]
+    steps = max(fewest, round(PASSES * 1e6 * megabytes / BYTES_PER_TOKEN / per_step))
+    every = max(steps // 12, 2)
+    short = {"max_steps": steps, "eval_every_steps": every, "save_every_steps": every}
+    return {**scale.extra["finetune"], **short, "warmup_steps": 0, "warmup_share": 0.08}
+
+
+def lowest(trained: Trained) -> dict[str, float]:
+    """What stopping early would have kept."""
+    return {"lowest_loss": min(loss for _, loss in trained.metrics["curve"])}
 
 
 def told(analysis: Any) -> list[str]:
     """The law's fit, where there are points enough: of each pretrained arm, how much text a model from scratch would
     need for its loss, by a power law through those from scratch of its size."""
     rows = []
-    for size in ("small", "large"):
+    for size in analysis.scale.extra["sizes"]:
         mine = [r for r in analysis.arms if r.arm.group.startswith(size)]
-        scratch = sorted((r.arm.x, r.mean("val_loss")) for r in mine if r.arm.name == "from scratch")
+        scratch = sorted((r.arm.x, r.mean("lowest_loss")) for r in mine if r.arm.name == "from scratch")
         if len(scratch) < 3:
             continue
         law = power_law([x for x, _ in scratch], [y for _, y in scratch])
         for r in mine:
-            above = (r.mean("val_loss") - law.floor) / law.scale if r.arm.name == "pretrained" and law.scale else 0.0
+            above = (r.mean("lowest_loss") - law.floor) / law.scale if r.arm.name == "pretrained" and law.scale else 0.0
             if above > 0 and (worth := above ** (-1 / law.power)) > r.arm.x:
                 rows.append((math.log(r.arm.x), math.log(r.mean("parameters")), math.log(worth - r.arm.x)))
     return [hernandez(rows)]
@@ -64,16 +86,21 @@ def hernandez(rows: list[tuple[float, float, float]]) -> str:
     return f"D_T = k D_F^alpha N^beta, text in bytes, {n} points: {each} (95 %, of the fit alone)."
 
 
-_SIZES = (0.02, 0.06, 0.2, 0.6)
+_MEGABYTES = (0.02, 0.06, 0.2, 0.6, 1.2)
 QUESTION = Question(
     **prose("transfer"),
-    measures=(LOSS, PARAMETERS),
+    measures=(LOWEST, LOSS, PARAMETERS),
     margin=0.02,
     reference="from scratch",
+    chosen_by="lowest_loss",
     arms=arms,
     scales=finetuning(
-        {"megabytes": (0.02, 0.04)}, {"megabytes": _SIZES}, {"megabytes": (*_SIZES, 2.0, 6.0)}, n_stories=0
+        {"megabytes": (0.02, 0.04), "sizes": {"width 8": {"n_embd": 8}, "width 16": {}}},
+        {"megabytes": _MEGABYTES, "sizes": {f"width {w}": {"n_embd": w, "n_head": w // 24} for w in (24, 48)}},
+        {"megabytes": (*_MEGABYTES, 6.0), "sizes": {"width 384": {"n_embd": 384}, "width 768": {}}},
+        n_stories=0,
     ),
-    minutes=90,
-    pictures=(Picture("lines", "text of the new style, bytes", "val_loss", log=True),),
+    minutes=30,
+    measure=lowest,
+    pictures=(Picture("lines", "text of the new style, bytes", "lowest_loss", log=True),),
 )
