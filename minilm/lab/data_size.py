@@ -11,7 +11,7 @@ BYTES_PER_TOKEN = 4.5  # of tales in words, roughly: it decides how many steps t
 
 def arms(scale: Scale) -> list[Arm]:
     per_step = scale.run["batch_size"] * scale.run["block_size"]
-    found = []
+    found, most = [], max(scale.extra["megabytes"])
     for megabytes in scale.extra["megabytes"]:
         steps = max(
             round(scale.extra.get("passes", PASSES) * 1e6 * megabytes / BYTES_PER_TOKEN / per_step),
@@ -20,9 +20,8 @@ def arms(scale: Scale) -> list[Arm]:
         every = max(steps // 8, 1)
         run = {"max_steps": steps, "eval_every_steps": every, "save_every_steps": every, "warmup_steps": 0}
         run |= {"warmup_share": 0.05}
-        most = max(scale.extra["megabytes"])
         name = "most" if megabytes == most else f"{megabytes:g} MB"
-        data = {"megabytes": megabytes, "vocabulary": most}
+        data = {"megabytes": megabytes, "vocabulary": scale.extra.get("vocabulary", most)}
         found.append(Arm(name, run, grid(1e-2), data=data, x=1e6 * megabytes))
     return found
 
@@ -33,10 +32,10 @@ QUESTION = Question(
     margin=2.0,
     reference="most",
     arms=arms,
-    minutes=120,
+    minutes=45,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
-        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 2.0, 6.0, 16.0), "fewest_steps": 50}),
+        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),
         "gpu": GPU.but(n_rates=3, extra={"megabytes": (2.0, 6.0, 20.0, 60.0, 200.0), "fewest_steps": 100}),
     },
     pictures=(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SECONDS_ALONE, SPEED, TERAFLOPS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
@@ -15,6 +19,7 @@ SHAPES = {  # layers, heads, width; parameters in blocks are about 12 x layers x
 }
 CONTEXT = {1: 128, 2: 192, 3: 256, 4: 384}
 """Level -> the longest story and a little more."""
+STUDY = Path(__file__).resolve().parents[2] / "bench" / "results" / "tales_models.jsonl"
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -30,6 +35,26 @@ def arms(scale: Scale) -> list[Arm]:
             rates = grid(1e-2 * (192 / n_embd) ** 0.5, n=3)
             blocks = 12 * n_layer * n_embd**2
             found.append(Arm(name, run, rates, group=f"level {level}", data={"level": level}, x=blocks))
+    return found
+
+
+def told(_analysis: Any) -> list[str]:
+    """What the study of tales (bench/tales.py), where it is at hand, came to with more tokens: levels 1 and 2, each
+    size's longest training."""
+    rows = [json.loads(line) for line in STUDY.read_text("utf-8").splitlines()] if STUDY.is_file() else []
+    found = []
+    for level in (1, 2):
+        longest: dict[str, dict[str, Any]] = {}
+        for row in sorted((r for r in rows if r["level"] == level), key=lambda r: r["tokens"]):
+            longest[row["size"]] = row
+        each = [
+            f"{size} {100 * r['passed'] / r['n_stories']:.1f} % (95 % {100 * r['low']:.0f} to {100 * r['high']:.0f}; "
+            f"{r['tokens'] / 1e6:.1f} M tokens, {6e-12 * r['parameters'] * r['tokens']:.0f} TFLOP as 6 N T, "
+            f"{r['train_seconds']:,.0f} s on {r.get('processor') or 'CPU threads: ' + str(r['threads'])})"
+            for size, r in sorted(longest.items(), key=lambda item: item[1]["parameters"])
+        ]
+        if each:
+            found.append(f"Longest training in the study of tales, level {level}, coherent: {', '.join(each)}.")
     return found
 
 
@@ -64,5 +89,6 @@ QUESTION = Question(
         Picture("lines", "parameters in blocks", "val_loss", log=True),
     ),
     goal=("coherent", 90.0),
+    tells=told,
     timed=True,
 )
