@@ -10,6 +10,18 @@ from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
 
 FORMATS = ("table", "markdown", "csv", "json")
+_MODEL = ("model", "json", "device", "precision", "tokenizer")
+_PROTOCOL = ("data", "source", "eval_tokens", "split", "text", "documents", "first", "unit", "context", "stride")
+READ = {
+    "protocols": (),
+    "grade": ("json", "level", "style"),
+    "text_file": (*_MODEL, "data", "source", "split", "out", "reference", "mauve_tokens", "level"),
+    "benchmark": (*_MODEL, "source", "limit"),
+    "coherence": (*_MODEL, "data", "level", "style", "num_stories", "seed", "temperature", "top_k", "top_p"),
+    "all": (*_MODEL, *_PROTOCOL, "limit", "format"),
+    "protocol": (*_MODEL, *_PROTOCOL, "breakdown", "picture", "out"),
+}
+"""What is measured, the first that is asked for -> options that it reads beside its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,29 +29,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
     from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
-    if options.protocols:
+    mode = check_read(options)
+    if mode == "protocols":
         from minilm.evaluation.protocols import protocol_table
 
         print(protocol_table())
         return 0
-    if options.grade is not None:
-        if options.model is not None:
-            raise UsageError("--grade judges a file and needs no model: leave out one of the two")
+    if mode == "grade":
         return eval_tales.grade_file(options)
-    if options.text_file is not None:
+    if mode == "text_file":
         return eval_text.measure(options)
     if options.model is None:
         raise UsageError("name the model to measure: a run, a step folder, a Hugging Face folder or a Hub name")
-    if options.benchmark is not None:
+    if mode == "benchmark":
         return eval_benchmark.measure(options)
-    if options.coherence:
+    if mode == "coherence":
         return eval_tales.measure_coherence(options)
-    if options.all and (options.out or options.breakdown or options.picture):
-        raise UsageError("--out, --breakdown and --picture are of one protocol: name it instead of --all")
     if options.json and options.breakdown:
         raise UsageError("--breakdown prints a table: leave out --json, or draw it with --picture FILE")
     options.format = "json" if options.json else options.format
     return eval_perplexity.measure(options)
+
+
+def check_read(options: argparse.Namespace) -> str:
+    """What is asked for, a key of READ. Raises UsageError on an option that it does not read."""
+    defaults = vars(parse([]))
+    mode = next((mode for mode in READ if getattr(options, mode) not in (None, False)), "protocol")
+    read = {mode, *READ[mode]} - {"source" * (mode == "text_file" and options.data is None)}
+    read -= {"split" * (mode == "text_file" and options.reference is None)}
+    unread = [name for name, value in defaults.items() if name not in read and getattr(options, name) != value]
+    if unread:
+        names = {"model": "the model", "text": "--form", "text_file": "--text"}
+        listed = ", ".join(names.get(name, f"--{name}") for name in unread)
+        reader = "a perplexity" if mode == "protocol" else names.get(mode, f"--{mode}")
+        raise UsageError(f"leave out {listed}, which {reader} does not read")
+    return mode
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

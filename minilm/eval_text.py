@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from minilm.evaluation.generated import Row, Sample
 
 
-READ = (
-    "model", "json", "data", "source", "device", "precision", "tokenizer", "split", "out", "text_file", "reference",
-    "mauve_tokens", "level",
-)  # fmt: skip
-"""Options that `--text` reads."""
-
-
 def measure(options: argparse.Namespace) -> int:
     """Prints the table of all that can be measured with what is given."""
     from minilm.evaluation.generated import quality
@@ -30,7 +23,6 @@ def measure(options: argparse.Namespace) -> int:
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
 
-    _check(options)
     tales = options.level is not None or any(name and _is_tales(name) for name in (options.reference, options.data))
     samples = read_samples(options.text_file, tales=tales)
     reference = read_samples(options.reference, options.split, tales) if options.reference else []
@@ -78,16 +70,6 @@ def measure(options: argparse.Namespace) -> int:
     )
     print("\n".join(map(str, rows)))
     return 0
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raises UsageError on options that `--text` does not read."""
-    from minilm.eval_cli import parse
-
-    unread = [name for name, value in vars(parse([])).items() if name not in READ and getattr(options, name) != value]
-    if unread:
-        listed = ", ".join("--form" if name == "text" else f"--{name}" for name in unread)
-        raise UsageError(f"--text measures texts that are there already: leave out {listed}")
 
 
 def _check_tales(level: int, texts: list[Sample]) -> None:

@@ -223,7 +223,9 @@ def test_published_figures_are_of_protocols_that_exist() -> None:
         (["--data=SUMS", "--eval_tokens", "-5"], "--eval_tokens: give a whole number, 0 or more, not '-5'"),
         (["--benchmark=lambada", "--limit=-3"], "--limit: give a whole number, 0 or more, not '-3'"),
         (["--mauve_tokens=-4"], "--mauve_tokens: give a whole number, 0 or more, not '-4'"),
-        (["--all", "--out=x.json"], "are of one protocol: name it instead of --all"),
+        (["--all", "--out=x.json"], "leave out --out, which --all does not read"),
+        (["--limit=3"], "leave out --limit, which a perplexity does not read"),
+        (["--benchmark=lambada", "--data=SUMS"], "leave out --data, which --benchmark does not read"),
         (["--data=SUMS", "--json", "--breakdown"], "--breakdown prints a table: leave out --json"),
     ],
 )

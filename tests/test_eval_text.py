@@ -178,6 +178,8 @@ def test_mistakes(line: str, message: str, tmp_path: Path, capsys: pytest.Captur
         (["--benchmark=lambada", "--coherence"], "leave out --benchmark, --coherence"),
         (["--format=csv", "--picture=x.svg"], "leave out --format, --picture"),
         (["--form=rows"], "leave out --form"),
+        (["--split=test"], "leave out --split"),
+        (["--source=x"], "leave out --source"),
         (["--data=FOLDER"], "has no train split to look for copies in: name other data"),
         (["--out=nowhere/x.json"], "--out nowhere/x.json cannot be written (No such file or directory)"),
         (["--level=5"], "tales have the levels 1, 2, 3, 4, not 5"),
