@@ -113,6 +113,23 @@ def test_what_cannot_be_compared(models: tuple[GPT, GPT]) -> None:
         difference(*joined, replace(joined[0], tokenizer="0" * 16), joined[1])
 
 
+def test_the_order_of_models_changes_the_sign_alone(models: tuple[GPT, GPT]) -> None:
+    """A second tokenizer that has half as many tokens in every other document."""
+    a, a_parts = measured(models[0], sums(10, 8), "A", unit="byte", first="after_eot")
+    b, parts = measured(models[1], sums(10, 8), "B", unit="byte", first="after_eot")
+    b_parts = []
+    for part in parts:
+        pairs = part.nats[::2].copy()
+        pairs[: len(part.nats) // 2] += part.nats[1::2]
+        b_parts.append(part._replace(nats=pairs) if part.document % 2 else part)
+    b = replace(b, tokenizer="0" * 16, n_tokens=sum(len(part.nats) for part in b_parts))
+    assert b.n_tokens < a.n_tokens
+    there, back = difference(a, a_parts, b, b_parts), difference(b, b_parts, a, a_parts)
+    assert there.value.value == pytest.approx(b.bits_per_byte - a.bits_per_byte, rel=1e-6)
+    assert back.value == pytest.approx((-there.value.value, -there.value.high, -there.value.low))
+    assert back.p == there.p
+
+
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_documents_are_paired_by_number(models: tuple[GPT, GPT], dropped: int) -> None:
     """Where each tokenizer leaves another document without a target, counts alone would not show it."""

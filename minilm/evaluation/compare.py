@@ -75,11 +75,12 @@ def difference(
         raise UsageError(f"document {number + 1} has a token for one of the two tokenizers only: leave it out")
     if len(left) < 2:
         raise UsageError("one window cannot tell chance from difference: give a longer text, or several documents")
-    (x, sizes), (y, _) = (np.array(list(side.values())).T for side in (left, right))
+    (x, x_tokens), (y, y_tokens) = (np.array(list(side.values())).T for side in (left, right))
+    shares = (x_tokens / x_tokens.sum() + y_tokens / y_tokens.sum()) / 2  # of the text: tokenizers may part it unlike
     a.check_counted()
     total = {"token": a.n_tokens, "word": a.n_words, "byte": a.n_bytes, "character": a.n_characters}[a.protocol.unit]
-    scale = a.n_tokens / total / (1.0 if a.protocol.unit in ("token", "word") else LN2)
-    found, p = paired(x, y, sizes, seed=seed)
+    scale = 1.0 / total / (1.0 if a.protocol.unit in ("token", "word") else LN2)
+    found, p = paired(x, y, shares, seed=seed)
     value = Estimate(*(scale * number for number in found))
     drawn = "documents" if by_document else "windows"
     return Difference(a.model, b.model, value, p, len(x), a.protocol.unit, drawn)
