@@ -93,14 +93,15 @@ def _coherent(samples: list[Sample], real: list[Sample], level: int | None) -> R
     """Share of tales that the grader passes, in the style that their control code asks for; Wilson's interval."""
     from minilm.eval_tales import grade_at
     from minilm.evaluation.generated import Row
-    from minilm.evaluation.intervals import Estimate, wilson
+    from minilm.evaluation.intervals import share
 
-    def share(side: list[Sample]) -> Estimate:
-        passed = sum(grade_at(_coded(one), level, one.label or "plain")[1].passed for one in side)
-        return Estimate(passed / len(side), *wilson(passed, len(side)))
+    def passed(side: list[Sample]) -> list[bool]:
+        return [grade_at(_coded(one), level, one.label or "plain")[1].passed for one in side]
 
     at = "the lowest level that each passes" if level is None else f"level {level}"
-    return Row("coherent tales", share(samples), share(real) if real else None, f"graded at {at}, Wilson")
+    return Row(
+        "coherent tales", share(passed(samples)), share(passed(real)) if real else None, f"graded at {at}, Wilson"
+    )
 
 
 def _coded(one: Sample) -> str:

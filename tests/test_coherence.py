@@ -12,7 +12,7 @@ import torch
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.evaluation import text_metrics
-from minilm.evaluation.intervals import wilson
+from minilm.evaluation.intervals import share, wilson
 from minilm.evaluation.text_metrics import coherence
 from minilm.model.gpt import GPT
 from minilm.text.shard_writer import ShardWriter
@@ -203,6 +203,8 @@ def test_wilson_is_where_the_score_test_rejects() -> None:
             if 1e-9 < p < 1.0 - 1e-9:
                 assert abs(hits / n - p) == pytest.approx(z * (p * (1 - p) / n) ** 0.5, rel=1e-9)
     assert wilson(0, 10)[0] == 0.0
+    assert share([True, None, True]) == (1.0, *wilson(2, 2))  # which is not certainty
+    assert math.isnan(share([None]).value)
     assert wilson(200, 200)[1] == pytest.approx(1.0)
     assert wilson(100, 200) == pytest.approx((0.4313, 0.5687), abs=1e-4)
 

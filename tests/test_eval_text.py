@@ -57,8 +57,8 @@ def test_the_table(judge: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = [str(tmp_path / "judge"), "--text", str(texts), "--reference", str(reference), "--data", str(folder)]
     assert run_door("eval", [*arguments, "--json", "--device=cpu"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["ended by end-of-text"]["generated"][0] == 9 / 12
-    assert rows["label obeyed"]["generated"][0] == 1.0
+    assert rows["ended by end-of-text"]["generated"] == [9 / 12, *wilson(9, 12)]
+    assert rows["label obeyed"]["generated"] == [1.0, *wilson(12, 12)]
     assert "classifier right on 100.0 % of real texts, 2 labels" in rows["label obeyed"]["note"]
     assert rows["length in words"]["generated"][0] == pytest.approx(np.mean([len(words(s.text)) for s in told]))
     assert rows["seq-rep-4"]["real"][0] == pytest.approx(np.mean([seq_rep_n(words(s.text), 4) for s in real[:12]]))

@@ -12,7 +12,7 @@ from minilm.decoding.contexts import evaluating
 from minilm.decoding.engine import Options, stream_batch
 from minilm.errors import MinilmError, UsageError
 from minilm.evaluation import likeness
-from minilm.evaluation.intervals import Estimate, bootstrap, jackknife
+from minilm.evaluation.intervals import Estimate, bootstrap, jackknife, share
 from minilm.evaluation.ngram import words
 from minilm.evaluation.novelty import blocks, copied_share, longest_matches
 from minilm.evaluation.repetition import distinct_n, rep_r, self_bleu, seq_rep_n, zipf
@@ -162,19 +162,17 @@ def _of_texts(samples: list[Sample], real: list[Sample], wanted: set[str]) -> li
     def mean(measure: Callable[[list[str]], float]) -> Callable[[list[list[str]]], Estimate]:
         return lambda texts: bootstrap([measure(text) for text in texts])
 
-    def whole(
-        measure: Callable[[list[list[str]]], float], share: bool = False
-    ) -> Callable[[list[list[str]]], Estimate]:
-        return lambda texts: jackknife(measure, texts, share=share)
+    def whole(measure: Callable[[list[list[str]]], float], cut: bool = False) -> Callable[[list[list[str]]], Estimate]:
+        return lambda texts: jackknife(measure, texts, share=cut)
 
     both("length in words", mean(lambda text: float(len(text))))
     if any(sample.ended is not None for sample in samples):
-        rows.append(Row("ended by end-of-text", bootstrap([float(s.ended) for s in samples if s.ended is not None])))
+        rows.append(Row("ended by end-of-text", share([one.ended for one in samples]), None, "Wilson"))
     for n in (1, 2, 3, 4):
         both(f"seq-rep-{n}", mean(partial(seq_rep_n, n=n)))
     both("rep-r", mean(rep_r))
     for n in (1, 2, 3):
-        both(f"distinct-{n}", whole(partial(distinct_n, n=n), share=True), "jackknife")
+        both(f"distinct-{n}", whole(partial(distinct_n, n=n), cut=True), "jackknife")
     both("Zipf coefficient", whole(zipf), "jackknife")
     return rows
 
@@ -194,7 +192,7 @@ def _of_labels(samples: Sequence[Sample], reference: Sequence[Sample]) -> list[R
     n_left, n_real_left = len(samples) - len(texts), len(reference) - len(real)
     if n_left or n_real_left:
         note += f"; left out: {n_left} generated and {n_real_left} real texts without a label"
-    return [Row("label obeyed", bootstrap([float(obeyed) for obeyed in found.obeyed]), None, note)]
+    return [Row("label obeyed", share(list(map(bool, found.obeyed))), None, f"Wilson; {note}")]
 
 
 def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenizer: Tokenizer) -> list[Row]:

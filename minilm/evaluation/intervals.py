@@ -67,6 +67,15 @@ def jackknife(
     return Estimate(value, *map(float, np.clip([low, high], 0, 1))) if share else Estimate(value, low, high)
 
 
+def share(hits: Sequence[bool | None]) -> Estimate:
+    """Of the hits that are known, with Wilson's interval: all of a few are not all of any number, which no resample
+    of them can tell."""
+    known = [hit for hit in hits if hit is not None]
+    if not known:
+        return Estimate(np.nan, np.nan, np.nan)
+    return Estimate(sum(known) / len(known), *wilson(sum(known), len(known)))
+
+
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Score interval of a share, hits of n (Wilson 1927); z = 1.96 covers 95 %."""
     share = hits / n
