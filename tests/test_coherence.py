@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,8 +87,8 @@ def test_sixty_percent_copied_is_not_yet_a_copy(
 ) -> None:
     telling(tales[:1], monkeypatch)
     words = tales[0].split()
-    for share, passed in ((int(0.6 * len(words)), 1), (int(0.6 * len(words)) + 1, 0)):
-        result = coherence(model, tokenizer, train=CopyCheck([" ".join(words[:share])]), n_stories=1)
+    for kept, passed in ((int(0.6 * len(words)), 1), (int(0.6 * len(words)) + 1, 0)):
+        result = coherence(model, tokenizer, train=CopyCheck([" ".join(words[:kept])]), n_stories=1)
         assert result.passed == passed
 
 
@@ -204,7 +205,7 @@ def test_wilson_is_where_the_score_test_rejects() -> None:
                 assert abs(hits / n - p) == pytest.approx(z * (p * (1 - p) / n) ** 0.5, rel=1e-9)
     assert wilson(0, 10)[0] == 0.0
     assert share([True, None, True]) == (1.0, *wilson(2, 2))  # which is not certainty
-    assert math.isnan(share([None]).value)
+    assert np.isnan(share([None]).value)
     assert wilson(200, 200)[1] == pytest.approx(1.0)
     assert wilson(100, 200) == pytest.approx((0.4313, 0.5687), abs=1e-4)
 
