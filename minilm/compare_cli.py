@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
-from minilm.log import say
+from minilm.log import plain, say
 from minilm.picture import NEEDS_MATPLOTLIB
 
 if TYPE_CHECKING:
@@ -290,9 +290,8 @@ def told(
     names = list(rows[0])
     apart = [_numbers(one) for one in differences]
     if how == "json":
-        finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
         said = {"differences": apart} if apart else {keys[1]: sentences}
-        return json.dumps({keys[0]: finite, **said}, indent=1, allow_nan=False)
+        return json.dumps({keys[0]: plain(rows), **said}, indent=1, allow_nan=False)
     if how == "csv":
         if apart:
             rows = [*({"kind": "model"} | row for row in rows), *({"kind": "difference"} | one for one in apart)]
@@ -327,7 +326,3 @@ def _numbers(one: Difference | TextDifference) -> dict[str, Any]:
     value = one.value._asdict()
     return {"measure": one.measure, "a": one.a, "b": one.b, **value, "p": one.p, "n": n, "drawn": drawn,
             "sentence": str(one)}  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

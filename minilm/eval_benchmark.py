@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from minilm.log import say
+from minilm.eval_cli import loaded
 
 if TYPE_CHECKING:
     from minilm.evaluation.benchmarks import Result
@@ -18,16 +18,11 @@ def measure(options: argparse.Namespace) -> int:
     """Prints what came of it, beside what others published."""
     from minilm.evaluation.benchmark_files import benchmark_file
     from minilm.evaluation.benchmarks import check_benchmark, read_questions, run
-    from minilm.sample_cli import load
 
     check_benchmark(options.benchmark)
     file = options.source or benchmark_file(options.benchmark)
     questions = read_questions(options.benchmark, file, options.limit)
-    options.checkpoint = options.model
-    options.precision = "fp32" if options.precision == "auto" else options.precision
-    model, tokenizer, what = load(options)
-    say(what)
-    found = run(options.benchmark, model, tokenizer, questions, model_name=options.model)
+    found = run(options.benchmark, *loaded(options), questions, model_name=options.model)
     if options.json:
         print(json.dumps(asdict(found), indent=1))
         return 0

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
+from minilm.log import say
+
+if TYPE_CHECKING:
+    from minilm.model.gpt import GPT
+    from minilm.text.tokenizer import Tokenizer
 
 FORMATS = ("table", "markdown", "csv", "json")
 _MODEL = ("model", "json", "device", "precision", "tokenizer")
@@ -64,6 +70,17 @@ def check_read(options: argparse.Namespace) -> str:
         reader = "a perplexity" if mode == "protocol" else names.get(mode, f"--{mode}")
         raise UsageError(f"leave out {listed}, which {reader} does not read")
     return mode
+
+
+def loaded(options: argparse.Namespace, role: str = "") -> tuple[GPT, Tokenizer]:
+    """The model to measure, in fp32 where no precision is asked for, and its tokenizer; says what they are."""
+    from minilm.sample_cli import load
+
+    options.checkpoint = options.model
+    options.precision = "fp32" if options.precision == "auto" else options.precision
+    model, tokenizer, what = load(options)
+    say(f"{role}{what}")
+    return model, tokenizer
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

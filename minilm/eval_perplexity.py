@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.errors import MinilmError, UsageError
+from minilm.eval_cli import loaded
 from minilm.log import say
 
 if TYPE_CHECKING:
@@ -26,15 +27,13 @@ def measure(options: argparse.Namespace) -> int:
     from minilm.compare_cli import check_file, check_picture, told
     from minilm.evaluation.breakdown import breakdown, draw
     from minilm.evaluation.protocols import PROTOCOLS
-    from minilm.sample_cli import load
 
     check_file("--out", options.out)
     check_picture(options.picture)
     protocols = _protocols(options, list(PROTOCOLS)) if options.all else {}
     protocol = protocol_of(options) if not options.all else None
-    options.checkpoint, options.precision = options.model, "fp32"  # the protocol's is autocast's
-    model, tokenizer, what = load(options)
-    say(what)
+    options.precision = "fp32"  # the protocol's is autocast's
+    model, tokenizer = loaded(options)
     if protocol is not None:
         parts: list[Part] | None = [] if options.breakdown or options.picture else None
         found = _measured(options, model, tokenizer, protocol, data_for(options, protocol), parts)
@@ -43,7 +42,8 @@ def measure(options: argparse.Namespace) -> int:
             divided = breakdown(parts, protocol.documents == "each")
             if options.breakdown:
                 print(divided)
-        _write(found, options)
+        if options.out:
+            Path(options.out).write_text(found.to_json() + "\n", encoding="utf-8")
         if parts is not None and options.picture:
             draw({options.model: divided}, options.picture)
         return 0
@@ -204,11 +204,3 @@ def _report(found: Perplexity, options: argparse.Namespace) -> str:
         return found.to_json()
     others = beside(found)
     return f"{found}\n  published: {others}" if others else str(found)
-
-
-def _write(found: Perplexity, options: argparse.Namespace) -> None:
-    if options.out:
-        try:
-            Path(options.out).write_text(found.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None

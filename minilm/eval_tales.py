@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.errors import UsageError
+from minilm.eval_cli import loaded
 from minilm.log import say
 
 if TYPE_CHECKING:
@@ -112,16 +113,12 @@ def style_of(text: str) -> str:
 def measure_coherence(options: argparse.Namespace) -> int:
     """Prints how coherent the tales of a model are, in each style asked for."""
     from minilm.evaluation.text_metrics import coherence, copy_check
-    from minilm.sample_cli import load
 
     data = _data_of(options)
     told = _options_of_tales(data)
     level = told.get("level", 1) if options.level is None else options.level
     styles = [style.strip() for style in (options.style or told.get("style", "plain")).split(",")]
-    options.checkpoint = options.model
-    options.precision = "fp32" if options.precision == "auto" else options.precision  # how it is always measured
-    model, tokenizer, what = load(options)
-    say(what)
+    model, tokenizer = loaded(options)
     copies = copy_check(data.splits["train"], data.tokenizer()) if data and "train" in data.splits else None
     results = []
     for style in styles:

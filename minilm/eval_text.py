@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minilm.errors import UsageError
+from minilm.eval_cli import loaded
 from minilm.eval_tales import read_stories, read_texts
-from minilm.log import say
+from minilm.log import plain, say
 
 if TYPE_CHECKING:
     from minilm.evaluation.generated import Row, Sample
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 def measure(options: argparse.Namespace) -> int:
     """Prints the table of all that can be measured with what is given."""
+    from minilm.compare_cli import check_file
     from minilm.evaluation.generated import quality
-    from minilm.sample_cli import load
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
 
+    check_file("--out", options.out)
     tales = options.level is not None or any(name and _is_tales(name) for name in (options.reference, options.data))
     samples = read_samples(options.text_file, tales=tales)
     reference = read_samples(options.reference, options.split, tales) if options.reference else []
@@ -37,10 +38,7 @@ def measure(options: argparse.Namespace) -> int:
         )
     judge = tokenizer = None
     if options.model is not None:
-        options.checkpoint = options.model
-        options.precision = "fp32" if options.precision == "auto" else options.precision
-        judge, tokenizer, what = load(options)
-        say(f"judge {what}")
+        judge, tokenizer = loaded(options, "judge ")
     rows = quality(
         samples,
         reference,
@@ -55,12 +53,9 @@ def measure(options: argparse.Namespace) -> int:
             rows.append(_coherent(samples, reference[: len(samples)], options.level))
         except UsageError as error:  # labels that are no styles
             say(f"without coherent tales: {error}")
-    table = json.dumps([_plain(row._asdict()) for row in rows], indent=1)
+    table = json.dumps([plain(row._asdict()) for row in rows], indent=1)
     if options.out:
-        try:
-            Path(options.out).write_text(table + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from None
+        Path(options.out).write_text(table + "\n", encoding="utf-8")
     if options.json:
         print(table)
         return 0
@@ -165,12 +160,3 @@ def _labelled(text: str) -> Sample:
 
     code = CODE.match(text)
     return Sample(text[code.end() :], code[1]) if code else Sample(text)
-
-
-def _plain(value: Any) -> Any:
-    """Without NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

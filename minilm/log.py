@@ -122,6 +122,28 @@ def _drop_after(metrics: Path, step: int, keep: str = "") -> None:
             temporary.replace(path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UsageError where there is none."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged, it is no JSON ({error}): fetch or save it again") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} holds no object but a {type(raw).__name__}: fetch or save it again")
+    return raw
+
+
+def plain(value: Any) -> Any:
+    """None for NaN and infinities, which JSON lacks, in dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole line that holds an object; a line that a kill cut short, or a broken one, is left out."""
     rows = []

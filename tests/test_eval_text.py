@@ -181,7 +181,7 @@ def test_mistakes(line: str, message: str, tmp_path: Path, capsys: pytest.Captur
         (["--split=test"], "leave out --split"),
         (["--source=x"], "leave out --source"),
         (["--data=FOLDER"], "has no train split to look for copies in: name other data"),
-        (["--out=nowhere/x.json"], "--out nowhere/x.json cannot be written (No such file or directory)"),
+        (["--out=nowhere/x.json"], "--out nowhere/x.json cannot be written (it is in a folder that does not exist)"),
         (["--level=5"], "tales have the levels 1, 2, 3, 4, not 5"),
         (["--level=1", "--reference=REAL"], "tales have the styles plain, fable"),
     ],

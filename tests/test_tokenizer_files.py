@@ -211,14 +211,14 @@ def test_gpt2_in_a_wrong_folder(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("encoder.json", '{"a": 0', "encoder.json is not valid JSON"),
-        ("encoder.json", "[]", "holds list, not an object"),
+        ("encoder.json", '{"a": 0', "encoder.json is damaged, it is no JSON"),
+        ("encoder.json", "[]", "holds no object but a list"),
         ("encoder.json", '{"a": 0}', "do not belong together"),
         ("vocab.bpe", "#version: 0.2\n", "do not belong together"),
         ("vocab.bpe", "#version: 0.2\n\u0120t h e\n", "do not belong together"),
         ("vocab.bpe", "#version: 0.2\nthe qqqq\n", "do not belong together"),
-        ("tokenizer.json", "", "tokenizer.json is not valid JSON"),
-        ("tokenizer.json", "\udcff", "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", "", "tokenizer.json is damaged, it is no JSON"),
+        ("tokenizer.json", "\udcff", "tokenizer.json is damaged, it is no JSON"),
         ("tokenizer.json", "{}", "not a tokenizer.json in Hugging Face's form"),
         ("tokenizer.json", FILE % '{"type": "New", "vocab": {"a": 0}}', "not a tokenizer.json"),
         ("tokenizer.json", FILE % '{"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}', "not a tokenizer.json"),

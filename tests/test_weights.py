@@ -668,7 +668,7 @@ def test_configs_that_cannot_be_honoured(folder: Path, keys: dict[str, Any], mes
     ("content", "message"),
     [
         ("{", "config.json is damaged, it is no JSON"),
-        ("[1]", "config.json holds no settings"),
+        ("[1]", "config.json holds no object but a list"),
         ('{"vocab_size": 5}', "names no model_type"),
         ('{"n_embd": 8, "afn": "gelu"}', "names no model_type"),  # OpenAI's first GPT
         ('{"model_type": "minilm"}', 'its "minilm" section is missing'),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from minilm.lab.cells import Chosen, Results, base_address, best_rate, chosen_by, decided, paired, timed
-from minilm.lab.question import Arm, Line, Measure, Question, Scale, middle
+from minilm.lab.question import Arm, Line, Measure, Question, Scale
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
 Verdict = Literal["better", "worse", "same", "undecided"]
@@ -204,8 +204,3 @@ def _steps_to_reference(
         values = {**result.values, "steps_to_reference": tuple(steps)}
         complete.append(replace(result, values=values))
     return complete
-
-
-def is_equal_effort(question: Question, scale: Scale) -> bool:
-    """Whether every arm's sweep begins with as many rates, those that are left alone aside."""
-    return len({len(middle(arm.rates, scale.n_rates)) for arm in question.arms(scale) if arm.rates}) < 2

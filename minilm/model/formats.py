@@ -19,7 +19,8 @@ from torch import Tensor
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
-from minilm.model.hf_config import from_json, read_json
+from minilm.log import read_json
+from minilm.model.hf_config import from_json
 from minilm.model.hub import INDEX, PICKLE, PICKLE_INDEX, WEIGHTS, shards_of
 
 CONV1D = re.compile(r"\b(c_attn|c_proj|c_fc|c_gate)\.weight$")  # matrices that GPT-2's files hold as [in, out]

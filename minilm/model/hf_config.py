@@ -7,7 +7,6 @@ refuses it. GPT-2's keys win where the two disagree: someone has edited the file
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -92,19 +91,6 @@ def _gpt2_keys(config: GPTConfig) -> dict[str, Any]:
         "n_inner": config.n_inner or None,
         "activation_function": _ACTIVATIONS[config.activation][0],
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises UsageError where there is none."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged, it is no JSON ({error}): fetch or save it again") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path} holds no settings: a config.json holds one JSON object")
-    return raw
 
 
 def from_json(raw: dict[str, Any], path: Path) -> GPTConfig:

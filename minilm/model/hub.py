@@ -125,7 +125,7 @@ def download(name: str) -> Path:
 
 def shards_of(index: Path) -> set[str]:
     """File names that an index lists. Raises UsageError on a damaged one, or one that points out of its folder."""
-    from minilm.model.hf_config import read_json
+    from minilm.log import read_json
 
     names: Any = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:

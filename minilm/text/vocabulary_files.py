@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
 from minilm.errors import UsageError
+from minilm.log import read_json
 from minilm.text.vocabulary import END_TOKENS, EOT, Spec, bpe_spec, byte_chars, merges_from_ranks
 
 GPT2_VARIABLE = "MINILM_GPT2_TOKENIZER"
@@ -23,22 +23,10 @@ def read(path: Path) -> tuple[Spec, str | None]:
         if not (path / "tokenizer.json").exists():
             return _read_pair(path), None
         path = path / "tokenizer.json"
-    spec = _read_json(path)
+    spec = read_json(path)
     config = path.with_name("tokenizer_config.json")
-    stated = _read_json(config).get("eos_token") if config.exists() else None
+    stated = read_json(config).get("eos_token") if config.exists() else None
     return spec, stated.get("content") if isinstance(stated, dict) else stated
-
-
-def _read_json(path: Path) -> Spec:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}): copy it again from its source") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} holds {type(value).__name__}, not an object: copy it again from its source")
-    return value
 
 
 def _read_pair(folder: Path) -> Spec:
@@ -49,7 +37,7 @@ def _read_pair(folder: Path) -> Spec:
     else:
         pairs = " or ".join(" and ".join(names) for names in GPT2_FILES)
         raise UsageError(f"{folder} holds no tokenizer: it needs a tokenizer.json, or {pairs}")
-    vocab = _read_json(vocab_path)
+    vocab = read_json(vocab_path)
     lines = merges_path.read_text(encoding="utf-8", errors="replace").split("\n")
     merges = [line for line in lines[lines[0].startswith("#version") :] if line.strip()]
     tokens = (part for merge in merges for part in (*merge.split(" "), merge.replace(" ", "")))
