@@ -95,7 +95,6 @@ def told_text(n_bytes: float) -> str:
 
 def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
     """Every preset from scratch, every way to finetune every pretrained size."""
-    from minilm.lab.cells import flops_per_token
     from minilm.lab.plan import CARD_SHARE, TIMED_CONTEXT, forecast, gpt2, with_length
 
     kind = "cuda" if machine.peak_flops else machine.device_type
@@ -125,8 +124,7 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
             turns=1,
             context=TIMED_CONTEXT,
         )
-        flops = flops_per_token(config.model) * config.batch_size * config.model.block_size
-        speeds.setdefault(way, flops / told.step_seconds / CARD_SHARE)
+        speeds.setdefault(way, told.flops / told.step_seconds / CARD_SHARE)
         share = 3600 * hours / told.seconds
         reason = "does not fit" if told.bytes > machine.memory else "takes too long" if share < 1 else ""
         if reason == "takes too long" and config.init and 0.9 * share * config.max_steps >= FEWEST_STEPS:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minilm import runtime
@@ -37,17 +38,8 @@ from minilm.training.optim import build_optimizers
 from minilm.training.precision import autocast
 from minilm.training.setup import micro_batch_size
 
-CARD_MEMORY = {
-    "B200": 180,
-    "H200": 141,
-    "H100": 80,
-    "A100": 80,
-    "L40S": 48,
-    "L4": 24,
-    "A10": 24,
-    "4090": 24,
-    "3090": 24,
-}
+CARD_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100": 80, "L40S": 48, "L4": 24, "A10": 24}
+CARD_MEMORY |= {"4090": 24, "3090": 24}
 CARD_MEMORY |= {"V100": 16, "T4": 16}  # GB, the smaller variant where there are two, A100's common one
 WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
@@ -55,7 +47,6 @@ PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minil
 HEAP_SHARE = 1.0  # of activations again: what the heap of a CPU loses between tensors (263 MB for 151, preset tiny)
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -106,6 +97,8 @@ class Forecast:
     tensors: float
     """Of it, what tensors take: what `bench/planner.py` holds it to."""
     step_seconds: float
+    flops: float
+    """Of a step: a third of what is frozen is left out, its weights' gradients."""
 
     @property
     def seconds(self) -> float:
@@ -132,15 +125,19 @@ def forecast(
     with torch.device("meta"):
         model = GPT(config.model)
         _adapt(model, config)
-    n = config.micro_batch_size or micro_batch_size(config, model, precision, CPU)
+    left = machine.memory - memory(model, config, precision, 1).weights
+    device = torch.device(machine.device_type)
+    n = config.micro_batch_size or micro_batch_size(config, model, precision, device, free_bytes=max(left, 1.0))
     tensors, activations = tensor_bytes(model, config, precision, n, machine.device_type == "cuda")
     peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
     T = config.model.block_size
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(map(Tensor.numel, model.parameters()))
+    share = (2 + trained + config.recompute) / 3
+    flops = share * flops_per_token(config.model) * config.batch_size * T
     if machine.peak_flops:
-        flops = flops_per_token(config.model) * config.batch_size * T * (4 / 3 if config.recompute else 1)
-        return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops))
+        return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops), flops)
     shorter = replace(config, model=replace(config.model, block_size=min(T, context or T)))
-    device, made = torch.device(machine.device_type), []
+    made = []
     if device.type == "cpu":
         runtime.tune_allocator()  # as a run does: without it page faults cost the timed steps half as much again
     for blocks in (1, 2):
@@ -149,7 +146,7 @@ def forecast(
     forward, update = (one + more * max(two - one, 0.0) for one, two in zip(*made, strict=True))
     of_row = [flops_per_token(model) * model.block_size for model in (config.model, shorter.model)]
     forward *= of_row[0] / of_row[1] * config.batch_size / (rows or n)
-    return Forecast(config, peak, tensors, forward + update)
+    return Forecast(config, peak, tensors, forward + update, flops)
 
 
 def _precision(config: TrainConfig, machine: Machine) -> str:
@@ -225,9 +222,8 @@ def _finish(device: torch.device) -> None:
 
 
 def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[str, float]:
-    """On paper, bytes a rank holds and sends in a step (docs/lab.md). DDP: everything everywhere; a ring all-reduces
-    the gradients, 2 (n - 1) / n of them. FSDP: a share of weights, gradients and state; two gathers of the weights and
-    one scatter of the gradients, (n - 1) / n of each."""
+    """On paper, bytes a rank holds and sends in a step (docs/scale.md). DDP: everything everywhere; a ring all-reduces
+    the gradients. FSDP: a share of weights, gradients and state; two gathers of weights, one scatter of gradients."""
     share = 1 / world if sharded else 1.0
     held = sum(model_bytes[name] for name in ("weights", "gradients", "optimizer")) * share + model_bytes["activations"]
     sent = 2 * model_bytes["weights"] + model_bytes["gradients"] if sharded else 2 * model_bytes["gradients"]
