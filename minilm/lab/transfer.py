@@ -102,5 +102,6 @@ QUESTION = Question(
     ),
     minutes=30,
     measure=lowest,
+    tells=told,
     pictures=(Picture("lines", "text of the new style, bytes", "lowest_loss", log=True),),
 )
