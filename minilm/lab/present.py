@@ -69,8 +69,9 @@ def writer(folder: Path, work: Path, size: Size = FULL) -> Path:
     """All styles of level 1, each by its control code."""
     config, data = _config("width 192", size, size.steps), {"level": 1, "style": ",".join(STYLES)}
     result = _trained(config, data, work / "writer", size)
-    graded = [_graded(result, 1, style, size) for style in STYLES]
-    return _package(folder / "tales-writer", result, data, graded, "Writes short tales in six styles, by control code.")
+    coded = [style for style in STYLES if style != "plain"]  # a plain tale has none, so none can be asked for
+    about = f"Short tales by control code: {', '.join(coded)}; without one, of any of these styles or a plain one."
+    return _package(folder / "tales-writer", result, data, [_graded(result, 1, s, size) for s in coded], about)
 
 
 def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
