@@ -19,15 +19,8 @@ extras = {
     "eval": ["sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "mauve-text>=0.4", "lm-eval>=0.4.5"],
     # The light ones of what tests compare with or read; a test that needs more says so and is skipped.
     "test": [
-        *(
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
-            "transformers>=4.57",
-            "matplotlib>=3.8",
-            "pyarrow>=17",
-            "zstandard>=0.22",
-        ),
+        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"),
+        *("transformers>=4.57", "matplotlib>=3.8", "pyarrow>=17", "zstandard>=0.22"),
         *("ftfy>=6.2", "langdetect>=1.0.9", "datasketch>=1.6", "mwparserfromhell>=0.6"),
         *("sacrebleu>=2.4", "scikit-learn>=1.4", "scipy>=1.11", "optuna>=4", "peft>=0.13"),
     ],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minilm.command_line import Parser, whole
 from minilm.errors import UsageError
+from minilm.eval_cli import loaded
 from minilm.log import plain, say
 from minilm.picture import NEEDS_MATPLOTLIB
 
@@ -133,7 +134,6 @@ def _measured(options: argparse.Namespace) -> Compared:
     from minilm.evaluation.paired_texts import text_differences
     from minilm.evaluation.perplexity import Part, Perplexity, perplexity
     from minilm.model.weights import read_config
-    from minilm.sample_cli import load
 
     protocol = protocol_of(options)
     options.model = options.models[0]
@@ -151,9 +151,7 @@ def _measured(options: argparse.Namespace) -> Compared:
     rows, texts, breakdowns, grid = [], [], [], {}
     measured: list[tuple[Perplexity, list[Part]]] = []
     for name in options.models:
-        options.checkpoint = name
-        model, tokenizer, what = load(options)
-        say(what)
+        model, tokenizer = loaded(options, name)
         source, data_name = read_data(data, protocol, tokenizer, options.source)
         protocol = replace(protocol, data=data_name or protocol.data)
         about = {"tokenizer": tokenizer, "model_name": name, "data_name": data_name, "max_tokens": options.eval_tokens}
@@ -230,13 +228,10 @@ def _writer(options: argparse.Namespace, prompts: list[str]) -> Callable[[GPT, T
     """What measures a model's continuations of the prompts, by the same random numbers for every model."""
     from minilm.evaluation.generated import tell
     from minilm.evaluation.paired_texts import text_scores
-    from minilm.sample_cli import load
 
     judge = judge_tokenizer = None
     if options.judge:
-        options.checkpoint = options.judge
-        judge, judge_tokenizer, what = load(options)
-        say(f"judge {what}")
+        judge, judge_tokenizer = loaded(options, options.judge, "judge ")
 
     def write(model: GPT, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         samples = tell(

@@ -22,7 +22,7 @@ def measure(options: argparse.Namespace) -> int:
     check_benchmark(options.benchmark)
     file = options.source or benchmark_file(options.benchmark)
     questions = read_questions(options.benchmark, file, options.limit)
-    found = run(options.benchmark, *loaded(options), questions, model_name=options.model)
+    found = run(options.benchmark, *loaded(options, options.model), questions, model_name=options.model)
     if options.json:
         print(json.dumps(asdict(found), indent=1))
         return 0

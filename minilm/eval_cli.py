@@ -61,8 +61,10 @@ def check_read(options: argparse.Namespace) -> str:
     """What is asked for, a key of READ. Raises UsageError on an option that it does not read."""
     defaults = vars(parse([]))
     mode = next((mode for mode in READ if getattr(options, mode) not in (None, False)), "protocol")
-    read = {mode, *READ[mode]} - {"source" * (mode == "text_file" and options.data is None)}
-    read -= {"split" * (mode == "text_file" and options.reference is None)}
+    read = {mode, *READ[mode]}
+    if mode == "text_file":
+        read -= {"source"} if options.data is None else set()
+        read -= {"split"} if options.reference is None else set()
     unread = [name for name, value in defaults.items() if name not in read and getattr(options, name) != value]
     if unread:
         names = {"model": "the model", "text": "--form", "text_file": "--text"}
@@ -72,11 +74,11 @@ def check_read(options: argparse.Namespace) -> str:
     return mode
 
 
-def loaded(options: argparse.Namespace, role: str = "") -> tuple[GPT, Tokenizer]:
-    """The model to measure, in fp32 where no precision is asked for, and its tokenizer; says what they are."""
+def loaded(options: argparse.Namespace, name: str, role: str = "") -> tuple[GPT, Tokenizer]:
+    """The model of that name, in fp32 where no precision is asked for, and its tokenizer; says what they are."""
     from minilm.sample_cli import load
 
-    options.checkpoint = options.model
+    options.checkpoint = name
     options.precision = "fp32" if options.precision == "auto" else options.precision
     model, tokenizer, what = load(options)
     say(f"{role}{what}")

@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> int:
     protocols = _protocols(options, list(PROTOCOLS)) if options.all else {}
     protocol = protocol_of(options) if not options.all else None
     options.precision = "fp32"  # the protocol's is autocast's
-    model, tokenizer = loaded(options)
+    model, tokenizer = loaded(options, options.model)
     if protocol is not None:
         parts: list[Part] | None = [] if options.breakdown or options.picture else None
         found = _measured(options, model, tokenizer, protocol, data_for(options, protocol), parts)

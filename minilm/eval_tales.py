@@ -118,7 +118,7 @@ def measure_coherence(options: argparse.Namespace) -> int:
     told = _options_of_tales(data)
     level = told.get("level", 1) if options.level is None else options.level
     styles = [style.strip() for style in (options.style or told.get("style", "plain")).split(",")]
-    model, tokenizer = loaded(options)
+    model, tokenizer = loaded(options, options.model)
     copies = copy_check(data.splits["train"], data.tokenizer()) if data and "train" in data.splits else None
     results = []
     for style in styles:

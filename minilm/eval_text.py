@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> int:
         )
     judge = tokenizer = None
     if options.model is not None:
-        judge, tokenizer = loaded(options, "judge ")
+        judge, tokenizer = loaded(options, options.model, "judge ")
     rows = quality(
         samples,
         reference,

@@ -38,11 +38,11 @@ class Places:
         except (KeyError, TypeError) as error:
             raise UsageError(f"a line of {path} is no result of the lab (it has no {error}): remove it") from None
 
-    def elsewhere(self, cell: Cell) -> tuple[str, Line] | None:
-        """(another question, its line) where that has run this very cell."""
+    def elsewhere(self, cell: Cell) -> Line | None:
+        """The line of another question that has run this very cell, which `run_for` names."""
         for path in sorted((self.folder / "results").glob("*.jsonl")):
             if path.stem != cell.question and (line := self.results(path.stem, cell.scale).get(cell.address)):
-                return path.stem, line
+                return {"run_for": path.stem, **line}
         return None
 
     def append(self, question: str, line: dict[str, Any]) -> None:

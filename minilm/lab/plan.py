@@ -39,8 +39,12 @@ from minilm.training.precision import autocast
 from minilm.training.setup import micro_batch_size
 
 CARD_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100": 80, "L40S": 48, "L4": 24, "A10": 24}
-CARD_MEMORY |= {"4090": 24, "3090": 24}
-CARD_MEMORY |= {"V100": 16, "T4": 16}  # GB, the smaller variant where there are two, A100's common one
+CARD_MEMORY |= {
+    "4090": 24,
+    "3090": 24,
+    "V100": 16,
+    "T4": 16,
+}  # GB, the smaller variant where there are two, A100's common one
 WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
@@ -125,9 +129,8 @@ def forecast(
     with torch.device("meta"):
         model = GPT(config.model)
         _adapt(model, config)
-    left = machine.memory - memory(model, config, precision, 1).weights
     device = torch.device(machine.device_type)
-    n = config.micro_batch_size or micro_batch_size(config, model, precision, device, free_bytes=max(left, 1.0))
+    n = config.micro_batch_size or micro_batch_size(config, model, precision, device, card_bytes=machine.memory)
     tensors, activations = tensor_bytes(model, config, precision, n, machine.device_type == "cuda")
     peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
     T = config.model.block_size

@@ -65,8 +65,8 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
         base, base_data = _base(cell, places)
         mark = {"base_weights": _mark(base)} if base is not None else {}
         known = None if cell.kind == "timed" else places.elsewhere(cell)
-        if known is not None and known[1].get("base_weights") == mark.get("base_weights"):
-            line = {"run_for": known[0], **known[1], "arm": cell.arm}
+        if known is not None and known.get("base_weights") == mark.get("base_weights"):
+            line = {**known, "arm": cell.arm}
             places.append(question.name, line)
             return line
         named = prepared(cell.data, base_data, places)

@@ -95,10 +95,10 @@ def settle(config: TrainConfig, model: GPT, device: torch.device, world: int = 1
 
 
 def micro_batch_size(
-    config: TrainConfig, model: GPT, precision: str, device: torch.device, world: int = 1, free_bytes: float = 0.0
+    config: TrainConfig, model: GPT, precision: str, device: torch.device, world: int = 1, card_bytes: float = 0.0
 ) -> int:
-    """The largest divisor of a rank's share of a batch whose activations fit (a card's free_bytes beside the weights;
-    0: as it is now), and on a CPU whose work takes seconds."""
+    """The largest divisor of a rank's share of a batch whose activations fit (card_bytes: of a card that the
+    weights are yet to be put on; 0: what is free now), and on a CPU whose work takes seconds."""
     T = config.model.block_size
     if device.type == "cuda":
         one = memory(model, config, precision, 1)
@@ -106,7 +106,8 @@ def micro_batch_size(
         V, D = model.head_weight.shape
         chunks = 0.0 if fits(config.batch_size * T, V) else 1.5 * COMPILED_CHUNK_BYTES + 4 * V * D  # of the loss
         kept = (one.gradients + one.optimizer) / shares + chunks  # weights are there
-        free = CUDA_SHARE * (free_bytes or torch.cuda.mem_get_info(device)[0]) - kept
+        left = card_bytes - one.weights if card_bytes else torch.cuda.mem_get_info(device)[0]
+        free = CUDA_SHARE * left - kept
         limit = free / one.activations
     else:
         limit = min(CPU_MICRO_TOKENS / T, CPU_MICRO_FLOPS / (model.flops_per_token(T) * T))
