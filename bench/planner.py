@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS = 3
+STEPS = 6
 CASES: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", "batch_size": 16},
     "tiny, adamw": {"preset": "tiny", "batch_size": 16, "optimizer": "adamw", "lr": 1e-3},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,16 @@ def test_lines_of_steps_that_run_again_are_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(samples)] == [1]
     Metrics(path, keep_until_step=0)  # validated again before the first step
     assert written() == []
+
+
+def test_the_peak_is_of_this_process_alone() -> None:
+    """A child's getrusage starts at what its parent held when it began."""
+    held = b"x" * 400_000_000
+    program = (
+        "from minilm.runtime import peak_resident_bytes as peak; print(peak()); b = b'x' * 100_000_000; print(peak())"
+    )
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    before, after = map(int, found)
+    assert before < len(held)
+    assert 90_000_000 < after - before < 150_000_000
+    assert runtime.peak_resident_bytes() >= len(held)

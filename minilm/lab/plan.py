@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -140,13 +141,12 @@ def forecast(
     if machine.peak_flops:
         return Forecast(config, peak, tensors, flops / (CARD_SHARE * machine.peak_flops), flops)
     shorter = replace(config, model=replace(config.model, block_size=min(T, context or T)))
-    made = []
     if device.type == "cpu":
         runtime.tune_allocator()  # as a run does: without it page faults cost the timed steps half as much again
-    for blocks in (1, 2):
-        made.append(_timed_step(shorter, precision, rows or n, blocks, device, turns, clock))
-    more = config.model.n_layer - 1
-    forward, update = (one + more * max(two - one, 0.0) for one, two in zip(*made, strict=True))
+    steps = [_step(shorter, precision, rows or n, blocks, device, clock) for blocks in (1, 2)]
+    # In turns: what slows the machine for a while slows both, and their difference counts once for every block.
+    one, two = np.min([[step() for step in steps] for _ in range(turns + 1)][1:], axis=0)
+    forward, update = map(float, one + (config.model.n_layer - 1) * np.maximum(two - one, 0.0))
     of_row = [flops_per_token(model) * model.block_size for model in (config.model, shorter.model)]
     forward *= of_row[0] / of_row[1] * config.batch_size / (rows or n)
     return Forecast(config, peak, tensors, forward + update, flops)
@@ -184,16 +184,10 @@ def _adapt(model: GPT, config: TrainConfig) -> None:
         model.requires_grad_(True)
 
 
-def _timed_step(
-    config: TrainConfig,
-    precision: str,
-    rows: int,
-    blocks: int,
-    device: torch.device,
-    turns: int,
-    clock: Callable[[], float],
-) -> tuple[float, float]:
-    """(seconds of forward and backward, seconds of the update) of a model with so many blocks."""
+def _step(
+    config: TrainConfig, precision: str, rows: int, blocks: int, device: torch.device, clock: Callable[[], float]
+) -> Callable[[], tuple[float, float]]:
+    """A step of a model with so many blocks, that returns (seconds of forward and backward, of the update)."""
     shape = replace(config.model, n_layer=blocks, n_unique_layer=0, skip_attn=(), skip_mlp=())
     model = GPT(shape).to(device)
     _adapt(model, config)
@@ -201,8 +195,8 @@ def _timed_step(
     params = [p for p in model.parameters() if p.requires_grad]
     ids = torch.randint(0, config.model.vocab_used or config.model.vocab_size, (rows, shape.block_size), device=device)
     through = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if config.recompute else None
-    best = [math.inf, math.inf]
-    for turn in range(turns + 1):
+
+    def step() -> tuple[float, float]:
         started = clock()
         with autocast(device.type, precision):
             loss = model.loss(ids, ids, reduction="sum", blocks=through)
@@ -214,9 +208,9 @@ def _timed_step(
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
         _finish(device)
-        if turn:
-            best = [min(best[0], middle - started), min(best[1], clock() - middle)]
-    return best[0], best[1]
+        return middle - started, clock() - middle
+
+    return step
 
 
 def _finish(device: torch.device) -> None:

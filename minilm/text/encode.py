@@ -226,12 +226,12 @@ def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:
             return
 
 
-def _batches(items: Iterable[T], size: Callable[[T], int], most: int = BATCH_CHARS) -> Iterator[list[T]]:
-    """Items in order, together no larger than `most`; a larger one alone."""
+def _batches(items: Iterable[T], size: Callable[[T], int], most: int = 0) -> Iterator[list[T]]:
+    """Items in order, together no larger than `most`, 0: BATCH_CHARS; a larger one alone."""
     batch: list[T] = []
     chars = 0
     for item in items:
-        if batch and (chars + size(item) > most or len(batch) == BATCH_DOCUMENTS):
+        if batch and (chars + size(item) > (most or BATCH_CHARS) or len(batch) == BATCH_DOCUMENTS):
             yield batch
             batch, chars = [], 0
         batch.append(item)
