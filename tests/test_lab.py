@@ -545,10 +545,13 @@ def test_presented_models_have_a_card_and_load(tmp_path: Path) -> None:
     import torch
 
     from minilm import GPT, get_tokenizer
+    from minilm.config import Packing
     from minilm.lab.present import Size, present
 
     shape = {"block_size": 32, "batch_size": 4, "warmup_steps": 1, "eval_tokens": 200, "precision": "fp32"}
-    size = Size(2, 0.02, 2, (("width 24", 2), ("width 48", 3)), tuple({**shape, "compile": "off"}.items()))
+    tries: tuple[tuple[str, int, Packing, float], ...]
+    tries = (("width 24", 2, "chunks", 0.02), ("width 48", 3, "best_fit", 0.03))
+    size = Size(2, 0.02, 2, tries, tuple({**shape, "compile": "off"}.items()))
     folders = present(tmp_path / "models", tmp_path / "work", size)
     assert [folder.name for folder in folders] == ["tales-smallest", "tales-writer"]
     for folder in folders:
@@ -557,14 +560,13 @@ def test_presented_models_have_a_card_and_load(tmp_path: Path) -> None:
         assert f"{model.num_params():,} parameters" in card
         assert "Wilson 95 %" in card
         ids = torch.tensor([[tokenizer.eot, 1, 2]])
-        run = {"tales-writer": "writer", "tales-smallest": "width-48-3"}[folder.name]
+        run = {"tales-writer": "writer", "tales-smallest": "width-48-3-best_fit"}[folder.name]
         trained = GPT.from_pretrained(tmp_path / "work" / run)
         assert not torch.equal(model(ids), trained(ids))
         assert torch.equal(model(ids), trained.bfloat16().float()(ids))
     card = (folders[0] / "README.md").read_text("utf-8")
-    assert re.search(
-        r"width 24 after 256 tokens [\d.]+ %; width 48 after 384 tokens [\d.]+ %: it does not reach 90", card
-    )
+    told = r"width 24, 2 steps of chunks of 0.02 MB, [\d]+ tokens: [\d.]+ %; width 48, 3 steps of best_fit of 0.03 MB"
+    assert re.search(told + r", [\d]+ tokens: [\d.]+ %, which is not above 90 %", card)
     assert card.count("coherence, level") == 1
     again = present(tmp_path / "models", tmp_path / "work", size)  # what is trained stays trained
     assert again == folders
