@@ -7,8 +7,7 @@ from typing import Any
 
 from minilm.lab.measures import LOSS, PARAMETERS, TRAIN_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, prose
-from minilm.lab.stories import some_stories, story_loss
-from minilm.lab.trial import Trained
+from minilm.lab.trial import Trained, loss_of_rows
 
 NOISES = (0.0, 0.2)
 
@@ -21,7 +20,7 @@ def arms(scale: Scale) -> list[Arm]:
             {"n_embd": width, "n_head": 2, "lr": 1e-2 * (192 / width) ** 0.5},
             group=f"{100 * noise:g} % noise",
             data={"noise": noise} if noise else {},
-            measure={"documents": scale.extra["documents"]},
+            measure={"train_loss": "rows"},
             x=width,
         )
         for noise in NOISES
@@ -34,13 +33,12 @@ def by_epochs(trained: Trained) -> dict[str, float]:
     losses = [loss for _, loss in trained.metrics["curve"]]
     lowest = losses.index(min(losses))
     peak = max(losses[lowest:])
-    texts = some_stories(trained.data, trained.tokenizer, trained.cell.measure["documents"], "train")
-    split = trained.data.splits["train"].n_tokens
+    split = trained.data.splits["train"]
     return {
         "rise": peak - losses[lowest],
         "fall": peak - losses[-1],
-        "train_loss": story_loss(trained.model, trained.tokenizer, texts),
-        "epochs": trained.metrics["tokens"] / split,
+        "train_loss": loss_of_rows(trained.model, trained.cell.config, split),
+        "epochs": trained.metrics["tokens"] / split.n_tokens,
     }
 
 
@@ -59,9 +57,9 @@ def told(analysis: Any) -> list[str]:
     return found
 
 
-def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], documents: int, **run: Any) -> Scale:
+def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], **run: Any) -> Scale:
     run = {"schedule": "constant", "weight_decay": 0.0, "position": "learned", **run}
-    return scale.but(run, {"megabytes": megabytes}, extra={"widths": widths, "documents": documents})
+    return scale.but(run, {"megabytes": megabytes}, extra={"widths": widths})
 
 
 QUESTION = Question(
@@ -78,9 +76,9 @@ QUESTION = Question(
     reference="widest",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_stories=0), 0.02, (8, 16, 24), 2),
-        "laptop": _scale(LAPTOP.but(n_stories=0), 0.05, (8, 16, 32, 64, 128), 50, max_steps=400, eval_every_steps=20),
-        "gpu": _scale(GPU.but(n_stories=0), 0.5, (32, 64, 128, 256, 512), 200, max_steps=20_000),
+        "smoke": _scale(SMOKE.but(n_stories=0), 0.02, (8, 16, 24)),
+        "laptop": _scale(LAPTOP.but(n_stories=0), 0.05, (8, 16, 32, 64, 128), max_steps=400, eval_every_steps=20),
+        "gpu": _scale(GPU.but(n_stories=0), 0.5, (32, 64, 128, 256, 512), max_steps=20_000),
     },
     minutes=30,
     pictures=(

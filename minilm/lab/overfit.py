@@ -7,8 +7,8 @@ import torch
 from minilm.decoding.engine import generate_ids
 from minilm.lab.measures import BEFORE, COHERENT, COPIED, LOSS, TRAIN_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
-from minilm.lab.stories import some_stories, story_loss
-from minilm.lab.trial import Trained
+from minilm.lab.stories import some_stories
+from minilm.lab.trial import Trained, loss_of_rows
 
 PROMPT, CONTINUED = 12, 24  # tokens of a training story that are given, and that are asked for
 
@@ -21,20 +21,20 @@ def arms(scale: Scale) -> list[Arm]:
         every = max(steps // 4, 1)
         run = {"max_steps": steps, "eval_every_steps": every, "save_every_steps": every}
         run |= {"warmup_steps": 0, "warmup_share": 0.05, "weight_decay": 0.0}
-        measure = {"documents": scale.extra["documents"]}
+        measure = {"documents": scale.extra["documents"], "train_loss": "rows"}
         found.append(Arm(f"{passes} passes", run, grid(1e-2), measure=measure, x=passes))
     return found
 
 
 def by_heart(trained: Trained) -> dict[str, float]:
-    """Loss of training stories, and the share of their tokens that the likeliest continuation has at its place."""
+    """Loss of the training rows, and the share of stories' tokens that the likeliest continuation has at its place."""
     texts = some_stories(trained.data, trained.tokenizer, trained.cell.measure["documents"], "train")
     ids = [[trained.tokenizer.eot, *ids] for ids in trained.tokenizer.encode_batch(texts)]
     whole = torch.tensor([row[: PROMPT + CONTINUED] for row in ids if len(row) >= PROMPT + CONTINUED])
     said = generate_ids(trained.model, whole[:, :PROMPT].to(trained.model.device), CONTINUED, temperature=0.0).cpu()
     failures = trained.metrics.get("failures", {})
     return {
-        "train_loss": story_loss(trained.model, trained.tokenizer, texts),
+        "train_loss": loss_of_rows(trained.model, trained.cell.config, trained.data.splits["train"]),
         "by_heart": 100 * float((said[:, PROMPT:] == whole[:, PROMPT:]).float().mean()),
         "copied": 100 * failures.get("copied", 0) / max(trained.cell.measure["n_stories"], 1),
     }
@@ -49,20 +49,21 @@ def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: i
 QUESTION = Question(
     **prose("overfit"),
     measures=(
-        COHERENT,
         BEFORE,
+        COHERENT,
         LOSS,
         TRAIN_LOSS,
         Measure("by_heart", "tokens of training stories known by heart", "%", digits=1),
         COPIED,
     ),
     margin=2.0,
-    reference="8 passes",
+    reference="32 passes",
+    chosen_by="train_loss",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 8), 2, 128),
-        "laptop": _scale(LAPTOP, 0.2, (2, 8, 16, 32), 100),
-        "gpu": _scale(GPU, 2.0, (2, 8, 16, 32, 64), 500),
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 32), 2, 32),
+        "laptop": _scale(LAPTOP, 0.05, (16, 32, 64, 128), 100),
+        "gpu": _scale(GPU, 2.0, (2, 8, 32, 64, 128), 500),
     },
     minutes=25,
     pictures=(
