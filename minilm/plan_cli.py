@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ METHODS = ("finetune", "lora", "biases", "norms")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MOST = 1e9  # of hours, megabytes, dollars: beyond, a number is a mistake
 FEWEST_STEPS = 60  # of a finetune, however little text or time: as long as the lab's, on 20 kB and on 500 kB
-LITTLE_BYTES = 100_000  # under it, training everything repeats a few pages: adapters or biases first
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Row:
     """Option that makes a run as long as forecast, where the preset's own length is another."""
     reason: str
     """Why not, where it cannot be done within the budget."""
+    cut: bool = False
+    """Whether it has fewer steps than the text is worth, so as to end within the budget."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,19 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = size_of(options.text) if options.text else 1e6 * options.megabytes
     hours = min([options.hours, *([options.dollars / options.dollars_per_hour] if options.dollars else [])])
     print(f"{machine.name}, {machine.memory / 1e9:.1f} GB; {told_text(text)}; at most {hours:.3g} h")
-    rows = list(ways(machine, text, hours))
-    for row in rows:
+    places, rows = Places(options.folder), []
+    amount, beside = plan.beside_everything(text, places) if text else ("", {})
+    for row in ways(machine, text, hours):
+        rows.append(row)
         f = row.forecast
         cost = f", ${options.dollars_per_hour * f.seconds / 3600:,.2f}" if options.dollars_per_hour else ""
         told = f"{f.bytes / 1e9:6.1f} GB{f.step_seconds:10.3g} s a step{f.config.max_steps:9,} steps"
-        print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{'; ' + row.reason if row.reason else ''}")
+        effect = beside.get(row.command.split()[1]) if f.config.init else None
+        loss = f", loss {effect.mean:+.2f} ({effect.low:+.2f} to {effect.high:+.2f})" if effect else ""
+        why = "; " + (row.reason or "fewer steps than the text is worth") if row.reason or row.cut else ""
+        print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{loss}{why}", flush=True)
+    if beside:
+        print(f"loss: beside `finetune`, which trains everything, nats per token (95 %): `lab run freeze`, {amount}")
     if text:
-        print(plan.expected(text, Places(options.folder)))
+        print(plan.expected(text, places))
     best = choose(rows, text)
     if best is None:
-        print("nothing fits: give more hours, or a smaller text or model")
+        print("nothing fits: give more --hours, or another --card")
         return 1
-    yours = f" --data {shlex.quote(options.text) if options.text else 'YOURS'}" if best.forecast.config.init else ""
+    data = shlex.quote(options.text) if options.text else "YOURS"
+    yours = f" --data {data}" if options.text or best.forecast.config.init else ""
     print(f"take: python train.py {best.command}{yours}{best.steps}")
     return 0
 
@@ -93,7 +102,7 @@ def told_text(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:,.3g} MB of text, some {n_bytes / BYTES_PER_TOKEN:,.0f} tokens" if n_bytes else "any text"
 
 
-def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
+def ways(machine: Machine, text_bytes: float, hours: float) -> Iterator[Row]:
     """Every preset from scratch, every way to finetune every pretrained size."""
     from minilm.lab.plan import CARD_SHARE, TIMED_CONTEXT, forecast, gpt2, with_length
 
@@ -113,7 +122,7 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
             least = min(config.max_steps, FEWEST_STEPS)
             long = long if long.max_steps >= least else replace(long, max_steps=least)
             found.append((name, long, config.max_steps))
-    made, speeds = [], dict[str, float]()
+    speeds: dict[str, float] = {}
     for command, config, own in found:
         # What is larger than GPT-2 small would take minutes to time: it is taken to be as fast, FLOP for FLOP.
         way = command.split(" --init")[0] if "--init" in command or config.model.n_embd <= 768 else "--config small"
@@ -131,19 +140,17 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> list[Row]:
             told = replace(told, config=replace(told.config, max_steps=int(0.9 * share * config.max_steps)))
             reason = "takes too long" if told.seconds > 3600 * hours else ""  # validations are not cut
         n = told.config.max_steps
-        made.append(Row(command, told, f" --max_steps {n}" if n != own else "", reason))
-    return made
+        yield Row(command, told, f" --max_steps {n}" if n != own else "", reason, n < config.max_steps)
 
 
 def choose(rows: list[Row], text_bytes: float) -> Row | None:
-    """With text: the largest pretrained model that can be finetuned within the budget; of little text (LITTLE_BYTES),
-    or where nothing else fits, by adapters, and by biases or norms, which learn less (`freeze`), only where they do
-    not either. Without: the largest preset from scratch."""
+    """With text: the largest pretrained model that can be finetuned within the budget, or where every one must be cut
+    short the smallest, which learns more for the same compute (`budget`): all of it, which no part and no adapter beat
+    (`freeze`), else by an adapter, biases or norms. Without, or where none can be: the largest preset from scratch."""
     able = [row for row in rows if not row.reason]
-    methods = ("lora", "finetune", "biases", "norms")
-    order = methods if text_bytes < LITTLE_BYTES else ("finetune", *methods)
-    for method in order if text_bytes else ():
-        if best := [row for row in able if row.command.startswith(f"--config {method}")]:
-            return best[-1]
-    scratch = [row for row in able if not any(row.command.startswith(f"--config {method}") for method in methods)]
+    for method in METHODS if text_bytes else ():
+        if mine := [row for row in able if row.command.startswith(f"--config {method}")]:
+            whole = [row for row in mine if not row.cut]
+            return whole[-1] if whole else mine[0]
+    scratch = [row for row in able if not any(row.command.startswith(f"--config {method}") for method in METHODS)]
     return scratch[-1] if scratch else None

@@ -126,7 +126,7 @@ def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest
         assert picture.kind == "lines" or picture.x in known
     cells = [cell for arm in arms for cell in [*sweep(question, at, arm), *paired(question, at, arm, 1e-3)]]
     if name == "defaults":  # its arms differ in what is searched: until then they are the same
-        cells = [cell for cell in cells if cell.arm.startswith("preset, ")]
+        cells = [cell for cell in cells if cell.arm.startswith("rate searched")]
     assert len({cell.address for cell in cells}) == len(cells)
     for cell in cells:  # what a model reads, and what a step has, are whole
         assert cell.config.batch_size >= 1
@@ -137,6 +137,9 @@ def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest
         assert total_flops(question, at) <= question.minutes * 60 * 2 * CORE_FLOPS
     labels = {arm.label for arm in question.arms(question.scale("laptop"))} | {a.name for a in arms}
     assert all(label in labels for claim in question.published for label in claim.says)
+    for arm, measure, other, by, _ in (pair for claim in question.published for pair in claim.pairs):
+        assert {arm, other} <= labels | {""}
+        assert {measure, by} <= known | {""}
 
 
 def fake(question: Question, scale: Scale, losses: dict[str, list[float]], tuned: dict[str, float]) -> dict[str, Line]:
@@ -188,17 +191,25 @@ def analysed(plain: list[float], other: list[float]) -> Analysis:
 
 def test_answers_follow_the_numbers() -> None:
     better = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
-    assert answer(better).startswith("Better than plain: other, validation loss -0.5000 nats per token (95 % ")
+    assert answer(better).startswith(
+        "Better than the reference, `plain`: other, validation loss -0.5000 nats per token (95 % "
+    )
     assert "come about: other" in change_of_default(better)
-    assert agreement(better, TWO.published[0]) == "other: agrees (better); third: not measured here"
+    assert agreement(better, TWO.published[0]) == (
+        "other: agrees (better), at an edge of the rates tried; third: not measured here"
+    )
     worse = analysed([1.5, 1.99, 2.51], [2.0, 2.5, 3.0])
-    assert answer(worse).startswith("Nothing was found to be better than plain. Worse: other (validation loss +0.5")
+    told = answer(worse)
+    assert told.startswith(
+        "Nothing was found to be better than the reference, `plain`. Worse: other (validation loss +0.5"
+    )
+    assert "1 of 2 arms best at an edge" in told
     assert change_of_default(worse) == "It has not come about."
     told = agreement(worse, TWO.published[0])
-    assert "disagrees (published better, here worse; its best rate is at the edge of those tried)" in told
+    assert "disagrees (published better, here worse), at an edge of the rates tried" in told
     same = analysed([2.0, 2.5, 3.0], [2.001, 2.502, 2.999])
     assert answer(same).startswith(
-        "No difference found between plain and other. Every 95 % interval lies within 0.01 nats"
+        "No difference found that matters between the reference, `plain`, and other. Every 95 % interval lies within 0."
     )
     unclear = analysed([2.0, 2.5, 3.0], [2.3, 2.1, 3.2])
     assert "Undecided at this scale: other" in answer(unclear)
@@ -210,10 +221,33 @@ def test_a_claim_may_name_another_measure() -> None:
     found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
     by_steps = replace(TWO.published[0], measure="steps_to_reference", says={"other": "better"})
     curves = analysed([2.0, 2.0, 2.1], [1.5, 1.4, 1.6])  # 3 to 3.2 of 4 steps
-    assert agreement(curves, by_steps) == "by steps to the reference's last loss: other: agrees (better)"
+    told = agreement(curves, by_steps)
+    assert told.startswith("by steps to the reference's last loss: other: agrees (better)")
     by_stories = replace(by_steps, measure="coherent")
     assert found.verdict("other", "coherent") == "same"  # every seed has 50 %
     assert "other: disagrees (published better, here same" in agreement(found, by_stories)
+
+
+def test_a_claim_may_compare_any_two_numbers() -> None:
+    found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
+    claim = replace(TWO.published[0], says={})
+
+    def told(*pairs: tuple[str, str, str, str, Any]) -> str:
+        return agreement(found, replace(claim, pairs=pairs))
+
+    edge = ", at an edge of the rates tried"
+    effect = "validation loss -0.5000 nats per token (-0.5248 to -0.4752)"
+    pair = ("other", "val_loss", "plain", "val_loss")
+    assert told((*pair, "lower")) == f"other beside plain: {effect}, agrees{edge}"
+    assert told((*pair, "higher")) == f"other beside plain: {effect}, disagrees (published higher){edge}"
+    assert "validation loss -47.5000" in told(("plain", "val_loss", "plain", "coherent", "lower"))
+    assert told(("plain", "coherent", "", "", "higher")) == "plain: coherent stories +50.0 %, agrees"
+    assert told(("plain", "coherent", "other", "coherent", "same")) == (
+        f"plain beside other: coherent stories +0.0 % (+0.0 to +0.0), agrees{edge}"
+    )
+    assert told(("plain", "val_loss", "third", "val_loss", "lower")) == "plain beside third: not measured here"
+    assert told((*pair, "lower"), (*pair, "lower")).count("agrees") == 2
+    assert agreement(found, claim).startswith("not compared arm by arm")
 
 
 def test_steps_to_the_references_loss() -> None:
@@ -475,10 +509,13 @@ TUNED = {"plain": 1e-2, "other": 3.3e-3}
 
 def test_report_is_whole(told: tuple[str, str, Path]) -> None:
     markdown, page, folder = told
-    assert "Better than plain: other, validation loss -0.5000 nats per token" in markdown
+    assert "Better than the reference, `plain`: other, validation loss -0.5000 nats per token" in markdown
     assert "| plain | 0.01 of 3 | 2.5000 ± 0.5000 |" in markdown
     assert "| other | 0.0033 of 3 (edge) | 2.0000 ± 0.5051 | 3 ± 0 |" in markdown
-    assert "Here: other: agrees (better); third: not measured here." in markdown
+    assert "Here: other: agrees (better), at an edge of the rates tried; third: not measured here." in markdown
+    assert "[optimizers](#optimizers)" in markdown
+    assert '<a href="#optimizers">optimizers</a>' in page
+    assert '<h2 id="optimizers">' in page
     assert "`minilm lab run optimizers --scale smoke`" in markdown
     assert "12 cells" in markdown
     pictures = sorted(path.name for path in folder.glob("*.svg"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from lab_helpers import light, shards
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
+from minilm.lab import sampling, transfer
+from minilm.lab.analysis import Analysis, ArmResult, compare
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
 from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale
@@ -136,6 +139,40 @@ def test_hernandez_law_is_found_again() -> None:
     assert "ln k 9.85" in told
     assert "beta" not in hernandez([(d, 1.0, 2 * d) for d in (1.0, 2.0, 4.0)]).split(":")[1]
     assert "cannot be fitted" in hernandez(rows[:1])
+
+
+def test_what_pretraining_is_worth_is_read_between_two_amounts() -> None:
+    """From scratch the loss falls by one for each tenfold text; what no amount from scratch reaches is left out."""
+
+    def arm(name: str, size: str, n_bytes: float, loss: float) -> ArmResult:
+        values = {"lowest_loss": (loss, loss), "parameters": (1000.0, 1000.0)}
+        return ArmResult(Arm(name, group=f"{size}, {n_bytes:g}", x=n_bytes), None, (), values, 0)
+
+    arms = [arm("from scratch", "small", x, 9 - math.log10(x)) for x in (1e4, 1e5, 1e6)]
+    arms += [
+        arm("pretrained", "small", 1e4, 4.5),
+        arm("pretrained", "small", 1e5, 3.2),
+        arm("pretrained", "small", 3e5, 2),
+    ]
+    found = transfer.told(SimpleNamespace(scale=SimpleNamespace(extra={"sizes": {"small": {}}}), arms=arms))
+    worth = [10**4.5 - 1e4, 10**5.8 - 1e5]
+    assert found[0].endswith(
+        f"pretrained / small, 10000: {worth[0] / 1e6:.3g} MB; pretrained / small, 100000: {worth[1] / 1e6:.3g} MB."
+    )
+    assert found[1] == "Better than every amount from scratch here, so in no law: pretrained / small, 300000."
+    assert "cannot be fitted: 2 of the pretrained arms" in found[2]
+
+
+def test_a_strategy_that_costs_no_diversity_is_told() -> None:
+    arms = {"kept": (60.0, 90.0), "dull": (70.0, 50.0), "temperature 1": (40.0, 90.0)}
+    results = tuple(
+        ArmResult(Arm(name), None, (), {"coherent": (a, a + 1, a + 0.5), "distinct_3": (b, b + 0.1, b + 0.2)}, 0)
+        for name, (a, b) in arms.items()
+    )
+    question = load_question("sampling")
+    compared = tuple(compare(question, list(results), question.measures[0], question.margin))
+    analysis = Analysis(question, question.scale("smoke"), results, compared, (), (), ())
+    assert sampling.told(analysis) == ["More coherent than plain sampling, and not found to be less diverse: kept."]
 
 
 def searched(scale: Scale) -> list[Arm]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
-from minilm.lab.statistics import power_law, rank_correlation, told_p
+from minilm.lab.statistics import paired_effect, power_law, rank_correlation, told_p
 
 WITH_NUMBERS = 2  # arms of a verdict whose effect an answer gives; the table has all
 
@@ -21,26 +21,27 @@ def answer(analysis: Analysis) -> str:
     better = sorted(analysis.among("better"), key=lambda c: -abs(c.effect.mean))
     if better:
         best = better[0]
-        first = f"Better than {reference}: {best.arm.label}, {told(best, measure)}"
+        first = f"Better than the reference, `{reference}`: {best.arm.label}, {told(best, measure)}"
         if others := [c.arm.label for c in better[1:]]:
             first += f"; so {'is' if len(others) == 1 else 'are'} {listed(others)}"
     elif len(analysis.among("same")) == len(analysis.comparisons):
         all_arms = listed([c.arm.label for c in analysis.comparisons])
-        first = f"No difference found between {reference} and {all_arms}"
+        first = f"No difference found that matters between the reference, `{reference}`, and {all_arms}"
         return f"{first}. Every 95 % interval lies within {_margin(analysis)}."
     else:
-        first = f"Nothing was found to be better than {reference}"
+        first = f"Nothing was found to be better than the reference, `{reference}`"
     rest = []
     if worse := analysis.among("worse"):
         rest.append(f"worse: {_strongest(worse, measure)}")
     if same := analysis.among("same"):
-        rest.append(f"no difference found (none beyond {_margin(analysis)}): {listed([c.arm.label for c in same])}")
+        which = listed([c.arm.label for c in same])
+        rest.append(f"no difference found that matters (none beyond {_margin(analysis)}): {which}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
-    if at_edge := [r.arm.label for r in analysis.arms if r.at_edge]:
-        which = "every arm" if len(at_edge) == len(analysis.arms) else listed(at_edge)
-        rest.append(f"best at an edge of the rates tried so far, perhaps better beyond: {which}")
-    second = "; ".join(rest) or "no other arm was compared"
+    if n_at_edge := sum(r.at_edge for r in analysis.arms):
+        arms = f"{n_at_edge} of {len(analysis.arms)} arms"
+        rest.append(f"{arms} best at an edge of the rates tried so far, perhaps better beyond (marked in the table)")
+    second = "; ".join(rest) or "no arm is worse, and none was left undecided"
     return f"{first}. {second[0].upper()}{second[1:]}."
 
 
@@ -74,34 +75,62 @@ def change_of_default(analysis: Analysis) -> str:
 
 
 def agreement(analysis: Analysis, claim: Claim) -> str:
-    """What was found beside what a publication says of the same arms."""
+    """What was found beside what a publication says of the same arms, or of pairs of them."""
     labels: dict[str, list[str]] = {}
     for result in analysis.arms:
         for name in {result.arm.name, result.arm.label}:
             labels.setdefault(name, []).append(result.arm.label)
     found = []
     for name, says in claim.says.items():
-        verdicts = [analysis.verdict(label, claim.measure) for label in labels.get(name, [])]
-        if not verdicts or None in verdicts:
-            found.append(f"{name}: not measured here")
+        here = labels.get(name, [])
+        verdicts = [v for label in here if (v := analysis.verdict(label, claim.measure)) is not None]
+        if len(verdicts) < max(len(here), 1):
+            told_here = f"not {'compared' if here else 'measured'} here"
         elif all(verdict == says for verdict in verdicts):
-            found.append(f"{name}: agrees ({says})")
+            told_here = f"agrees ({says})"
         elif set(verdicts) <= {says, "undecided"}:
-            found.append(f"{name}: undecided here")
+            told_here = "undecided here"
         else:
-            here = ", ".join(
-                f"{n} times {verdict}" if n > 1 else str(verdict) for verdict, n in Counter(verdicts).items()
-            )
-            edge = any(r.at_edge for r in analysis.arms if name in (r.arm.name, r.arm.label))
-            note = "; its best rate is at the edge of those tried" if edge else ""
-            found.append(f"{name}: disagrees (published {says}, here {here}{note})")
+            each = [f"{n} times {verdict}" if n > 1 else verdict for verdict, n in Counter(verdicts).items()]
+            told_here = f"disagrees (published {says}, here {', '.join(each)})"
+        found.append(f"{name}: {told_here}{_edge(analysis, [*here, analysis.question.reference])}")
     by = next((f"by {m.title}: " for m in analysis.question.measures if m.name == claim.measure), "")
-    return f"{by}{'; '.join(found)}" if found else "not compared arm by arm"
+    parts = [by + "; ".join(found)] if found else []
+    parts += [_pair(analysis, *pair) for pair in claim.pairs]
+    return "; ".join(parts) or "not compared arm by arm: the sentences above and the table tell what was measured"
+
+
+def _edge(analysis: Analysis, names: list[str]) -> str:
+    at_edge = any(r.at_edge for r in analysis.arms if r.arm.name in names or r.arm.label in names)
+    return ", at an edge of the rates tried" if at_edge else ""
+
+
+def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says: str) -> str:
+    """Two numbers, each of an arm, by seeds (the other's is zero where it is not named): not among the comparisons that
+    Holm's correction counts."""
+    named = {m.name: m for m in analysis.question.measures}
+    shown = named[measure]
+    beside = f" beside {named[by].title if other == arm else other}" if other else ""
+    found = {r.arm.label: r.values for r in analysis.arms}
+    mine = found.get(arm, {}).get(measure, ())
+    theirs = found.get(other, {}).get(by, ()) if other else (0.0,) * len(mine)
+    pairs = [pair for pair in zip(mine, theirs, strict=False) if all(map(math.isfinite, pair))]
+    if not pairs:
+        return f"{arm}{beside}: not measured here"
+    effect = paired_effect(*zip(*pairs, strict=True))
+    low, high = (effect.low, effect.high) if math.isfinite(effect.low) else (effect.mean, effect.mean)
+    nothing = 0.5 * 10.0**-shown.digits  # what is not shown
+    here = "lower" if high < -nothing else "higher" if low > nothing else "undecided"
+    here = "same" if -nothing <= low and high <= nothing else here
+    agrees = "undecided here" if here == "undecided" else "agrees" if here == says else f"disagrees (published {says})"
+    change = f"{shown.title} {effect.mean:+.{shown.digits}f}{_unit(shown)}"
+    ends = f" ({effect.low:+.{shown.digits}f} to {effect.high:+.{shown.digits}f})" if math.isfinite(effect.low) else ""
+    return f"{arm}{beside}: {change}{ends}, {agrees}{_edge(analysis, [arm, other])}"
 
 
 def loss_and_text(analysis: Analysis) -> str:
     """Whether arms with a lower loss write better: rank correlation over the trained arms of a group, whose losses are
-    of one text. Of each group of five or more; empty where there is none."""
+    of one text. Of each group of five or more; empty where there is none, or where another sentence tells it."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for r in analysis.arms:
         pair = r.mean("val_loss"), r.mean("before")
@@ -109,12 +138,11 @@ def loss_and_text(analysis: Analysis) -> str:
             groups.setdefault(r.arm.group, []).append(pair)
     found = []
     for group, pairs in groups.items():
-        rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs]) if len(pairs) > 4 else (math.nan, 1.0)
+        rho, _ = rank_correlation(*map(list, zip(*pairs, strict=True))) if len(pairs) > 4 else (math.nan, 1.0)
         if math.isfinite(rho):
-            of = f" of {group}" if group else ""
-            found.append(f"{rho:+.2f} over {len(pairs)} arms{of} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})")
+            found.append(f"{rho:+.2f} over {len(pairs)} arms{f' of {group}' if group else ''}")
     told = "Rank correlation of validation loss with sentences before the first broken rule"
-    return f"{told}: {', '.join(found)}; arms are not independent draws." if found else ""
+    return f"{told}: {', '.join(found)}." if found and analysis.question.tells is None else ""
 
 
 def correlations(analysis: Analysis, names: list[str]) -> str:
@@ -124,11 +152,11 @@ def correlations(analysis: Analysis, names: list[str]) -> str:
     for measure in (m for m in analysis.question.measures if m.name in names):
         pairs = [(r.mean(measure.name), r.mean(first.name)) for r in analysis.arms]
         pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        rho, p = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
+        rho, _ = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
         if math.isfinite(rho):
-            found.append((-abs(rho), f"{measure.title} {rho:+.2f} (p {told_p(p)}, {len(pairs)} arms)"))
+            found.append((-abs(rho), f"{measure.title} {rho:+.2f} ({len(pairs)} arms)"))
     each = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
-    return f"Rank correlation with {first.title}: {each}."
+    return f"Rank correlation with {first.title}: {each}. Arms share models or tasks, so no p is given."
 
 
 def fits(analysis: Analysis) -> list[str]:

@@ -23,23 +23,24 @@ def arms(scale: Scale) -> list[Arm]:
     start = {**scale.extra["finetune"], "warmup_steps": 0, "warmup_share": 0.06, "layer_lr_decay": 1.0}
     lora = {"lora_rank": 16, "lora_alpha": 32.0}
     ranks = {"lora_rank": ("of", 4, 16, 64), "weight_decay": WIDE["weight_decay"]}
-    ways: dict[str, tuple[dict[str, Any], dict[str, tuple[Any, ...]]]] = {
-        "preset, its rate searched": ({**start, "lr": 1e-3}, RATE),
-        "all searched": ({**start, "lr": 1e-3}, WIDE),
-        "lora, its rate searched": ({**start, **lora, "lr": 5e-3}, RATE),
-        "lora, all searched": ({**start, **lora, "lr": 5e-3}, {**RATE, **ranks, "warmup_share": WIDE["warmup_share"]}),
-    }
+    of_lora = {**RATE, **ranks, "warmup_share": WIDE["warmup_share"]}
+    ways: list[tuple[str, str, dict[str, Any], dict[str, tuple[Any, ...]]]] = [
+        ("rate searched", "everything", {**start, "lr": 1e-3}, RATE),
+        ("all searched", "everything", {**start, "lr": 1e-3}, WIDE),
+        ("rate searched", "lora", {**start, **lora, "lr": 5e-3}, RATE),
+        ("all searched", "lora", {**start, **lora, "lr": 5e-3}, of_lora),
+    ]
     return [
         Arm(
             name,
             run,
-            group=f"{megabytes:g} MB",
+            group=f"{method}, {megabytes:g} MB",
             data=unseen(megabytes),
             search=space,
             x=1e6 * megabytes,
         )
         for megabytes in scale.extra["megabytes"]
-        for name, (run, space) in ways.items()
+        for name, method, run, space in ways
     ]
 
 
@@ -59,7 +60,7 @@ QUESTION = Question(
     **prose("defaults"),
     measures=(LOSS, BEFORE, TRAINED),
     margin=0.01,
-    reference="preset, its rate searched",
+    reference="rate searched",
     arms=arms,
     scales=finetuning(
         {"megabytes": (0.02,), "trials": 2},

@@ -29,7 +29,7 @@ from minilm.lab.analysis import ArmResult, analyse
 from minilm.lab.cells import VOCABULARY, flops_per_token
 from minilm.lab.places import Places
 from minilm.lab.questions import load_question
-from minilm.lab.statistics import ALPHA, paired_effect, power_law, t_quantile
+from minilm.lab.statistics import ALPHA, Effect, paired_effect, power_law, t_quantile
 from minilm.model.gpt import GPT
 from minilm.model.losses import chunk_rows
 from minilm.model.losses import fits as fits_at_once
@@ -228,9 +228,9 @@ def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[s
 
 
 def expected(text_bytes: float, places: Places, scale: str = "laptop") -> str:
-    """What the lab's question `data_size` expects of so much text of tales, at its model: the loss of its fit, with the
-    95 % interval of what is left of the points, and how far stories hold together, between the two arms beside it, with
-    that of their seeds. A sentence why not, where it has not been run or has no text of about that size."""
+    """What the lab's question `data_size` expects of so much text of tales, at its model: the loss of its fit, and how
+    far stories hold together, between the two arms beside it, with the 95 % intervals of these arms' seeds; of the loss
+    that of what its fit leaves, where it is wider. A sentence why not, where the lab has no text of about that size."""
     question = load_question("data_size")
     found = analyse(question, question.scale(scale), places.results("data_size", scale))
     arms = sorted((r for r in found.arms if math.isfinite(r.mean("val_loss"))), key=lambda r: r.arm.x)
@@ -247,13 +247,24 @@ def expected(text_bytes: float, places: Places, scale: str = "laptop") -> str:
     above = next(i for i, r in enumerate(arms) if r.arm.x >= x)
     one, other = arms[max(above - 1, 0)], arms[above]
     share = math.log(x / one.arm.x) / math.log(other.arm.x / one.arm.x) if other is not one else 1.0
-    whole, spread = (
-        (1 - share) * a + share * b for a, b in zip(_mean_of(one, "before"), _mean_of(other, "before"), strict=True)
+    (_, of_loss), (whole, of_text) = (
+        np.multiply(1 - share, _mean_of(one, name)) + np.multiply(share, _mean_of(other, name))
+        for name in ("val_loss", "before")
     )
     return (
-        f"tales of so much text, at the lab's size: loss {law(x):.3f} ± {half:.3f} nats per token, sentences before "
-        f"the first broken rule {whole:.0f} ± {spread:.0f} % (95 %)"
+        f"from scratch on so much text of tales, at the lab's size: loss {law(x):.3f} ± {max(half, of_loss):.3f} nats "
+        f"per token, sentences before the first broken rule {whole:.0f} ± {of_text:.0f} % (95 %)"
     )
+
+
+def beside_everything(text_bytes: float, places: Places, scale: str = "laptop") -> tuple[str, dict[str, Effect]]:
+    """The amount of text of the lab's question `freeze` that is nearest to this one; there, of each preset that trains
+    a part, its loss beside that of training everything, nats per token. Empty where it has not been run."""
+    question, of = load_question("freeze"), {"lora 16": "lora", "biases": "biases", "norms": "norms"}
+    found = analyse(question, question.scale(scale), places.results("freeze", scale)).comparisons
+    amounts = {c.arm.group: abs(math.log(c.arm.x / text_bytes)) for c in found}
+    nearest = min(amounts, key=lambda group: amounts[group], default="")
+    return nearest, {of[c.arm.name]: c.effect for c in found if c.arm.group == nearest and c.arm.name in of}
 
 
 def _mean_of(result: ArmResult, measure: str) -> tuple[float, float]:

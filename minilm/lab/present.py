@@ -22,8 +22,8 @@ from minilm.config import Packing, TrainConfig
 from minilm.evaluation.text_metrics import Coherence, coherence, copy_check
 from minilm.lab.model_size import CONTEXT, SHAPES
 from minilm.lab.question import prose
+from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.texts import STYLES
-from minilm.lab.trial import loss_of_rows
 from minilm.log import duration
 from minilm.model.hub import step_folders
 from minilm.model.weights import save_pretrained
@@ -119,8 +119,8 @@ def _trained(config: TrainConfig, data: dict[str, Any], run: Path) -> Result:
     with torch.no_grad():  # as they are packaged, so that what is graded is what is loaded
         for parameter in result.model.parameters():
             parameter.copy_(parameter.bfloat16())
-    loss = loss_of_rows(result.model.eval(), config, open_shards(config.data).splits["val"])
-    return replace(result, val_loss=loss)
+    told = validation_stories(open_shards(config.data), result.tokenizer, 1000)
+    return replace(result, val_loss=story_loss(result.model.eval(), result.tokenizer, told))
 
 
 def _graded(result: Result, level: int, style: str, size: Size) -> Coherence:
@@ -156,7 +156,8 @@ def card(folder: Path, result: Result, data: dict[str, Any], graded: Sequence[Co
         f"{c.block_size}); {n_bytes / 1e6:.2f} MB in bf16",
         f"- trained on `tales:{told}` (made by minilm; MIT): {result.tokens:,} tokens in {duration(result.seconds)}",
         f"- {threads}; the process that wrote this took {peak / 1e6:,.0f} MB at most; {time.strftime('%Y-%m-%d')}",
-        f"- validation loss {result.val_loss:.4f} nats per token (tokenizer {result.tokenizer.name})",
+        f"- loss of validation stories, each from its beginning: {result.val_loss:.4f} nats per token "
+        f"(tokenizer {result.tokenizer.name})",
         "- coherence: stories sampled at temperature 1, no filter, graded by the world they tell of (docs/tales.md)",
         "",
         f'`minilm.GPT.from_pretrained("{folder.name}")`; made again by `minilm lab present`.',

@@ -135,12 +135,17 @@ class Claim:
     says: Mapping[str, Literal["better", "worse", "same"]]
     measure: str = ""
     """By which measure of the question; empty: by the first."""
+    pairs: tuple[tuple[str, str, str, str, Literal["lower", "higher", "same"]], ...] = ()
+    """(arm, measure, arm, measure, what the first is beside the second), where a reference is not what it speaks of."""
 
 
 def prose(name: str) -> Line:
     """What questions.toml says of a question: the fields of `Question` that are prose."""
     table = _catalogue()[name]
-    published = [Claim(**{"says": {}, **claim}) for claim in table["published"]]
+    published = [
+        Claim(**{"says": {}, **claim, "pairs": tuple(map(tuple, claim.get("pairs", ())))})
+        for claim in table["published"]
+    ]
     lists = {name: tuple(table[name]) for name in ("threats", "changes_when") if name in table}
     return {"name": name, **table, **lists, "published": tuple(published)}
 

@@ -80,9 +80,11 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
             "lowest or highest tried (*rate* says of how many). Then every arm runs at its best on the same seeds. "
             "An effect is the mean of paired differences with Student's 95 % interval; p is of a paired t-test, after "
             "Holm's correction over the comparisons of its question. *No difference found*: the "
-            "interval lies within the margin that was set before. *Undecided at this scale*: neither that nor p < 0.05."
+            "interval lies within the margin that was set before: what difference there is does not matter. "
+            "*Undecided at this scale*: neither that nor p < 0.05."
         ),
     ]
+    blocks.append(Text(" · ".join(f"[{name}](#{name})" for name in names)))
     for name in names:
         question = load_question(name)
         at = question.scale(scale)
@@ -111,7 +113,6 @@ def section(analysis: Analysis) -> list[Block]:
                 f"Held fixed: {question.fixed}",
                 f"Measured: {', '.join(map(str, question.measures))}; the first decides, and a difference below "
                 f"{question.margin:g} does not matter.",
-                f"Would change a default: {question.would_change}",
             )
         )
     ]
@@ -225,8 +226,13 @@ def provenance(analysis: Analysis) -> str:
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
     shared = sum("run_for" in line for line in lines)
     cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")
+    budget = (
+        f" (stated for a laptop's two cores: {analysis.question.minutes} min)"
+        if analysis.scale.name == "laptop"
+        else ""
+    )
     return (
-        f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all; "
+        f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all{budget}; "
         f"{dates[0]} to {dates[-1]}, torch {', '.join(of['torch'])}, {', '.join(of['processor'])}; "
         f"commit {', '.join(commits)}."
     )
@@ -248,7 +254,7 @@ def as_markdown(block: Block) -> str:
 
 def as_html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{_inline(block.text)}</h{block.level}>\n"
+        return f'<h{block.level} id="{html.escape(block.text)}">{_inline(block.text)}</h{block.level}>\n'
     if isinstance(block, Text):
         return f"<p>{_inline(block.text)}</p>\n"
     if isinstance(block, Items):
@@ -266,4 +272,4 @@ def _inline(text: str) -> str:
     text = html.escape(text)
     for mark, tag in ((r"`([^`]+)`", "code"), (r"\*\*([^*]+)\*\*", "b"), (r"\*([^*]+)\*", "i")):
         text = re.sub(mark, rf"<{tag}>\1</{tag}>", text)
-    return text
+    return re.sub(r"\[(\w+)\]\((#\w+)\)", r'<a href="\2">\1</a>', text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from minilm.decoding.presets import PRESETS
 from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
@@ -20,7 +22,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     **{f"top_p {p:g}": {"top_p": p} for p in (0.95, 0.9, 0.7)},
     **{f"min_p {p:g}": {"min_p": p} for p in (0.05, 0.1, 0.3)},
     **{f"typical {p:g}": {"typical_p": p} for p in (0.95, 0.7)},
-    **{name: dict(PRESETS[name].settings) for name in ("epsilon", "eta", "mirostat", "ctrl")},
+    **{name: dict(PRESETS[name].settings) for name in ("epsilon", "eta", "mirostat", "ctrl", "contrastive")},
 }
 
 
@@ -52,6 +54,13 @@ def written(trained: Trained) -> dict[str, float]:
     }
 
 
+def told(analysis: Any) -> list[str]:
+    """What is more coherent and not less diverse: what would change the default."""
+    better = [c.arm.label for c in analysis.among("better")]
+    kept = [name for name in better if analysis.verdict(name, DISTINCT.name) != "worse"]
+    return [f"More coherent than plain sampling, and not found to be less diverse: {', '.join(kept) or 'none'}."]
+
+
 QUESTION = Question(
     **prose("sampling"),
     measures=(
@@ -67,11 +76,12 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but(n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 1000}),
-        "gpu": GPU.but(n_stories=500, n_seeds=3),
+        "laptop": LAPTOP.but({"max_steps": 1000}, n_seeds=5),
+        "gpu": GPU.but(n_stories=500),
     },
     pictures=(Picture("points", "distinct_3", "coherent"),),
     base=lambda scale: Base({}, {}, per_seed=True),
     trains=False,
     measure=written,
+    tells=told,
 )
