@@ -117,7 +117,7 @@ def predict(name: str, clock: str) -> dict[str, float]:
     from minilm.lab.plan import forecast, this_machine
 
     told = forecast(config_of(name), this_machine("cpu"), rows=0, clock=clock_of(clock))
-    return {"seconds": told.step_seconds, "bytes": told.tensors}
+    return {"seconds": told.step_seconds, "bytes": told.tensors, "resident": told.bytes}
 
 
 def main() -> None:
@@ -135,10 +135,11 @@ def main() -> None:
         measure(options.case, options.clock)
         return
     lines = [
-        "| configuration | memory, predicted | measured | off by | seconds a step, predicted | measured | off by |",
-        "|---|---|---|---|---|---|---|",
+        "| configuration | tensors, predicted | measured | off by | process, predicted | measured | off by "
+        "| seconds a step, predicted | measured | off by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    errors: dict[str, list[float]] = {"bytes": [], "seconds": []}
+    errors: dict[str, list[float]] = {"bytes": [], "resident": [], "seconds": []}
     for name in CASES:
         words = [sys.executable, __file__, "--case", name, "--clock", options.clock, "--threads", str(options.threads)]
         found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -148,18 +149,20 @@ def main() -> None:
             errors[key].append(abs(off[key]))
         lines.append(
             f"| {name} | {told['bytes'] / 1e6:,.0f} MB | {found['bytes'] / 1e6:,.0f} MB | {off['bytes']:+.0f} % | "
+            f"{told['resident'] / 1e6:,.0f} MB | {found['resident'] / 1e6:,.0f} MB | {off['resident']:+.0f} % | "
             f"{told['seconds']:.3f} | {found['seconds']:.3f} | {off['seconds']:+.0f} % |"
         )
         print(lines[-1], flush=True)
     worst = {key: max(values) for key, values in errors.items()}
-    within = {"bytes": 10, "seconds": 20}
+    within = {"bytes": 10, "resident": 10, "seconds": 20}
+    titles = {"bytes": "Tensors", "resident": "The process", "seconds": f"Seconds ({options.clock} clock)"}
     told_within = [
-        f"{sum(e <= within[key] for e in errors[key])} of {len(CASES)} within {within[key]} %" for key in errors
+        f"{titles[key]}: {sum(e <= within[key] for e in errors[key])} of {len(CASES)} within {within[key]} %, "
+        f"worst {worst[key]:.0f} %"
+        for key in errors
     ]
-    lines.append(
-        f"\nMemory: {told_within[0]}, worst {worst['bytes']:.0f} %. Seconds ({options.clock} clock): {told_within[1]}, "
-        f"worst {worst['seconds']:.0f} %. Load average {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads."
-    )
+    load = f"Load average {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads."
+    lines.append(f"\n{'. '.join(told_within)}. {load}")
     print(lines[-1])
     if options.out:
         Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")

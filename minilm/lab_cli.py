@@ -12,12 +12,17 @@ from minilm.errors import MinilmError, UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
-JOBS = ("list", "run", "report", "present")
+READ = {  # by each job, beside --folder
+    "list": ("scale",),
+    "run": ("scale", "processes", "engine", "address"),
+    "report": ("scale", "out"),
+    "present": ("models",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="minilm lab", description=__doc__)
-    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("job", choices=tuple(READ))
     parser.add_argument("names", nargs="*", metavar="NAME", help="questions (run: at least one, or `all`)")
     parser.add_argument("--scale", choices=SCALES, default="laptop", help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="that run cells, one thread each (cores)")
@@ -29,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     options = parser.parse_words(sys.argv[2:] if argv is None else argv)
+    read = {"job", "folder", *READ[options.job], *(["names"] if options.job != "present" else [])}
+    unread = [name for name, value in vars(options).items() if name not in read and value != parser.get_default(name)]
+    if unread := [name for name in unread if getattr(options, name) != []]:
+        told = ", ".join(f"--{name}" if name != "names" else options.names[0] for name in unread)
+        raise UsageError(f"`minilm lab {options.job}` does not read {told}: leave it out")
     try:
         return do(options)
     except MinilmError:
@@ -68,8 +78,9 @@ def do(options: Any) -> int:
         from minilm.lab import report
         from minilm.lab.questions import QUESTIONS
 
-        if not options.out and (len(names) < len(QUESTIONS) or options.scale != "laptop"):
-            raise UsageError("docs/findings holds all questions at scale laptop: give --out for another report")
+        whole = len(names) == len(QUESTIONS) and options.scale == "laptop" and options.folder == "lab"
+        if not options.out and not whole:
+            raise UsageError("docs/findings holds all questions at scale laptop of lab/: give --out for another report")
         page = report.write(names, options.scale, places, Path(options.out or "docs/findings"))
         print(f"{page}\n{page.with_name(report.HTML)}")
     return 0
@@ -96,7 +107,7 @@ def told(name: str, scale_name: str, places: Places) -> str:
     scale = question.scale(scale_name)
     results = places.results(name, scale_name)
     done = done_cells(question, scale, results)
-    flops = total_flops(question, scale)
+    flops = total_flops(question, scale, results)
     cells = f"{done} of {all_cells(question, scale, results)} cells done at scale {scale_name}"
     minutes = f", {flops / CORE_FLOPS / 120:,.0f} minutes on two cores" if scale_name == "laptop" else ""
     return f"{name}: {question.asks}\n  {cells}, {flops / 1e12:,.1f} TFLOP of training in all{minutes}"

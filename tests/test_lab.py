@@ -567,6 +567,10 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         (["run", "optimiser", folder], "did you mean"),
         (["run", "freeze", "--processes=-1", folder], "processes must be 0"),
         (["list", "--scale=huge", folder], "invalid choice"),
+        (["list", f"--out={tmp_path}", folder], "`minilm lab list` does not read --out: leave it out"),
+        (["present", "tales-writer", folder], "`minilm lab present` does not read tales-writer"),
+        (["run", "freeze", "--models=x", "--out=y", folder], "does not read --models, --out"),
+        (["report", folder], "of lab/: give --out for another report"),
     ]:
         assert cli.run_door("lab", words) == 2
         assert told_ in capsys.readouterr().err

@@ -174,11 +174,12 @@ def done_cells(question: Question, scale: Scale, results: Results) -> int:
     return done
 
 
-def total_flops(question: Question, scale: Scale) -> float:
-    """Of all training of a question, the bases' too; as if everything was trained."""
+def total_flops(question: Question, scale: Scale, results: Results | None = None) -> float:
+    """Of all training of a question, the bases' too; as if everything was trained. With results also of the sweeps that
+    went on beyond their first rates."""
     total, bases = 0.0, dict[str, Line]()
     for arm in question.arms(scale):
-        swept = sweep(question, scale, arm)
+        swept = sweep(question, scale, arm, results or {})
         cells = [*swept[:1] * (scale.extra["trials"] if arm.search else 0), *swept[bool(arm.search) :]]
         cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
         total += sum(_flops(cell.config) for cell in cells) if question.trains else 0
