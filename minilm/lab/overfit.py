@@ -57,13 +57,13 @@ QUESTION = Question(
         COPIED,
     ),
     margin=2.0,
-    reference="32 passes",
+    reference="8 passes",
     chosen_by="train_loss",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 32), 2, 32),
-        "laptop": _scale(LAPTOP, 0.05, (16, 32, 64, 128), 100),
-        "gpu": _scale(GPU, 2.0, (2, 8, 32, 64, 128), 500),
+        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, (1, 8), 2, 128),
+        "laptop": _scale(LAPTOP, 0.2, (2, 8, 16, 32), 100),
+        "gpu": _scale(GPU, 2.0, (2, 8, 16, 32, 64), 500),
     },
     minutes=25,
     pictures=(
