@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilm.config import nearest
+from minilm.checks import check_each, is_count, nearest
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 
@@ -120,14 +120,9 @@ class Steering:
             raise UsageError("steering needs a bag of words or a discriminator's class")
         if self.head is not None:
             self.head.index(self.label)
-        for name in ("n_iterations", "window", "horizon"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise UsageError(f"{name} must be a whole number, 0 or more, not {getattr(self, name)!r}")
-        for name in ("step_size", "gamma", "kl_scale"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
-        if not 0.0 <= self.gm_scale <= 1.0:
-            raise UsageError(f"gm_scale must lie in [0, 1], not {self.gm_scale!r}")
+        check_each(self, ("n_iterations", "window", "horizon"), is_count, "be a whole number, 0 or more")
+        check_each(self, ("step_size", "gamma", "kl_scale"), lambda x: 0.0 <= x < float("inf"), "be 0 or more")
+        check_each(self, ("gm_scale",), lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]")
 
 
 # As the authors' published commands have them: `--bag_of_words military` (the defaults) and `--discrim sentiment`.
