@@ -19,7 +19,6 @@ B rows, L layers, T tokens, V vocabulary, D width.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -97,7 +96,8 @@ class Steered:
 
     def logits(self) -> Tensor:
         """ln(q^gm_scale p^(1 - gm_scale)) of the next tokens (B, V in use), not normalised."""
-        with _gradients(), evaluating(self.model):
+        # Gradients inside, also where the caller has switched them off.
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             ids = torch.tensor(self.contexts, device=self.model.device)[:, self.plain[0].shape[3] :]
             last = ids[:, -1:]
             if ids.shape[1] > 1:  # the prompt
@@ -197,10 +197,3 @@ def _rows(job: Job, steering: Steering, rows: list[int]) -> Iterator[Piece]:
 
 def _detached(past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return past[0].detach(), past[1].detach()
-
-
-@contextlib.contextmanager
-def _gradients() -> Iterator[None]:
-    """Gradients inside, also where the caller has switched them off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

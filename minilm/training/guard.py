@@ -22,14 +22,13 @@ from minilm.errors import MinilmError
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.training.distributed import Ranks
+from minilm.training.distributed import ALONE, Ranks
 from minilm.training.setup import Setup
 from minilm.training.spread import own, whole
 
 WINDOW = 64
 FEWEST = 16  # good steps before a spike can be told
 SKIPS_IN_A_ROW = 10
-ALONE = Ranks()
 ROLLBACKS = 8  # the rate is then 1 / 256 of what was asked for
 
 
