@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
 from minilm.log import duration, say
-from minilm.options import CommandLine, init_of, parse
+from minilm.options import CommandLine, expand, init_of, parse, take
 
 if TYPE_CHECKING:
     from minilm.training.loop import Result
@@ -77,7 +77,9 @@ def _command(argv: Sequence[str]) -> CommandLine:
     run = _run_to_resume(command)
     if not (run / "config.toml").is_file():
         raise UsageError(f"{run} holds no run to resume: start it without --resume")
-    again = parse([*_without_config(argv), "--config", str(run / "config.toml")], kind)
+    words = expand(argv)
+    take(words, "config")
+    again = parse([*words, "--config", str(run / "config.toml")], kind)
     was = _config_of(run)
     for name in SETTLED:
         if getattr(again.config, name) != getattr(was, name):
@@ -94,14 +96,6 @@ def _run_to_resume(command: CommandLine) -> Path:
     if command.resume_from:
         return Path(command.resume_from)
     return Path(command.config.out_dir) if command.config.out_dir else newest_run()
-
-
-def _without_config(argv: Sequence[str]) -> list[str]:
-    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in words:
-        at = words.index("--config")
-        del words[at : at + 2]
-    return words
 
 
 def _model_of(init: str) -> GPTConfig:
@@ -169,17 +163,16 @@ def _show(result: Result) -> None:
     """Three samples (for tales: coherence, in each style of the data), where it all is, and what to try next."""
     from minilm.decoding.engine import generate
     from minilm.evaluation.text_metrics import coherence, copy_check
-    from minilm.text.folders import made_of
+    from minilm.text.folders import tales_of
     from minilm.text.mixture import open_data
 
     shards = open_data(_config_of(result.run).data)
     print()
     if shards.meta.name == "tales":
-        options = made_of(shards.folder)[1]
+        level, styles = tales_of(shards.folder)
         copies = copy_check(shards.splits["train"], result.tokenizer)
-        for style in str(options.get("style", "plain")).split(","):
-            level = options.get("level", 1)
-            print(coherence(result.model, result.tokenizer, train=copies, level=level, style=style.strip()))
+        for style in styles:
+            print(coherence(result.model, result.tokenizer, train=copies, level=level, style=style))
     else:
         texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
         for i, text in enumerate(texts, 1):

@@ -32,7 +32,7 @@ from minilm.evaluation.text_metrics import judge, tell_stories
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.weights import find_checkpoint, load_pretrained
-from minilm.text.folders import made_of
+from minilm.text.folders import tales_of
 from minilm.text.mixture import head
 from minilm.text.shards import ShardFolder, open_shards
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
@@ -147,11 +147,8 @@ class Measures:
         share that is coherent (copies are looked for at the end of a run)."""
         n, values = self.config.eval_samples, dict[str, Any]()
         if self.shards.meta.name == "tales":
-            options = made_of(self.shards.folder)[1]
-            where = {
-                "style": str(options.get("style", "plain")).split(",")[0].strip(),
-                "level": options.get("level", 1),
-            }
+            level, styles = tales_of(self.shards.folder)
+            where: dict[str, Any] = {"level": level, "style": styles[0]}
             texts = tell_stories(model, self.tokenizer, n_stories=n, seed=0, **where)
             samples, values = [Sample(text) for text in texts], {"coherence": judge(texts, train=None, **where).share}
         else:
