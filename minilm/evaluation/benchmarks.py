@@ -224,7 +224,8 @@ def run(
     if all(len(question.choices) == 1 for question in questions):
         right = [scores[0].is_greedy for _, scores in asked]
         nats = [-scores[0].loglikelihood for _, scores in asked]
-        return Result(**common, accuracy=_share(right), accuracy_norm=None, accuracy_token=None, perplexity=_exp(nats))
+        perplexity = math.exp(min(float(np.mean(nats)), 700.0))
+        return Result(**common, accuracy=_share(right), accuracy_norm=None, accuracy_token=None, perplexity=perplexity)
 
     def by(size: Callable[[str, Scores], float]) -> float:
         return _share(
@@ -243,7 +244,3 @@ def run(
 
 def _share(right: Iterable[bool]) -> float:
     return float(np.mean(list(right)))
-
-
-def _exp(nats: list[float]) -> float:
-    return math.exp(min(float(np.mean(nats)), 700.0))

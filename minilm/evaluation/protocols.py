@@ -134,10 +134,6 @@ def windows(protocol: Protocol, n_tokens: int) -> Iterator[Window]:
             return
 
 
-def identity(text: str) -> str:
-    return text
-
-
 def rows_joined(text: str) -> str:
     """The text as `"\\n\\n".join(rows)` gives it for a data set whose rows are lines with their line ends, blank ones
     empty: what transformers' page on perplexity scores."""
@@ -180,7 +176,7 @@ def _replacing(table: list[tuple[str, str]]) -> Callable[[str], str]:
 
 
 TEXTS: dict[str, Callable[[str], str]] = {
-    "as_is": identity,
+    "as_is": str,
     "rows": rows_joined,
     "wikitext": _replacing(_WIKITEXT),
     "ptb": _replacing(_PTB),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from minilm import runtime
 from minilm.errors import MinilmError, UsageError
+from minilm.log import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -125,8 +126,6 @@ def download(name: str) -> Path:
 
 def shards_of(index: Path) -> set[str]:
     """File names that an index lists. Raises UsageError on a damaged one, or one that points out of its folder."""
-    from minilm.log import read_json
-
     names: Any = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UsageError(f"{index} lists no files: fetch or save it again")
