@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +127,7 @@ class Steering:
 
 # As the authors' published commands have them: `--bag_of_words military` (the defaults) and `--discrim sentiment`.
 HEAD_SETTINGS: dict[str, Any] = {"step_size": 0.04, "n_iterations": 10, "window": 0, "gamma": 1.0, "gm_scale": 0.95}
-SETTINGS: dict[str, type] = {"step_size": float, "n_iterations": int, "window": int, "gamma": float}
-SETTINGS |= {"kl_scale": float, "gm_scale": float, "horizon": int}
+SETTINGS: dict[str, type] = {f.name: type(f.default) for f in fields(Steering) if type(f.default) in (int, float)}
 
 
 def steering(bags: Sequence[Sequence[int]], head: Head | None, label: str, words: str = "") -> Steering:

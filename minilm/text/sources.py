@@ -278,12 +278,12 @@ class _Zstd(io.RawIOBase):
         return n
 
 
-def needed(module: str) -> Any:
+def needed(module: str, extra: str = "data") -> Any:
     """An optional package. Raises UsageError that names the extra where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise UsageError(f'this needs the package {module}: run pip install "minilm[data]"') from error
+        raise UsageError(f'this needs the package {module}: run pip install "minilm[{extra}]"') from error
 
 
 @contextmanager
