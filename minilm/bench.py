@@ -211,7 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = {preset: _shortened(preset, options.device) for preset in options.presets}
     found: dict[str, Any] = {"limits": asdict(limit := limits(device)), "versions": runtime.versions()}
     if not options.json:
-        _print_limits(limit)
+        threads = f", {limit.threads} threads" if limit.threads else ""
+        speeds = ", ".join(f"{name} {flops / 1e12:.3g} TFLOP/s" for name, flops in limit.flops.items())
+        memory = f"memory {limit.bytes_per_second / 1e9:.3g} GB/s"
+        print(f"{limit.device}{threads}: matrix products {speeds}; {memory}")
     for preset, config in configs.items():
         found[preset] = asdict(trained := training(config, options.steps))
         found[f"{preset} decoding"] = asdict(told := decoding(config.model, limit.bytes_per_second, device))
@@ -231,13 +234,6 @@ def _shortened(preset: str, device: str) -> TrainConfig:
     model = replace(config.model, vocab_size=config.model.vocab_size or 512)
     rows = min(config.batch_size, max(1, 4096 // model.block_size)) if kind == "cpu" else config.batch_size
     return replace(config, model=model, batch_size=rows, init="")
-
-
-def _print_limits(limit: Limits) -> None:
-    threads = f", {limit.threads} threads" if limit.threads else ""
-    print(f"{limit.device}{threads}: matrix products", end=" ")
-    print(", ".join(f"{name} {flops / 1e12:.3g} TFLOP/s" for name, flops in limit.flops.items()), end="; ")
-    print(f"memory {limit.bytes_per_second / 1e9:.3g} GB/s")
 
 
 def _print_preset(preset: str, config: TrainConfig, trained: Training, told: Decoding) -> None:

@@ -33,6 +33,7 @@ from minilm.decoding.strategies import choose
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
+from minilm.model.losses import widened
 
 _SMALLEST = 1e-15  # a norm that divides
 
@@ -156,9 +157,7 @@ class Steered:
         return (hidden, tape.grown()) if ids.is_floating_point() else (hidden.detach(), _detached(tape.grown()))
 
     def _log_p(self, hidden: Tensor) -> Tensor:
-        return (
-            self.model.used_logits(hidden[:, -1]).to(torch.promote_types(hidden.dtype, torch.float32)).log_softmax(-1)
-        )
+        return widened(self.model.used_logits(hidden[:, -1])).log_softmax(-1)
 
 
 def steered(job: Job, steering: Steering) -> Iterator[Piece]:
