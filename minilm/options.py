@@ -186,6 +186,11 @@ def build(values: dict[str, Any], base: GPTConfig | None = None) -> TrainConfig:
     return TrainConfig(model=model, **{k: v for k, v in values.items() if k in TRAIN_FIELDS})
 
 
+def run_config(run: Path) -> TrainConfig:
+    """What a run was started with, from its config.toml. Raises UsageError where there is none."""
+    return build(read_preset(str(run / "config.toml")))
+
+
 def to_toml(config: TrainConfig) -> str:
     """Every value, flat: a file that `--config` reads back to an equal config."""
     values = {name: getattr(config, name) for name in TRAIN_FIELDS if name != "existing"}
@@ -233,8 +238,7 @@ def _take_flag_or_value(words: list[str], name: str) -> str | None:
     if f"--{name}" not in words:
         return None
     at = words.index(f"--{name}")
-    alone = at + 1 == len(words) or words[at + 1].startswith("--")
-    if alone:
+    if at + 1 == len(words) or words[at + 1].startswith("--"):
         del words[at]
         return ""
     return take(words, name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
 from minilm.log import duration, say
-from minilm.options import CommandLine, expand, init_of, parse, take
+from minilm.options import CommandLine, expand, init_of, parse, run_config, take
 
 if TYPE_CHECKING:
     from minilm.training.loop import Result
@@ -80,7 +80,7 @@ def _command(argv: Sequence[str]) -> CommandLine:
     words = expand(argv)
     take(words, "config")
     again = parse([*words, "--config", str(run / "config.toml")], kind)
-    was = _config_of(run)
+    was = run_config(run)
     for name in SETTLED:
         if getattr(again.config, name) != getattr(was, name):
             raise UsageError(
@@ -166,7 +166,7 @@ def _show(result: Result) -> None:
     from minilm.text.folders import tales_of
     from minilm.text.mixture import open_data
 
-    shards = open_data(_config_of(result.run).data)
+    shards = open_data(run_config(result.run).data)
     print()
     if shards.meta.name == "tales":
         level, styles = tales_of(shards.folder)
@@ -193,9 +193,3 @@ def best_of(result: Result) -> Path:
         return result.run
     best = result.run / f"step_{result.best[1]:06d}"
     return best if (best / "state.json").is_file() else result.run
-
-
-def _config_of(run: Path) -> TrainConfig:
-    from minilm.options import build, read_preset
-
-    return build(read_preset(str(run / "config.toml")))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from minilm.errors import MinilmError, UsageError
+from minilm.log import read_json
 from minilm.model import lora
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
@@ -84,12 +85,8 @@ def save_checkpoint(
 
 
 def read_state(step_folder: Path) -> dict[str, Any]:
-    """state.json of a step folder."""
-    try:
-        state: dict[str, Any] = json.loads((step_folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{step_folder} is no checkpoint to resume from: {error}") from None
-    return state
+    """state.json of a step folder. Raises UsageError where there is none."""
+    return read_json(step_folder / "state.json")
 
 
 def prune(run: Path, keep: int) -> None:
