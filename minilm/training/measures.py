@@ -62,7 +62,9 @@ class Measures:
         self.judges: dict[str, tuple[GPT, Tokenizer] | None] = {}
         for word in config.eval_metrics:
             self._add(word, *word.partition("@")[::2])
-        self._real = self._real_texts() if self.judges else []
+        val = shards.splits["val"]
+        n_real = min(config.eval_samples, val.n_documents) if self.judges else 0
+        self._real = [Sample(tokenizer.decode(val.document(i)[:SAMPLE_TOKENS])) for i in range(n_real)]
         self._told = set[str]()
 
     def _add(self, word: str, name: str, path: str) -> None:
@@ -110,11 +112,6 @@ class Measures:
         found = find_checkpoint(path)
         model = load_pretrained(found)[0].to(self.model.device)
         return model, get_tokenizer(found if found.is_dir() else found.parent)
-
-    def _real_texts(self) -> list[Sample]:
-        split = self.shards.splits["val"]
-        n = min(self.config.eval_samples, split.n_documents)
-        return [Sample(self.tokenizer.decode(split.document(i)[:SAMPLE_TOKENS])) for i in range(n)]
 
     def __call__(self, whole: Callable[[torch.device], GPT | None], step: int) -> dict[str, Any]:
         """By name; what could not be measured is left out, and said once. Nothing on ranks other than the first, and at
