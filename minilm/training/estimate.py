@@ -102,10 +102,10 @@ def kept_for_backward(
         return x
 
     with FakeTensorMode():
-        model = GPT(config)
-        if lora:
-            add_adapters(model, *lora)
-        model.to(STORED.get(precision, torch.float32))
+        with _default_dtype(STORED.get(precision, torch.float32)):
+            model = GPT(config)
+            if lora:
+                add_adapters(model, *lora)
         for name, p in model.named_parameters():
             p.requires_grad_(name not in frozen)
         ids = torch.zeros(n_sequences, config.block_size, dtype=torch.long)
@@ -114,6 +114,16 @@ def kept_for_backward(
             model.loss(ids, ids, reduction="sum", blocks=blocks)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(n_bytes for address, n_bytes in kept.items() if address not in weights)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
