@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minilm.config import GPTConfig, TrainConfig
+from minilm.config import TrainConfig
 from minilm.errors import UsageError
 from minilm.log import duration, say
 from minilm.options import CommandLine, expand, init_of, parse, run_config, take
@@ -70,8 +70,12 @@ def _command(argv: Sequence[str]) -> CommandLine:
 
     device_words = [w for a, w in pairwise(argv) if a == "--device"]
     kind = runtime.pick_device(device_words[-1] if device_words else "auto").type
-    init = init_of(argv)
-    command = parse(argv, kind, base=_model_of(init) if init else None)
+    base = None
+    if init := init_of(argv):
+        from minilm.model.weights import read_config
+
+        base = read_config(init)
+    command = parse(argv, kind, base=base)
     if command.resume_from is None:
         return command
     run = _run_to_resume(command)
@@ -96,12 +100,6 @@ def _run_to_resume(command: CommandLine) -> Path:
     if command.resume_from:
         return Path(command.resume_from)
     return Path(command.config.out_dir) if command.config.out_dir else newest_run()
-
-
-def _model_of(init: str) -> GPTConfig:
-    from minilm.model.weights import read_config
-
-    return read_config(init)
 
 
 def _prepared(command: CommandLine) -> TrainConfig:

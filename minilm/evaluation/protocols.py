@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
-from minilm.config import check_fields, nearest
+from minilm.checks import check_each, check_fields, is_count, nearest
 from minilm.errors import UsageError
 
 Unit = Literal["token", "word", "byte", "character"]
@@ -62,9 +62,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("context", "stride", "random_windows"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} of a protocol must be 0 or more, not {getattr(self, name)}")
+        check_each(self, ("context", "stride", "random_windows"), is_count, "be 0 or more in a protocol")
         if self.context and self.stride > self.context:
             raise UsageError(f"a stride of {self.stride} leaves out tokens of a context of {self.context}: lower it")
         if self.context == 1 and self.targets_inside:
