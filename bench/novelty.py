@@ -70,7 +70,8 @@ def main(data: str, megabytes: int = 120) -> None:
     print(f"peak memory over the {held:,.0f} MB held before: {after / 1e3 - held:,.0f} MB")
     shares = [copied_share(match) for match in matches]
     print(f"all {len(found)} copied spans of {SPAN} tokens found; {np.mean(shares[::2]):.3f} of those texts")
-    print(f"texts without: {np.mean(shares[1::2]):.3f}, new 4-grams {new_ngrams(matches[1::2], 4):.4f}")
+    new = np.concatenate([new_ngrams(match, 4) for match in matches[1::2]])
+    print(f"texts without: {np.mean(shares[1::2]):.3f}, new 4-grams {new.mean():.4f}")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,10 @@ def compilations() -> tuple[int, int]:
 
 def training(config: TrainConfig, n_steps: int = 8) -> Training:
     """Trains on random tokens for 2 + n_steps steps."""
-    before = _bytes_now(config.device)
+    import torch
+
+    on_card = runtime.pick_device(config.device).type == "cuda"
+    before = torch.cuda.memory_allocated() if on_card else runtime.resident_bytes()
     breaks, _ = compilations()
     steps = Steps(config)
     seconds, graphs = [], []
@@ -153,12 +156,12 @@ def training(config: TrainConfig, n_steps: int = 8) -> Training:
         seconds.append(time.perf_counter() - start)
         graphs.append(compilations()[1])
     speed = steps.targets.numel() / statistics.median(seconds[2:])
-    peak = steps.setup.peak_flops
+    highest = torch.cuda.max_memory_allocated() if on_card else runtime.peak_resident_bytes()
     return Training(
         tokens_per_second=speed,
         first_step_seconds=seconds[0],
-        mfu=speed * steps.model.flops_per_token(config.model.block_size) / peak,
-        peak_bytes=max(_peak_bytes(config.device) - before, 0),  # the kernel's two counts differ by some kB
+        mfu=speed * steps.model.flops_per_token(config.model.block_size) / steps.setup.peak_flops,
+        peak_bytes=max(highest - before, 0),  # the kernel's two counts differ by some kB
         state_bytes=steps.state_bytes(),
         precision=steps.setup.precision,
         compiled=steps.setup.compile,
@@ -208,7 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = {preset: _shortened(preset, options.device) for preset in options.presets}
     found: dict[str, Any] = {"limits": asdict(limit := limits(device)), "versions": runtime.versions()}
     if not options.json:
-        _print_limits(limit)
+        threads = f", {limit.threads} threads" if limit.threads else ""
+        speeds = ", ".join(f"{name} {flops / 1e12:.3g} TFLOP/s" for name, flops in limit.flops.items())
+        memory = f"memory {limit.bytes_per_second / 1e9:.3g} GB/s"
+        print(f"{limit.device}{threads}: matrix products {speeds}; {memory}")
     for preset, config in configs.items():
         found[preset] = asdict(trained := training(config, options.steps))
         found[f"{preset} decoding"] = asdict(told := decoding(config.model, limit.bytes_per_second, device))
@@ -230,13 +236,6 @@ def _shortened(preset: str, device: str) -> TrainConfig:
     return replace(config, model=model, batch_size=rows, init="")
 
 
-def _print_limits(limit: Limits) -> None:
-    threads = f", {limit.threads} threads" if limit.threads else ""
-    print(f"{limit.device}{threads}: matrix products", end=" ")
-    print(", ".join(f"{name} {flops / 1e12:.3g} TFLOP/s" for name, flops in limit.flops.items()), end="; ")
-    print(f"memory {limit.bytes_per_second / 1e9:.3g} GB/s")
-
-
 def _print_preset(preset: str, config: TrainConfig, trained: Training, told: Decoding) -> None:
     how = f"{trained.precision}, {'compiled' if trained.compiled else 'eager'}"
     print(
@@ -246,19 +245,3 @@ def _print_preset(preset: str, config: TrainConfig, trained: Training, told: Dec
         f"{told.tokens_per_second:.0f} tokens/s, {told.bandwidth_share:.0%} of memory bandwidth, first token "
         f"{told.first_token_seconds:.2f} s"
     )
-
-
-def _bytes_now(device: str) -> int:
-    import torch
-
-    if runtime.pick_device(device).type == "cuda":
-        return torch.cuda.memory_allocated()
-    return runtime.resident_bytes()
-
-
-def _peak_bytes(device: str) -> int:
-    import torch
-
-    if runtime.pick_device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return runtime.peak_resident_bytes()

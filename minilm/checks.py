@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
@@ -30,6 +30,19 @@ def check_fields(config: Any) -> None:
             if not isinstance(value, list | tuple) or not all(type(i) is kind for i in value):
                 raise UsageError(f"{f.name} takes a list of {kind.__name__}, not {value!r}")
             object.__setattr__(config, f.name, tuple(value))
+
+
+def check_each(config: Any, names: Sequence[str], holds: Callable[[Any], bool], must: str) -> None:
+    """Raises UsageError where the value of one of these fields does not hold; must: the end of the sentence."""
+    for name in names:
+        value = getattr(config, name)
+        if not holds(value):
+            raise UsageError(f"{name} must {must}, not {value!r}")
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Whether it is a whole number, so many or more."""
+    return type(value) is int and value >= least
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -84,7 +84,7 @@ def _show(words: list[str]) -> None:
     shards = open_shards(folders[0])
     name, split = _split_of(shards, options.split)
     tokenizer = shards.tokenizer()
-    print(f"{summary(folders[0])}\nmade by: {shards.rebuild_command}")
+    print(f"{summary(folders[0])}\nmade by: {shards.meta.command}")
     if others := [folder.name for folder in folders[1:]]:
         print(f"prepared in other ways too: {', '.join(others)}")
     print(f"\nlengths of {name}'s documents")

@@ -27,6 +27,7 @@ def measure(options: argparse.Namespace) -> int:
     from minilm.compare_cli import check_file, check_picture, told
     from minilm.evaluation.breakdown import breakdown, draw
     from minilm.evaluation.protocols import PROTOCOLS
+    from minilm.evaluation.reference import beside
 
     check_file("--out", options.out)
     check_picture(options.picture)
@@ -37,7 +38,9 @@ def measure(options: argparse.Namespace) -> int:
     if protocol is not None:
         parts: list[Part] | None = [] if options.breakdown or options.picture else None
         found = _measured(options, model, tokenizer, protocol, data_for(options, protocol), parts)
-        print(_report(found, options))
+        others = beside(found)
+        text = f"{found}\n  published: {others}" if others else str(found)
+        print(found.to_json() if options.json else text)
         if parts is not None:
             divided = breakdown(parts, protocol.documents == "each")
             if options.breakdown:
@@ -195,12 +198,3 @@ def saved(tokenizer: Tokenizer) -> str:
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save(folder)
     return str(folder)
-
-
-def _report(found: Perplexity, options: argparse.Namespace) -> str:
-    from minilm.evaluation.reference import beside
-
-    if options.json:
-        return found.to_json()
-    others = beside(found)
-    return f"{found}\n  published: {others}" if others else str(found)

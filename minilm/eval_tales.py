@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minilm.errors import UsageError
 from minilm.eval_cli import loaded
@@ -113,11 +113,12 @@ def style_of(text: str) -> str:
 def measure_coherence(options: argparse.Namespace) -> int:
     """Prints how coherent the tales of a model are, in each style asked for."""
     from minilm.evaluation.text_metrics import coherence, copy_check
+    from minilm.text.folders import tales_of
 
     data = _data_of(options)
-    told = _options_of_tales(data)
-    level = told.get("level", 1) if options.level is None else options.level
-    styles = [style.strip() for style in (options.style or told.get("style", "plain")).split(",")]
+    level, styles = tales_of(data.folder) if data else (1, ["plain"])
+    level = level if options.level is None else options.level
+    styles = [style.strip() for style in options.style.split(",")] if options.style else styles
     model, tokenizer = loaded(options, options.model)
     copies = copy_check(data.splits["train"], data.tokenizer()) if data and "train" in data.splits else None
     results = []
@@ -167,11 +168,3 @@ def run_data(model: str) -> Path | None:
         if (folder / "config.toml").is_file():
             return Path(read_preset(str(folder / "config.toml")).get("data", ""))
     return None
-
-
-def _options_of_tales(data: ShardFolder | None) -> dict[str, Any]:
-    """Level and style of prepared tales; nothing of other data."""
-    from minilm.text.folders import made_of
-
-    name, options = made_of(data.folder) if data else ("", {})
-    return options if name == "tales" else {}

@@ -22,6 +22,7 @@ def measure(options: argparse.Namespace) -> int:
     from minilm.evaluation.generated import quality
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
+    from minilm.text.tales.grammar import grammar
 
     check_file("--out", options.out)
     tales = options.level is not None or any(name and _is_tales(name) for name in (options.reference, options.data))
@@ -30,7 +31,8 @@ def measure(options: argparse.Namespace) -> int:
     if tales and any(one.label for one in (*samples, *reference)):  # a tale without a code is a plain one
         samples, reference = ([one._replace(label=one.label or "plain") for one in s] for s in (samples, reference))
     if options.level is not None:
-        _check_tales(options.level, [*samples, *reference])
+        for style in sorted({one.label or "plain" for one in (*samples, *reference)}):
+            grammar(options.level, style)  # one that is not known shows here
     shards = open_shards(prepare(options.data, source=options.source)) if options.data else None
     if shards and "train" not in shards.splits:
         raise UsageError(
@@ -65,14 +67,6 @@ def measure(options: argparse.Namespace) -> int:
     )
     print("\n".join(map(str, rows)))
     return 0
-
-
-def _check_tales(level: int, texts: list[Sample]) -> None:
-    """Raises UsageError where there are no tales of that level, or of a style that a label names."""
-    from minilm.text.tales.grammar import grammar
-
-    for style in sorted({one.label or "plain" for one in texts}):
-        grammar(level, style)
 
 
 def _is_tales(name: str) -> bool:

@@ -56,7 +56,6 @@ class CommandLine:
 
     config: TrainConfig
     preset: str
-    given: frozenset[str]  # names of fields that preset or command line set
     resume_from: str | None  # run named with --resume; "" for none named
 
 
@@ -65,8 +64,8 @@ def parse(argv: Sequence[str], device_type: str = "cpu", base: GPTConfig | None 
 
     Raises UsageError on an unknown preset, option or value; prints the options and exits with 0 on `--help`.
     """
-    words = _expand(argv)
-    preset = _take(words, "config") or "tiny"
+    words = expand(argv)
+    preset = take(words, "config") or "tiny"
     resume_from = _take_flag_or_value(words, "resume")
     overwrite = _take_flag_or_value(words, "overwrite") is not None
     if overwrite and resume_from is not None:
@@ -85,7 +84,7 @@ def parse(argv: Sequence[str], device_type: str = "cpu", base: GPTConfig | None 
     values = {k: v for k, v in values.items() if not (lengths and k in LENGTHS)} | given  # a preset's length gives way
     config = build(values, base)
     _check_counting(config, given)
-    return CommandLine(config, preset, frozenset(values), resume_from)
+    return CommandLine(config, preset, resume_from)
 
 
 def _check_counting(config: TrainConfig, given: dict[str, Any]) -> None:
@@ -140,7 +139,7 @@ def _value(name: str, hint: Any, words: list[str]) -> Any:
     several = hint in (tuple[int, ...], tuple[str, ...])
     if not several and len(words) != 1:
         raise UsageError(f"--{name} takes one value, not {' '.join(words) or 'none'}")
-    kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth, tuple[int, ...]: int}
+    kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: truth, tuple[int, ...]: int}
     kind = kinds.get(hint, str)
     try:
         made = [kind(word) for word in words]
@@ -150,7 +149,8 @@ def _value(name: str, hint: Any, words: list[str]) -> Any:
     return tuple(made) if several else made[0]
 
 
-def _truth(word: str) -> bool:
+def truth(word: str) -> bool:
+    """Raises KeyError where the word is none for it."""
     return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]
 
 
@@ -186,6 +186,11 @@ def build(values: dict[str, Any], base: GPTConfig | None = None) -> TrainConfig:
     return TrainConfig(model=model, **{k: v for k, v in values.items() if k in TRAIN_FIELDS})
 
 
+def run_config(run: Path) -> TrainConfig:
+    """What a run was started with, from its config.toml. Raises UsageError where there is none."""
+    return build(read_preset(str(run / "config.toml")))
+
+
 def to_toml(config: TrainConfig) -> str:
     """Every value, flat: a file that `--config` reads back to an equal config."""
     values = {name: getattr(config, name) for name in TRAIN_FIELDS if name != "existing"}
@@ -198,25 +203,25 @@ def to_toml(config: TrainConfig) -> str:
 
 def init_of(argv: Sequence[str]) -> str:
     """What `--init` names on a command line or in its preset, without parsing the rest."""
-    words = _expand(argv)
-    preset = _take(words, "config") or "tiny"
-    return _take(words, "init") or str(read_preset(preset).get("init", ""))
+    words = expand(argv)
+    preset = take(words, "config") or "tiny"
+    return take(words, "init") or str(read_preset(preset).get("init", ""))
 
 
-def _expand(argv: Sequence[str]) -> list[str]:
+def expand(argv: Sequence[str]) -> list[str]:
     """`--name=value` as two words, hyphens as underscores, aliases as what they stand for."""
     words: list[str] = []
     for word in argv:
         name, equals, value = plain(word).partition("=")
         words += [name, value] if word.startswith("--") and equals else [name if word.startswith("--") else word]
     for alias, names in ALIASES.items():
-        value_of_all = _take(words, alias)
+        value_of_all = take(words, alias)
         if value_of_all is not None:
             words += [word for name in names for word in (f"--{name}", value_of_all)]
     return words
 
 
-def _take(words: list[str], name: str) -> str | None:
+def take(words: list[str], name: str) -> str | None:
     """Removes `--name value` from words and returns the value; the last one counts."""
     value = None
     while f"--{name}" in words:
@@ -233,8 +238,7 @@ def _take_flag_or_value(words: list[str], name: str) -> str | None:
     if f"--{name}" not in words:
         return None
     at = words.index(f"--{name}")
-    alone = at + 1 == len(words) or words[at + 1].startswith("--")
-    if alone:
+    if at + 1 == len(words) or words[at + 1].startswith("--"):
         del words[at]
         return ""
-    return _take(words, name)
+    return take(words, name)

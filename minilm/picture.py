@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ MARKS = "ox+*#@%&"
 
 def as_text(curves: Sequence[Curve], width: int = 72, height: int = 16) -> str:
     """The curves as characters, one mark each, axes labelled at their ends. Curves without points are left out."""
-    drawn = [(mark, curve) for mark, curve in zip(_marks(len(curves)), curves, strict=True) if len(curve[1])]
+    drawn = [(mark, curve) for mark, curve in zip(cycle(MARKS), curves, strict=False) if len(curve[1])]
     if not drawn:
         return "nothing to draw"
     xs = [x for _, curve in drawn for x in curve[1]]
@@ -33,10 +34,6 @@ def as_text(curves: Sequence[Curve], width: int = 72, height: int = 16) -> str:
     ends = f"{left:.4g}", f"{right:.4g}"
     lines += [" " * margin + " +" + "-" * width, " " * (margin + 2) + ends[0] + f"{ends[1]:>{width - len(ends[0])}}"]
     return "\n".join(lines + [f"  {mark} {name}" for mark, (name, _, _) in drawn])
-
-
-def _marks(n: int) -> str:
-    return (MARKS * (n // len(MARKS) + 1))[:n]
 
 
 def draw(curves: Sequence[Curve], path: Path, x_label: str, y_label: str) -> None:

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = plan.card(options.card) if options.card else plan.this_machine()
     text = size_of(options.text) if options.text else 1e6 * options.megabytes
     hours = min([options.hours, *([options.dollars / options.dollars_per_hour] if options.dollars else [])])
-    print(f"{machine.name}, {machine.memory / 1e9:.1f} GB; {told_text(text)}; at most {hours:.3g} h")
+    told = f"{text / 1e6:,.3g} MB of text, some {text / BYTES_PER_TOKEN:,.0f} tokens" if text else "any text"
+    print(f"{machine.name}, {machine.memory / 1e9:.1f} GB; {told}; at most {hours:.3g} h")
     places, rows = Places(options.folder), []
     amount, beside = plan.beside_everything(text, places) if text else ("", {})
     for row in ways(machine, text, hours):
@@ -96,10 +97,6 @@ def size_of(path: str) -> float:
     if not n_bytes:
         raise UsageError(f"{path} is empty: give --text a file or folder with text, or say --megabytes")
     return float(n_bytes)
-
-
-def told_text(n_bytes: float) -> str:
-    return f"{n_bytes / 1e6:,.3g} MB of text, some {n_bytes / BYTES_PER_TOKEN:,.0f} tokens" if n_bytes else "any text"
 
 
 def ways(machine: Machine, text_bytes: float, hours: float) -> Iterator[Row]:

@@ -7,12 +7,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minilm.command_line import Parser
 from minilm.config import nearest
 from minilm.errors import UsageError
 from minilm.log import read_metrics
+from minilm.options import run_config
 from minilm.picture import as_text, draw
 
 
@@ -50,13 +50,6 @@ def curve(run: Path, metric: str, x: str) -> tuple[list[int], list[float]]:
         known = sorted({key for row in logged for key in row})
         has = f"it has {', '.join(known)}" if known else "nothing has been logged yet"
         raise UsageError(f"{run} logged no {metric!r} that can be drawn{nearest(metric, known)}: {has}")
-    per_step = 1 if x == "step" else _tokens_per_step(run)
+    config = run_config(run) if x == "tokens" else None
+    per_step = config.batch_size * config.model.block_size if config else 1
     return [row["step"] * per_step for row in rows], [row[metric] for row in rows]
-
-
-def _tokens_per_step(run: Path) -> int:
-    from minilm.options import build, read_preset
-
-    values: dict[str, Any] = read_preset(str(run / "config.toml"))
-    config = build(values)
-    return config.batch_size * config.model.block_size

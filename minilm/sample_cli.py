@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     decoding = decoding_options(options)
     settings({**decoding, "logit_bias": {}})  # before the model is loaded; the bias needs its tokenizer
+    kinds = {name: kind for name, kind, *_ in FILTERS + METHODS if kind is not None}
     compared: list[tuple[str, dict[str, Any]]] = []
     if options.compare is not None:
         from minilm.sample_compare import parse_strategies
 
-        kinds = {name: kind for name, kind, *_ in FILTERS + METHODS if kind is not None}
         compared = parse_strategies(options.compare, kinds)
         for _, own in compared:
             settings({**decoding, **own, "logit_bias": {}})
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from minilm.sample_interactive import interact
 
         say(f"{what}, {how}, seed {seed}")
-        interact(model, tokenizer, decoding, {name: kind for name, kind, *_ in FILTERS + METHODS if kind}, seed)
+        interact(model, tokenizer, decoding, kinds, seed)
         return 0
     if options.compare is not None:
         from minilm.sample_compare import measure, table
@@ -202,10 +202,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_words(argv)
     if options.prompt is not None and options.prompt_file is not None:
         raise UsageError("--prompt and --prompt_file exclude each other: choose one")
-    given = [f"--{n}" for n in ("prompt", "prompt_file") if getattr(options, n) is not None]
-    given += ["--num_samples"] if options.num_samples is not None else []
-    given += ["--interactive"] if options.interactive else []
-    given += ["--compare"] if options.compare is not None else []
+    asking = ("prompt", "prompt_file", "num_samples", "interactive", "compare")
+    given = [f"--{n}" for n in asking if getattr(options, n) is not None and getattr(options, n) is not False]
     if options.interactive and (len(given) > 1 or options.echo_prompt):
         raise UsageError("--interactive asks for its prompts: leave out the other options on prompts and samples")
     if options.prompts is not None and (given or options.echo_prompt):

@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minilm.config import GPTConfig, TrainConfig
+from minilm.config import TrainConfig
 from minilm.errors import UsageError
 from minilm.log import duration, say
-from minilm.options import CommandLine, init_of, parse
+from minilm.options import CommandLine, expand, init_of, parse, run_config, take
 
 if TYPE_CHECKING:
     from minilm.training.loop import Result
@@ -70,15 +70,21 @@ def _command(argv: Sequence[str]) -> CommandLine:
 
     device_words = [w for a, w in pairwise(argv) if a == "--device"]
     kind = runtime.pick_device(device_words[-1] if device_words else "auto").type
-    init = init_of(argv)
-    command = parse(argv, kind, base=_model_of(init) if init else None)
+    base = None
+    if init := init_of(argv):
+        from minilm.model.weights import read_config
+
+        base = read_config(init)
+    command = parse(argv, kind, base=base)
     if command.resume_from is None:
         return command
     run = _run_to_resume(command)
     if not (run / "config.toml").is_file():
         raise UsageError(f"{run} holds no run to resume: start it without --resume")
-    again = parse([*_without_config(argv), "--config", str(run / "config.toml")], kind)
-    was = _config_of(run)
+    words = expand(argv)
+    take(words, "config")
+    again = parse([*words, "--config", str(run / "config.toml")], kind)
+    was = run_config(run)
     for name in SETTLED:
         if getattr(again.config, name) != getattr(was, name):
             raise UsageError(
@@ -94,20 +100,6 @@ def _run_to_resume(command: CommandLine) -> Path:
     if command.resume_from:
         return Path(command.resume_from)
     return Path(command.config.out_dir) if command.config.out_dir else newest_run()
-
-
-def _without_config(argv: Sequence[str]) -> list[str]:
-    words = [word for arg in argv for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if "--config" in words:
-        at = words.index("--config")
-        del words[at : at + 2]
-    return words
-
-
-def _model_of(init: str) -> GPTConfig:
-    from minilm.model.weights import read_config
-
-    return read_config(init)
 
 
 def _prepared(command: CommandLine) -> TrainConfig:
@@ -169,17 +161,16 @@ def _show(result: Result) -> None:
     """Three samples (for tales: coherence, in each style of the data), where it all is, and what to try next."""
     from minilm.decoding.engine import generate
     from minilm.evaluation.text_metrics import coherence, copy_check
-    from minilm.text.folders import made_of
+    from minilm.text.folders import tales_of
     from minilm.text.mixture import open_data
 
-    shards = open_data(_config_of(result.run).data)
+    shards = open_data(run_config(result.run).data)
     print()
     if shards.meta.name == "tales":
-        options = made_of(shards.folder)[1]
+        level, styles = tales_of(shards.folder)
         copies = copy_check(shards.splits["train"], result.tokenizer)
-        for style in str(options.get("style", "plain")).split(","):
-            level = options.get("level", 1)
-            print(coherence(result.model, result.tokenizer, train=copies, level=level, style=style.strip()))
+        for style in styles:
+            print(coherence(result.model, result.tokenizer, train=copies, level=level, style=style))
     else:
         texts = generate(result.model, result.tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=result.step)
         for i, text in enumerate(texts, 1):
@@ -200,9 +191,3 @@ def best_of(result: Result) -> Path:
         return result.run
     best = result.run / f"step_{result.best[1]:06d}"
     return best if (best / "state.json").is_file() else result.run
-
-
-def _config_of(run: Path) -> TrainConfig:
-    from minilm.options import build, read_preset
-
-    return build(read_preset(str(run / "config.toml")))

@@ -194,7 +194,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
 
 def test_a_prepared_folder_opens(tmp_path: Path) -> None:
     shards = open_shards(prepared(tmp_path / "data"))
-    assert (shards.meta.name, shards.rebuild_command, sorted(shards.splits)) == ("sums", "(a test)", ["train", "val"])
+    assert (shards.meta.name, shards.meta.command, sorted(shards.splits)) == ("sums", "(a test)", ["train", "val"])
     tokenizer = shards.tokenizer()
     assert tokenizer.decode(shards.splits["train"].document(0)).startswith("10 and 3 make 13.")
     assert shards.splits["train"].n_documents == shards.meta.splits["train"].documents == 30

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilm.config import nearest
+from minilm.checks import check_each, is_count, nearest
 from minilm.errors import UsageError
 from minilm.model.gpt import GPT
 
@@ -120,20 +120,14 @@ class Steering:
             raise UsageError("steering needs a bag of words or a discriminator's class")
         if self.head is not None:
             self.head.index(self.label)
-        for name in ("n_iterations", "window", "horizon"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise UsageError(f"{name} must be a whole number, 0 or more, not {getattr(self, name)!r}")
-        for name in ("step_size", "gamma", "kl_scale"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
-        if not 0.0 <= self.gm_scale <= 1.0:
-            raise UsageError(f"gm_scale must lie in [0, 1], not {self.gm_scale!r}")
+        check_each(self, ("n_iterations", "window", "horizon"), is_count, "be a whole number, 0 or more")
+        check_each(self, ("step_size", "gamma", "kl_scale"), lambda x: 0.0 <= x < float("inf"), "be 0 or more")
+        check_each(self, ("gm_scale",), lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]")
 
 
 # As the authors' published commands have them: `--bag_of_words military` (the defaults) and `--discrim sentiment`.
 HEAD_SETTINGS: dict[str, Any] = {"step_size": 0.04, "n_iterations": 10, "window": 0, "gamma": 1.0, "gm_scale": 0.95}
-SETTINGS: dict[str, type] = {"step_size": float, "n_iterations": int, "window": int, "gamma": float}
-SETTINGS |= {"kl_scale": float, "gm_scale": float, "horizon": int}
+SETTINGS: dict[str, type] = {f.name: type(f.default) for f in fields(Steering) if type(f.default) in (int, float)}
 
 
 def steering(bags: Sequence[Sequence[int]], head: Head | None, label: str, words: str = "") -> Steering:

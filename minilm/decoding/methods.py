@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from minilm.checks import check_each, is_count
 from minilm.decoding.attributes import Steering
 from minilm.decoding.contexts import check_memory
 from minilm.decoding.guidance import contrast, guide
@@ -57,24 +58,17 @@ class Method:
     """PPLM: towards bags of words or a discriminator's class (Dathathri 2020)."""
 
     def __post_init__(self) -> None:
-        for name in ("n_beams", "n_beam_groups", "n_ahead"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise UsageError(f"{name} must be a whole number, 1 or more, not {getattr(self, name)!r}")
-        if type(self.lookup) is not int or self.lookup < 0:
-            raise UsageError(f"lookup must be a whole number of tokens, 0 (off) or more, not {self.lookup!r}")
+        counts = ("n_beams", "n_beam_groups", "n_ahead")
+        check_each(self, counts, lambda n: is_count(n, 1), "be a whole number, 1 or more")
+        check_each(self, ("lookup",), is_count, "be a whole number of tokens, 0 (off) or more")
         if self.n_beams % self.n_beam_groups:
             raise UsageError(f"n_beam_groups ({self.n_beam_groups}) must divide n_beams ({self.n_beams})")
-        for name in ("length_penalty", "diversity", "guidance"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"{name} must be a number, not {getattr(self, name)!r}")
+        check_each(self, ("length_penalty", "diversity", "guidance"), math.isfinite, "be a number")
         if abs(self.length_penalty) > 10 or max(abs(self.guidance), abs(self.diversity)) > 1e6:
             raise UsageError("length_penalty lies between -10 and 10, guidance and diversity between -1e6 and 1e6")
-        if not 0.0 <= self.penalty_alpha <= 1.0:
-            raise UsageError(f"penalty_alpha must lie in [0, 1], not {self.penalty_alpha!r}")
-        if not 0.0 < self.contrast_alpha <= 1.0:
-            raise UsageError(f"contrast_alpha must lie in (0, 1], not {self.contrast_alpha!r}")
-        if not 0.0 < self.amateur_temperature < math.inf:
-            raise UsageError(f"amateur_temperature must be above 0, not {self.amateur_temperature!r}")
+        check_each(self, ("penalty_alpha",), lambda x: 0.0 <= x <= 1.0, "lie in [0, 1]")
+        check_each(self, ("contrast_alpha",), lambda x: 0.0 < x <= 1.0, "lie in (0, 1]")
+        check_each(self, ("amateur_temperature",), lambda x: 0.0 < x < math.inf, "be above 0")
         if self.negative_prompt and self.guidance == 1.0:
             raise UsageError("negative_prompt does nothing at guidance 1: raise it, to 1.5 for a start")
         if len(self.chosen) > 1:

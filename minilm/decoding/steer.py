@@ -19,7 +19,6 @@ B rows, L layers, T tokens, V vocabulary, D width.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,6 +33,7 @@ from minilm.decoding.strategies import choose
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
+from minilm.model.losses import widened
 
 _SMALLEST = 1e-15  # a norm that divides
 
@@ -97,7 +97,8 @@ class Steered:
 
     def logits(self) -> Tensor:
         """ln(q^gm_scale p^(1 - gm_scale)) of the next tokens (B, V in use), not normalised."""
-        with _gradients(), evaluating(self.model):
+        # Gradients inside, also where the caller has switched them off.
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.model):
             ids = torch.tensor(self.contexts, device=self.model.device)[:, self.plain[0].shape[3] :]
             last = ids[:, -1:]
             if ids.shape[1] > 1:  # the prompt
@@ -156,9 +157,7 @@ class Steered:
         return (hidden, tape.grown()) if ids.is_floating_point() else (hidden.detach(), _detached(tape.grown()))
 
     def _log_p(self, hidden: Tensor) -> Tensor:
-        return (
-            self.model.used_logits(hidden[:, -1]).to(torch.promote_types(hidden.dtype, torch.float32)).log_softmax(-1)
-        )
+        return widened(self.model.used_logits(hidden[:, -1])).log_softmax(-1)
 
 
 def steered(job: Job, steering: Steering) -> Iterator[Piece]:
@@ -197,10 +196,3 @@ def _rows(job: Job, steering: Steering, rows: list[int]) -> Iterator[Piece]:
 
 def _detached(past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return past[0].detach(), past[1].detach()
-
-
-@contextlib.contextmanager
-def _gradients() -> Iterator[None]:
-    """Gradients inside, also where the caller has switched them off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minilm.checks import check_each, is_count
 from minilm.decoding import penalties
 from minilm.decoding.penalties import History, Trie
 from minilm.errors import MinilmError, UsageError
@@ -68,24 +69,15 @@ class Strategy:
     """Added to the logits of these tokens; -inf forbids one."""
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.temperature) and 0.0 <= self.temperature < math.inf):
-            raise UsageError(f"temperature must be 0 (greedy) or more, not {self.temperature!r}")
-        for name in ("top_k", "no_repeat_ngram", "min_new_tokens"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise UsageError(f"{name} must be a whole number, 0 (off) or more, not {getattr(self, name)!r}")
-        for name in ("top_p", "typical_p", "mirostat_rate"):
-            if not (_is_number(getattr(self, name)) and 0.0 < getattr(self, name) <= 1.0):
-                raise UsageError(f"{name} must lie in (0, 1], not {getattr(self, name)!r}")
-        for name in ("min_p", "epsilon", "eta"):
-            if not (_is_number(getattr(self, name)) and 0.0 <= getattr(self, name) <= 1.0):
-                raise UsageError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
-        if not (_is_number(self.mirostat) and 0.0 <= self.mirostat < math.inf):
-            raise UsageError(f"mirostat must be 0 (off) or bits a token, not {self.mirostat!r}")
-        if not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty < math.inf):
-            raise UsageError(f"repetition_penalty must be above 0 (1: off), not {self.repetition_penalty!r}")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not (_is_number(getattr(self, name)) and math.isfinite(getattr(self, name))):
-                raise UsageError(f"{name} must be a number (0: off), not {getattr(self, name)!r}")
+        check_each(self, ("temperature",), lambda t: _is_number(t) and 0.0 <= t < math.inf, "be 0 (greedy) or more")
+        check_each(self, ("top_k", "no_repeat_ngram", "min_new_tokens"), is_count, "be a whole number, 0 (off) or more")
+        shares = ("top_p", "typical_p", "mirostat_rate")
+        check_each(self, shares, lambda p: _is_number(p) and 0.0 < p <= 1.0, "lie in (0, 1]")
+        check_each(self, ("min_p", "epsilon", "eta"), lambda p: _is_number(p) and 0.0 <= p <= 1.0, "lie in [0, 1]")
+        check_each(self, ("mirostat",), lambda x: _is_number(x) and 0.0 <= x < math.inf, "be 0 (off) or bits a token")
+        check_each(self, ("repetition_penalty",), lambda x: _is_number(x) and 0.0 < x < math.inf, "be above 0 (1: off)")
+        subtracted = ("presence_penalty", "frequency_penalty")
+        check_each(self, subtracted, lambda x: _is_number(x) and math.isfinite(x), "be a number (0: off)")
         for token, value in self.logit_bias.items():
             if not (type(token) is int and token >= 0 and _is_number(value) and value < math.inf):
                 raise UsageError(f"logit_bias maps token ids to numbers or -inf, not {token!r} to {value!r}")

@@ -222,15 +222,17 @@ def run(
         asked = [(question, list(islice(found, len(question.choices)))) for question in bar]
     common: dict[str, Any] = {"benchmark": benchmark, "model": model_name, "n_questions": len(questions)}
     if all(len(question.choices) == 1 for question in questions):
-        right = [scores[0].is_greedy for _, scores in asked]
+        accuracy = float(np.mean([scores[0].is_greedy for _, scores in asked]))
         nats = [-scores[0].loglikelihood for _, scores in asked]
-        return Result(**common, accuracy=_share(right), accuracy_norm=None, accuracy_token=None, perplexity=_exp(nats))
+        perplexity = math.exp(min(float(np.mean(nats)), 700.0))
+        return Result(**common, accuracy=accuracy, accuracy_norm=None, accuracy_token=None, perplexity=perplexity)
 
     def by(size: Callable[[str, Scores], float]) -> float:
-        return _share(
+        right = [
             int(np.argmax([s.loglikelihood / size(c, s) for c, s in zip(q.choices, scores, strict=True)])) == q.gold
             for q, scores in asked
-        )
+        ]
+        return float(np.mean(right))
 
     return Result(
         **common,
@@ -239,11 +241,3 @@ def run(
         accuracy_token=by(lambda choice, scores: float(scores.n_tokens)),
         perplexity=None,
     )
-
-
-def _share(right: Iterable[bool]) -> float:
-    return float(np.mean(list(right)))
-
-
-def _exp(nats: list[float]) -> float:
-    return math.exp(min(float(np.mean(nats)), 700.0))

@@ -14,7 +14,7 @@ from minilm.errors import MinilmError, UsageError
 from minilm.evaluation import likeness
 from minilm.evaluation.intervals import Estimate, bootstrap, jackknife, share
 from minilm.evaluation.ngram import words
-from minilm.evaluation.novelty import blocks, copied_share, longest_matches
+from minilm.evaluation.novelty import blocks, copied_share, longest_matches, new_ngrams
 from minilm.evaluation.repetition import distinct_n, rep_r, self_bleu, seq_rep_n, zipf
 from minilm.log import say
 from minilm.model.gpt import GPT
@@ -202,13 +202,8 @@ def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenize
     split = (matches[: len(samples)], matches[len(samples) :])
     copied = [bootstrap([copied_share(match) for match in side]) for side in split]
     longest = [bootstrap([float(match.max(initial=0)) for match in side]) for side in split]
-    new = [
-        bootstrap(
-            [float((m[: max(len(m) - NOVEL_N + 1, 0)] < NOVEL_N).sum()) for m in side],
-            [max(len(m) - NOVEL_N + 1, 0) for m in side],
-        )
-        for side in split
-    ]
+    lacking = [[new_ngrams(match, NOVEL_N) for match in side] for side in split]
+    new = [bootstrap([float(one.sum()) for one in side], [len(one) for one in side]) for side in lacking]
     note = f"against {train.n_tokens:,} training tokens"
     return [
         Row(name, one[0], one[1] if real else None, note)

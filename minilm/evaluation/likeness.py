@@ -17,6 +17,7 @@ from minilm.errors import UsageError
 from minilm.evaluation.protocols import get_protocol, windows
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_nats
 from minilm.model.gpt import GPT
+from minilm.text.sources import needed
 from minilm.text.tokenizer import Tokenizer
 
 MAUVE_TOKENS = 256  # a text is cut to: features of texts of unequal length tell lengths apart, not kinds
@@ -97,10 +98,7 @@ def mauve(
 
     Raises UsageError where mauve-text is missing, the judge cannot read so much, or fewer than two texts are so long.
     """
-    try:
-        from mauve import compute_mauve
-    except ImportError:
-        raise UsageError('MAUVE needs mauve-text: pip install "minilm[eval]"') from None
+    compute_mauve = needed("mauve", "eval").compute_mauve
     if not 1 <= n_tokens <= judge.wpe.max_tokens:
         raise UsageError(f"the judge reads 1 to {judge.wpe.max_tokens} tokens, not {n_tokens}")
     kinds = [
@@ -126,13 +124,12 @@ def obedience(
 
     Raises UsageError where scikit-learn is missing, there is one label only, or too few texts of one.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_score
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        raise UsageError('obedience needs scikit-learn: pip install "minilm[eval]"') from None
+    needed("sklearn", "eval")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+
     kinds = tuple(sorted(set(labels)))
     unknown = sorted(set(asked) - set(kinds))
     if unknown:

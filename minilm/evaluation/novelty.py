@@ -83,7 +83,6 @@ def copied_share(matches: np.ndarray) -> float:
     return float(matches.max(initial=0) / len(matches)) if len(matches) else 0.0
 
 
-def new_ngrams(matches: Sequence[np.ndarray], n: int) -> float:
-    """Share of all n-grams of the texts that the corpus lacks (McCoy 2023); NaN where there is none."""
-    places = [match[: len(match) - n + 1] for match in matches if len(match) >= n]
-    return float(np.mean(np.concatenate(places) < n)) if places else float("nan")
+def new_ngrams(matches: np.ndarray, n: int) -> np.ndarray:
+    """Which n-grams of a text, in order, the corpus lacks (McCoy 2023): bool, empty where the text has none."""
+    return matches[: max(len(matches) - n + 1, 0)] < n

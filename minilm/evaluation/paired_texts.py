@@ -14,10 +14,8 @@ from minilm.evaluation.compare import paired
 from minilm.evaluation.generated import Sample
 from minilm.evaluation.intervals import Estimate
 from minilm.evaluation.ngram import words
-from minilm.evaluation.novelty import blocks, copied_share, longest_matches
 from minilm.evaluation.repetition import rep_r, seq_rep_n
 from minilm.model.gpt import GPT
-from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 
 MEASURED: dict[str, Callable[[list[str]], float]] = {
@@ -52,22 +50,13 @@ class TextDifference:
 
 
 def text_scores(
-    samples: Sequence[Sample],
-    *,
-    judge: GPT | None = None,
-    judge_tokenizer: Tokenizer | None = None,
-    train: Split | None = None,
-    train_tokenizer: Tokenizer | None = None,
+    samples: Sequence[Sample], *, judge: GPT | None = None, judge_tokenizer: Tokenizer | None = None
 ) -> dict[str, np.ndarray]:
     """Measure -> its value of each text, (N,); NaN where a text is too short for it."""
     split = [words(sample.text) for sample in samples]
     found = {name: np.array([measure(text) for text in split], float) for name, measure in MEASURED.items()}
     if any(sample.ended is not None for sample in samples):
         found["ended by end-of-text"] = np.array([float(bool(sample.ended)) for sample in samples])
-    if train is not None and train_tokenizer is not None:
-        ids = train_tokenizer.encode_batch([sample.text for sample in samples])
-        matches = longest_matches(ids, blocks(train, max(map(len, ids), default=0)))
-        found["longest copied span, share"] = np.array([copied_share(match) for match in matches])
     if judge is not None and judge_tokenizer is not None:
         nats, tokens = likeness.document_nats(judge, judge_tokenizer, [sample.text for sample in samples])
         found["nats per token under the judge"] = nats / np.where(tokens > 0, tokens, np.nan)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
-from minilm.config import check_fields, nearest
+from minilm.checks import check_each, check_fields, is_count, nearest
 from minilm.errors import UsageError
 
 Unit = Literal["token", "word", "byte", "character"]
@@ -62,9 +62,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("context", "stride", "random_windows"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} of a protocol must be 0 or more, not {getattr(self, name)}")
+        check_each(self, ("context", "stride", "random_windows"), is_count, "be 0 or more in a protocol")
         if self.context and self.stride > self.context:
             raise UsageError(f"a stride of {self.stride} leaves out tokens of a context of {self.context}: lower it")
         if self.context == 1 and self.targets_inside:
@@ -134,10 +132,6 @@ def windows(protocol: Protocol, n_tokens: int) -> Iterator[Window]:
             return
 
 
-def identity(text: str) -> str:
-    return text
-
-
 def rows_joined(text: str) -> str:
     """The text as `"\\n\\n".join(rows)` gives it for a data set whose rows are lines with their line ends, blank ones
     empty: what transformers' page on perplexity scores."""
@@ -180,7 +174,7 @@ def _replacing(table: list[tuple[str, str]]) -> Callable[[str], str]:
 
 
 TEXTS: dict[str, Callable[[str], str]] = {
-    "as_is": identity,
+    "as_is": str,
     "rows": rows_joined,
     "wikitext": _replacing(_WIKITEXT),
     "ptb": _replacing(_PTB),

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from minilm.errors import UsageError
+from minilm.text.sources import needed
 
 Units = Sequence[Hashable]
 ZIPF_RANKS = 5000  # most frequent units that the slope is fitted to: rarer ones are noise
@@ -60,11 +61,8 @@ def self_bleu(texts: Sequence[str], order: int = 4) -> list[float]:
     sacrebleu's sentence BLEU: its 13a words, exponential smoothing, effective order. Raises UsageError where sacrebleu
     is missing or there are fewer than two texts.
     """
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError:
-        raise UsageError('self-BLEU needs sacrebleu: pip install "minilm[eval]"') from None
+    metrics = needed("sacrebleu.metrics", "eval")
     if len(texts) < 2:
         raise UsageError("self-BLEU compares texts with each other: give two or more")
-    bleu = BLEU(effective_order=True, max_ngram_order=order)
+    bleu = metrics.BLEU(effective_order=True, max_ngram_order=order)
     return [bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts)]

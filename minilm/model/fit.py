@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.model.formats import Checkpoint
+from minilm.model.freeze import ranges
 from minilm.model.gpt import GPT
 
 Shapes = dict[str, tuple[int, ...]]
@@ -177,18 +178,7 @@ def _grouped(tensors: dict[str, str]) -> list[tuple[str, str]]:
         match = re.match(r"h\.(\d+)\.(.*)", name)
         key = (f"h.*.{match[2]}", re.sub(r"h\.\d+\.", "h.*.", what)) if match else (name, what)
         blocks.setdefault(key, []).extend([int(match[1])] if match else [])
-    return [(name.replace("*", _ranges(numbers)), what) for (name, what), numbers in blocks.items()]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """0-3,7."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return [(name.replace("*", ranges(numbers)), what) for (name, what), numbers in blocks.items()]
 
 
 def _text(shape: Iterable[int]) -> str:

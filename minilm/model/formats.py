@@ -84,7 +84,8 @@ def read_checkpoint(path: Path, dtype: torch.dtype, n_head: int = 0) -> Checkpoi
     raw = _read(_weights_file(path))
     tensors, notes = _canonical(raw.tensors, path)
     if config is None or raw.stated is not None:
-        stated = raw.stated or _mingpt_settings(path)
+        mingpt = path.parent / "config.json"
+        stated = raw.stated or (read_json(mingpt)["model"] if path.is_file() and mingpt.is_file() else {})
         config = _infer(tensors, {"n_head": n_head, **stated}, raw.activation, path)
         notes.append(
             f"activation {config.activation} and norm_eps 1e-05 are what such files have, this one does not say"
@@ -107,12 +108,6 @@ def config_beside(path: Path) -> GPTConfig | None:
     file = (path if path.is_dir() else path.parent) / "config.json"
     raw = read_json(file) if file.is_file() else {}
     return from_json(raw, file) if raw and not isinstance(raw.get("model"), dict) else None
-
-
-def _mingpt_settings(path: Path) -> dict[str, Any]:
-    file = path.parent / "config.json"
-    settings: dict[str, Any] = read_json(file)["model"] if path.is_file() and file.is_file() else {}
-    return settings
 
 
 def _weights_file(path: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -115,12 +115,12 @@ def table(model: GPT) -> str:
     lines = [f"{'component':<12}{'trained':>15}{'frozen':>15}"]
     for component, (trained, frozen) in [*counts.items(), ("total", total)]:
         where = blocks.get(component, set())
-        some = f"  blocks {_ranges(where)}" if where and len(where) < len(model.h) else ""
+        some = f"  blocks {ranges(where)}" if where and len(where) < len(model.h) else ""
         lines.append(f"{component:<12}{trained:>15,}{frozen:>15,}{some}")
     return "\n".join(lines)
 
 
-def _ranges(numbers: set[int]) -> str:
+def ranges(numbers: Collection[int]) -> str:
     """{0, 1, 2, 7} -> 0-2,7."""
     firsts = [n for n in sorted(numbers) if n - 1 not in numbers]
     lasts = [n for n in sorted(numbers) if n + 1 not in numbers]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from minilm import runtime
 from minilm.errors import MinilmError, UsageError
+from minilm.log import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,7 +70,7 @@ def step_folder(run: Path, which: Which = "newest") -> Path:
         raise UsageError(f"{run} holds no whole checkpoint yet: a run writes one when it saves, ends or is interrupted")
     if which == "newest":
         return steps[-1]
-    losses = [(loss, step) for step in steps if (loss := _val_loss(step)) is not None]
+    losses = [(loss, s) for s in steps if (loss := read_json(s / "state.json").get("val_loss")) is not None]
     if not losses:
         raise UsageError(f"no checkpoint of {run} was validated, so none is the best: take the newest")
     return min(losses)[1]
@@ -80,14 +80,6 @@ def step_folders(run: Path) -> list[Path]:
     """Whole step folders of a run, oldest first."""
     whole = [p for p in run.glob("step_*") if (p / WEIGHTS).is_file() and (p / "state.json").is_file()]
     return sorted(whole, key=lambda p: (len(p.name), p.name))  # step_1000000 comes after step_999999
-
-
-def _val_loss(step: Path) -> float | None:
-    try:
-        loss = json.loads((step / "state.json").read_text(encoding="utf-8")).get("val_loss")
-    except (OSError, ValueError, AttributeError):
-        raise UsageError(f"{step / 'state.json'} is damaged: remove the folder, or name another one") from None
-    return None if loss is None else float(loss)
 
 
 class _Unreachable(MinilmError):
@@ -125,8 +117,6 @@ def download(name: str) -> Path:
 
 def shards_of(index: Path) -> set[str]:
     """File names that an index lists. Raises UsageError on a damaged one, or one that points out of its folder."""
-    from minilm.log import read_json
-
     names: Any = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UsageError(f"{index} lists no files: fetch or save it again")

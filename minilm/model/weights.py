@@ -27,7 +27,6 @@ from minilm.model.gpt import GPT
 from minilm.model.hf_config import to_json
 from minilm.model.hub import WEIGHTS
 from minilm.model.hub import find_checkpoint as find_checkpoint
-from minilm.model.hub import newest_run as newest_run
 from minilm.model.lora import merged
 
 if TYPE_CHECKING:

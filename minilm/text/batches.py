@@ -109,8 +109,6 @@ class Batches:
         self.batch_size, self.seed, self.with_documents, self.order_kind = batch_size, seed, with_documents, order
         self.vocab_size, self.eot = self.splits[0].vocab_size, self.splits[0].shards[0].eot
         self.windows_per_epoch = sum(packing.n_rows for packing in self.packings)
-        self.steps_per_epoch = self.windows_per_epoch / batch_size
-        self.tokens_per_step = batch_size * block_size
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The rows of `rank` among `world` in step `step`; all ranks' rows in order are the single-rank batch.

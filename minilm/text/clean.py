@@ -187,20 +187,19 @@ def _language(part: str, value: str) -> Step:
     """language:en:0.8: keeps what langdetect (Nakatani 2010) calls English with at least that probability (0.5)."""
     name, _, threshold = value.partition(":")
     least = _number(part, threshold or "0.5", 0, 1)
-    detector = needed("langdetect")
     known = needed("langdetect.detector_factory")
     known.init_factory()
     languages = known._factory.get_lang_list()
     if name not in languages:
         raise UsageError(f"langdetect knows no language {name!r}: write one of {', '.join(sorted(languages))}")
 
-    return Step(lambda text: text if language_share(text, name, detector) >= least else None)
+    return Step(lambda text: text if language_share(text, name) >= least else None)
 
 
-def language_share(text: str, language: str, detector: Any = None) -> float:
+def language_share(text: str, language: str) -> float:
     """langdetect's probability of the language, from up to LANGUAGE_CHARS characters of the middle; 0 where it finds no
     language at all. Its random numbers are seeded for each text."""
-    detector = detector or needed("langdetect")
+    detector = needed("langdetect")
     detector.DetectorFactory.seed = 0
     start = max((len(text) - LANGUAGE_CHARS) // 2, 0)
     try:

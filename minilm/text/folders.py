@@ -66,17 +66,29 @@ def write_recipe(folder: Path, recipe: dict[str, Any], source: dict[str, str]) -
 
 def read_recipe(folder: Path) -> dict[str, Any]:
     """What `write_recipe` wrote, under "recipe" and "source"; empty where there is none or it is damaged."""
+    return read_object(folder / RECIPE)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none or it is damaged."""
     try:
-        old = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return old if isinstance(old, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def made_of(folder: Path) -> tuple[str, dict[str, Any]]:
     """Name and options of the data script that a prepared folder was made by; ("", {}) where that is not known."""
     recipe = read_recipe(folder).get("recipe") or {}
     return str(recipe.get("data", "")), dict(recipe.get("options", {}))
+
+
+def tales_of(folder: Path) -> tuple[int, list[str]]:
+    """Level and styles of prepared tales; the defaults of other data."""
+    name, options = made_of(folder)
+    told = options if name == "tales" else {}
+    return told.get("level", 1), [style.strip() for style in str(told.get("style", "plain")).split(",")]
 
 
 def still_holds(folder: Path, recipe: dict[str, Any], files: Files | None) -> bool:

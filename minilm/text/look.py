@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minilm.errors import UsageError
+from minilm.text.packing import document_segments
 from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
 
@@ -25,11 +26,7 @@ EXAMPLES = 3
 
 def document_lengths(split: Split) -> np.ndarray:
     """Tokens of each document, end-of-text not counted."""
-    lengths = []
-    for shard in split.shards:
-        borders = np.append(np.asarray(shard.starts, np.int64), shard.n_tokens - 1)
-        lengths.append(np.diff(borders) - 1)
-    return np.concatenate(lengths) if lengths else np.empty(0, np.int64)
+    return document_segments(split)[1] - 1
 
 
 def length_histogram(split: Split) -> str:

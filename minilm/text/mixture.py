@@ -116,12 +116,9 @@ def open_data(data: str, temperature: float = 1.0) -> ShardFolder:
         for folder, share in zip(folders, shares, strict=True)
         if "val" in folder.splits
     ]
-    splits = {"train": joined(trains)} | ({"val": interleaved(vals)} if vals else {})
+    whole = Split([shard for train in trains for shard in train.shards], trains[0].vocab_size)
+    splits = {"train": whole} | ({"val": interleaved(vals)} if vals else {})
     return MixedFolder(first.folder, first.meta, splits, trains, shares)
-
-
-def joined(splits: Sequence[Split]) -> Split:
-    return Split([shard for split in splits for shard in split.shards], splits[0].vocab_size)
 
 
 class Window(Shard):

@@ -54,12 +54,8 @@ def rows(files: Files, member: Member, *, columns: Sequence[str] = (), has_heade
 def lines(files: Files, *patterns: str) -> Iterator[str]:
     """Lines of every file that matches, without their ends."""
     for member in files.find(*patterns):
-        yield from member_lines(files, member)
-
-
-def member_lines(files: Files, member: Member) -> Iterator[str]:
-    for line in member.lines(errors="replace"):
-        yield counted(files, line.rstrip("\r\n"))
+        for line in member.lines(errors="replace"):
+            yield counted(files, line.rstrip("\r\n"))
 
 
 def whole(files: Files, member: Member) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from minilm.log import say
 from minilm.text.encode import Counts
-from minilm.text.folders import left_behind
+from minilm.text.folders import left_behind, read_object
 from minilm.text.holdout import Holdout
 from minilm.text.shard_writer import ShardWriter
 from minilm.text.tokenizer import Tokenizer, get_tokenizer
@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, folder: Path, key: str) -> None:
         self.key = key
         self.folder = next(filter(self.is_kept, left_behind(folder)), folder)  # until `replacing` gives its own
-        self.found: dict[str, Any] = _read(self.folder) if self.is_kept(self.folder) else {}
+        self.found: dict[str, Any] = read_object(self.folder / STATE) if self.is_kept(self.folder) else {}
         self.n_documents = int(self.found.get("documents", 0))
         self.counts = defaultdict(Counts, {s: Counts(**c) for s, c in self.found.get("counts", {}).items()})
         self.short: Counter[str] = Counter(self.found.get("short", {}))
@@ -48,7 +48,7 @@ class Progress:
         return Holdout(**{**known, "chosen": None if known["chosen"] is None else frozenset(known["chosen"])})
 
     def is_kept(self, folder: Path) -> bool:
-        return _read(folder).get("key") == self.key
+        return read_object(folder / STATE).get("key") == self.key
 
     def tokenizer(self, made: Callable[[], Tokenizer]) -> Tokenizer:
         """The earlier run's, or a new one."""
@@ -81,11 +81,3 @@ class Progress:
         partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(self.folder / STATE)
         self._saved = time.monotonic()
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -23,12 +23,12 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from minilm.command_line import Parser
 from minilm.config import ControlCodes, nearest
 from minilm.errors import MinilmError, UsageError
+from minilm.options import truth
 from minilm.text.download import Source
 from minilm.text.folders import slug
 from minilm.text.hub_files import HubFiles
 
 TEXT_FILES = "textfiles"  # the script that reads a user's own text
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 Document = str | tuple[str, str]
@@ -127,7 +127,7 @@ class Dataset:
         for name, word in given.items():
             kind = kinds.get(name, str)
             try:
-                values[name] = TRUTH[word.lower()] if kind is bool else kind(word)
+                values[name] = truth(word) if kind is bool else kind(word)
             except (ValueError, KeyError):
                 raise UsageError(f"{self.name}: {name} takes {kind.__name__}, not {word!r}") from None
         self.check_options(values)

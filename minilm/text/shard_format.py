@@ -113,9 +113,9 @@ def write_meta(folder: str | Path, meta: Meta) -> None:
             file.write(json.dumps(asdict(meta), indent=1, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        fsync_folder(final.parent)  # the renames of the shards are on the disk before this one
+        fsync(final.parent)  # the renames of the shards are on the disk before this one
         partial.replace(final)
-        fsync_folder(final.parent)
+        fsync(final.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -154,11 +154,11 @@ def _made(cls: type[T], raw: dict[str, Any]) -> T:
     return made
 
 
-def fsync_folder(folder: Path) -> None:
-    """Puts renames in a folder on the disk, where the system can."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Puts a file, or the renames in a folder, on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot flush a folder
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

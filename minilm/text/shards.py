@@ -147,10 +147,6 @@ class ShardFolder:
     meta: Meta
     splits: dict[str, Split]
 
-    @property
-    def rebuild_command(self) -> str:
-        return self.meta.command
-
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the shards. Raises UsageError where it is not the one that made them."""
         tokenizer = get_tokenizer(self.folder)

@@ -253,7 +253,8 @@ class _Zstd(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO) -> None:
         needed("zstandard")
-        self._stream, self._frame = stream, None
+        self._stream = stream
+        self._frame: Any = None
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
@@ -268,25 +269,21 @@ class _Zstd(io.RawIOBase):
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = needed("zstandard").ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._ready = memoryview(_zstd(self._frame, data))
+            try:
+                self._ready = memoryview(self._frame.decompress(data))
+            except needed("zstandard").ZstdError as error:
+                raise zlib.error(str(error)) from error
         n = min(len(buffer), len(self._ready))
         buffer[:n], self._ready = self._ready[:n], self._ready[n:]
         return n
 
 
-def _zstd(frame: Any, data: bytes) -> bytes:
-    try:
-        return cast(bytes, frame.decompress(data))
-    except needed("zstandard").ZstdError as error:
-        raise zlib.error(str(error)) from error
-
-
-def needed(module: str) -> Any:
+def needed(module: str, extra: str = "data") -> Any:
     """An optional package. Raises UsageError that names the extra where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise UsageError(f'this needs the package {module}: run pip install "minilm[data]"') from error
+        raise UsageError(f'this needs the package {module}: run pip install "minilm[{extra}]"') from error
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class Engine(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
 
 class Stream(Protocol):
@@ -114,15 +115,12 @@ class GigatokenEngine(TiktokenEngine):
         return bool(np.array_equal(flat, list(chain.from_iterable(map(self.encode, texts)))))
 
 
-class BytesEngine:
+class BytesEngine(Engine):
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
-
-class CharsEngine:
+class CharsEngine(Engine):
     """A table from code point to id; its last entry, the unknown id, serves all code points beyond."""
 
     def __init__(self, vocab: dict[str, int], unknown: int) -> None:
@@ -135,11 +133,8 @@ class CharsEngine:
         ids: list[int] = self._table[np.minimum(codes, len(self._table) - 1)].tolist()
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
-
-class WordsEngine:
+class WordsEngine(Engine):
     """Words by memo: a space opens a token, so what stands between two spaces always has the same ids."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
@@ -150,9 +145,6 @@ class WordsEngine:
         chunks = text.split(" ")
         later = map(self._later.__getitem__, islice(chunks, 1, None))
         return [*self._first[chunks[0]], *chain.from_iterable(later)]
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
 
 
 class _Memo(dict[str, tuple[int, ...]]):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from minilm.errors import UsageError
-from minilm.text.vocabulary import CHARS_SPLIT, WORDS_SPLIT, Spec, bpe_spec, listed_spec
+from minilm.text.vocabulary import CHARS_SPLIT, WORDS_SPLIT, Spec, bpe_spec, listed_spec, merge_list
 
 N_SPECIAL = 2
 """Rows that characters and words give to the unknown and the end-of-text token."""
@@ -101,6 +101,5 @@ def _bpe(texts: Iterator[str], vocab_size: int) -> Spec:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.train_from_iterator(texts, trainer)
-    model = json.loads(trained.to_str())["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return bpe_spec(model["vocab"], merges)
+    spec: Spec = json.loads(trained.to_str())
+    return bpe_spec(spec["model"]["vocab"], merge_list(spec))

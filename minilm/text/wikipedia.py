@@ -22,7 +22,6 @@ DROPPED_TAGS = {"ref", "references", "table", "gallery", "timeline", "math", "ch
 UNREAD = re.compile(r"^\s*:?(?:file|image|media|category|[a-z]{2,3}(?:-[a-z-]+)?|simple)\s*:", re.IGNORECASE)
 LAST_SECTIONS = {"see also", "references", "external links", "further reading", "notes", "bibliography", "sources",
                  "footnotes", "citations", "notes and references", "works cited"}  # fmt: skip
-HEADING = re.compile(r"^(=+)[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
 
 
 def dump_articles(member: Member) -> Iterator[tuple[str, str]]:

@@ -7,22 +7,21 @@ where training spreads them over ranks: rank 0 gathers them, so that every check
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minilm.errors import MinilmError, UsageError
+from minilm.log import read_json
 from minilm.model import lora
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained
+from minilm.text.shard_format import fsync
 from minilm.text.tokenizer import Tokenizer
 from minilm.training import train_state
 from minilm.training.distributed import is_lost_rank
@@ -62,16 +61,16 @@ def save_checkpoint(
             train_state.write_spread(partial, held, first)
         if whole is not None:
             if not spread:
-                train_state.write_whole(partial, held)
+                torch.save(held, partial / train_state.WHOLE)
             whole.save_pretrained(partial, tokenizer)
             if lora.layers(whole):
                 lora.save(whole, partial / ADAPTER)
             (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
             for path in [*partial.rglob("*"), partial]:
-                _fsync(path)
+                fsync(path)
             _remove(final)
             partial.rename(final)
-            _fsync(run)
+            fsync(run)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         if is_lost_rank(error):
             raise
@@ -86,12 +85,8 @@ def save_checkpoint(
 
 
 def read_state(step_folder: Path) -> dict[str, Any]:
-    """state.json of a step folder."""
-    try:
-        state: dict[str, Any] = json.loads((step_folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{step_folder} is no checkpoint to resume from: {error}") from None
-    return state
+    """state.json of a step folder. Raises UsageError where there is none."""
+    return read_json(step_folder / "state.json")
 
 
 def prune(run: Path, keep: int) -> None:
@@ -151,22 +146,6 @@ def _load_weights(step_folder: Path, model: GPT) -> None:
     if lora.layers(model):
         read_start(model, step_folder.parent)  # what the adapters stand beside; the step folder has it merged
         lora.load(model, step_folder / ADAPTER)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot flush a folder
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
 
 
 def _save_failure(run: Path, error: Exception) -> str:

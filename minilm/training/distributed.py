@@ -108,6 +108,9 @@ class Ranks:
                 dist.broadcast(p.data, 0)
 
 
+ALONE = Ranks()
+
+
 def is_lost_rank(error: BaseException) -> bool:
     """Whether it says that the ranks' connection broke: NCCL's errors have a class, gloo's have its name in them."""
     return isinstance(error, dist.DistError) or (

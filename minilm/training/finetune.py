@@ -156,11 +156,8 @@ def _samples(model: GPT, tokenizer: Tokenizer) -> list[str]:
     """Texts from the same seed each time; training's random numbers are left alone."""
     from minilm.decoding.engine import generate
 
-    training = model.training
     with torch.random.fork_rng():
-        texts = generate(model, tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=0)
-    model.train(training)
-    return list(texts)
+        return generate(model, tokenizer, [""] * SAMPLES, max_new_tokens=SAMPLE_TOKENS, seed=0)
 
 
 def report(model: GPT, tokenizer: Tokenizer, run: Path) -> str:

@@ -22,14 +22,13 @@ from minilm.errors import MinilmError
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
-from minilm.training.distributed import Ranks
+from minilm.training.distributed import ALONE, Ranks
 from minilm.training.setup import Setup
 from minilm.training.spread import own, whole
 
 WINDOW = 64
 FEWEST = 16  # good steps before a spike can be told
 SKIPS_IN_A_ROW = 10
-ALONE = Ranks()
 ROLLBACKS = 8  # the rate is then 1 / 256 of what was asked for
 
 
@@ -98,18 +97,15 @@ def first_bad(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]], r
     All ranks call this together and hear of the first that found something in its own micro-batches.
     """
     bad = [f"weights of {name}" for name, p in model.named_parameters() if not torch.isfinite(own(p)).all()]
-    if weights := _first(ranks.gather(bad[0] if bad else "")):
+    if weights := next(filter(None, ranks.gather(bad[0] if bad else "")), ""):
         return weights
     norms = [
         (whole(p.grad.norm(dtype=torch.float32)).item(), n) for n, p in model.named_parameters() if p.grad is not None
     ]
     largest = f"largest gradient: {max(norms, default=(0.0, 'none'))[1]}"
     # Weights that are spread are gathered by all ranks together: none may stop before the others.
-    return _first(ranks.gather(_first_in(model, setup, batches, all_of_it=ranks.world > 1))) or largest
-
-
-def _first(found: list[str]) -> str:
-    return next((place for place in found if place), "")
+    found = ranks.gather(_first_in(model, setup, batches, all_of_it=ranks.world > 1))
+    return next(filter(None, found), largest)
 
 
 def _first_in(model: GPT, setup: Setup, batches: Iterable[tuple[Tensor, ...]], all_of_it: bool) -> str:

@@ -32,7 +32,7 @@ from minilm.evaluation.text_metrics import judge, tell_stories
 from minilm.log import say
 from minilm.model.gpt import GPT
 from minilm.model.weights import find_checkpoint, load_pretrained
-from minilm.text.folders import made_of
+from minilm.text.folders import tales_of
 from minilm.text.mixture import head
 from minilm.text.shards import ShardFolder, open_shards
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
@@ -62,7 +62,9 @@ class Measures:
         self.judges: dict[str, tuple[GPT, Tokenizer] | None] = {}
         for word in config.eval_metrics:
             self._add(word, *word.partition("@")[::2])
-        self._real = self._real_texts() if self.judges else []
+        val = shards.splits["val"]
+        n_real = min(config.eval_samples, val.n_documents) if self.judges else 0
+        self._real = [Sample(tokenizer.decode(val.document(i)[:SAMPLE_TOKENS])) for i in range(n_real)]
         self._told = set[str]()
 
     def _add(self, word: str, name: str, path: str) -> None:
@@ -111,11 +113,6 @@ class Measures:
         model = load_pretrained(found)[0].to(self.model.device)
         return model, get_tokenizer(found if found.is_dir() else found.parent)
 
-    def _real_texts(self) -> list[Sample]:
-        split = self.shards.splits["val"]
-        n = min(self.config.eval_samples, split.n_documents)
-        return [Sample(self.tokenizer.decode(split.document(i)[:SAMPLE_TOKENS])) for i in range(n)]
-
     def __call__(self, whole: Callable[[torch.device], GPT | None], step: int) -> dict[str, Any]:
         """By name; what could not be measured is left out, and said once. Nothing on ranks other than the first, and at
         step 0 nothing for samples alone.
@@ -147,11 +144,8 @@ class Measures:
         share that is coherent (copies are looked for at the end of a run)."""
         n, values = self.config.eval_samples, dict[str, Any]()
         if self.shards.meta.name == "tales":
-            options = made_of(self.shards.folder)[1]
-            where = {
-                "style": str(options.get("style", "plain")).split(",")[0].strip(),
-                "level": options.get("level", 1),
-            }
+            level, styles = tales_of(self.shards.folder)
+            where: dict[str, Any] = {"level": level, "style": styles[0]}
             texts = tell_stories(model, self.tokenizer, n_stories=n, seed=0, **where)
             samples, values = [Sample(text) for text in texts], {"coherence": judge(texts, train=None, **where).share}
         else:

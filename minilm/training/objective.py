@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minilm.config import TrainConfig
+from minilm.decoding.contexts import evaluating
 from minilm.errors import UsageError
 from minilm.model import losses
 from minilm.model.gpt import GPT
@@ -133,12 +134,9 @@ class Objective:
     @torch.no_grad()
     def _continue(self, ids: Tensor, n_new: int) -> Tensor:
         assert self.sampler is not None
-        training = self.model.training
-        self.model.eval()
-        with torch.autocast(ids.device.type, enabled=False):  # the cache has the weights' precision
-            whole = self.sampler(self.model, ids, n_new)
-        self.model.train(training)
-        return whole
+        # Without autocast: the cache has the weights' precision.
+        with evaluating(self.model), torch.autocast(ids.device.type, enabled=False):
+            return self.sampler(self.model, ids, n_new)
 
     def _through_head(self, hidden: Tensor, loss: losses.TokenLoss, factors: Sequence[float]) -> tuple[Tensor, Tensor]:
         x = self.model.head_proj(hidden).flatten(0, 1)

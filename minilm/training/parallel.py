@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from minilm.errors import UsageError
 from minilm.model import surgery
 from minilm.model.gpt import GPT
-from minilm.training.distributed import Ranks
+from minilm.training.distributed import ALONE, Ranks
 from minilm.training.spread import put, whole
-
-ALONE = Ranks()
 
 
 class Replicated:

@@ -29,11 +29,6 @@ WHOLE, SPREAD, INDEX = "train_state.pt", "train_state", "index.json"
 State = dict[str, dict[str, Any]]  # parameter's name -> key -> tensor or number
 
 
-def write_whole(folder: Path, state: State) -> None:
-    """Raises OSError or RuntimeError when writing fails."""
-    torch.save(state, folder / WHOLE)
-
-
 def write_spread(folder: Path, state: State, first: bool) -> None:
     """Writes the rows of every rank, which all call this together; flushed to the disk.
 

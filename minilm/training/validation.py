@@ -11,10 +11,8 @@ from torch import Tensor
 from minilm.model.gpt import GPT
 from minilm.text.batches import IGNORE, Batch, documents_of, eval_batches
 from minilm.text.shards import Split
-from minilm.training.distributed import Ranks
+from minilm.training.distributed import ALONE, Ranks
 from minilm.training.setup import Setup
-
-ALONE = Ranks()
 
 
 @torch.no_grad()
