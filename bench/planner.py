@@ -4,7 +4,7 @@
 
 Each configuration trains a few steps in a process of its own, eager, on random tokens. Memory is what tensors take at
 their most, as torch's allocator reports it (a machine may reclaim resident pages behind a process's back); seconds are
-the fastest step's of the run. --clock cpu counts processor seconds instead of the wall's, for a machine
+the fastest step's. --clock cpu counts processor seconds instead of the wall's, for a machine
 that others use: with one thread the two are the same on a quiet one.
 """
 
@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS = 6
+ROUNDS = 2  # of a forecast and a measurement by turns: the fastest of each
+STEPS, MOST_STEPS, SECONDS = 6, 40, 2.0  # at least so many, and short ones for so long
 CASES: dict[str, dict[str, Any]] = {
     "tiny": {"preset": "tiny", "batch_size": 16},
     "tiny, adamw": {"preset": "tiny", "batch_size": 16, "optimizer": "adamw", "lr": 1e-3},
@@ -95,8 +96,10 @@ def measure(name: str, clock: str) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
 
-    seconds = []
-    for _ in range(STEPS):
+    seconds: list[float] = []
+    for i in range(MOST_STEPS):
+        if i >= STEPS and sum(seconds) > SECONDS:
+            break
         started = now()
         step()
         seconds.append(now() - started)
@@ -113,27 +116,37 @@ def measure(name: str, clock: str) -> None:
     print(json.dumps({"seconds": min(seconds[1:]), "bytes": held + most, "resident": resident}))
 
 
-def predict(name: str, clock: str) -> dict[str, float]:
+def predict(name: str, clock: str) -> None:
+    """In a process of its own too, as `minilm plan` and `train.py` are."""
     from minilm.lab.plan import forecast, this_machine
 
     told = forecast(config_of(name), this_machine("cpu"), rows=0, clock=clock_of(clock))
-    return {"seconds": told.step_seconds, "bytes": told.tensors, "resident": told.bytes}
+    print(json.dumps({"seconds": told.step_seconds, "bytes": told.tensors, "resident": told.bytes}))
+
+
+def asked(what: str, name: str, options: argparse.Namespace) -> dict[str, float]:
+    words = [sys.executable, __file__, f"--{what}", name, "--clock", options.clock, "--threads", str(options.threads)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--case", default="", help="measure this one, in this process")
+    parser.add_argument("--measure", default="", help="this case, in this process")
+    parser.add_argument("--predict", default="", help="this case, in this process")
     parser.add_argument("--out", default="", help="write the table to this file too")
     options = parser.parse_args()
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.case:
-        measure(options.case, options.clock)
-        return
+    for job in (measure, predict):
+        if name := getattr(options, job.__name__):
+            job(name, options.clock)
+            return
     lines = [
         "| configuration | tensors, predicted | measured | off by | process, predicted | measured | off by "
         "| seconds a step, predicted | measured | off by |",
@@ -141,9 +154,8 @@ def main() -> None:
     ]
     errors: dict[str, list[float]] = {"bytes": [], "resident": [], "seconds": []}
     for name in CASES:
-        words = [sys.executable, __file__, "--case", name, "--clock", options.clock, "--threads", str(options.threads)]
-        found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        told = predict(name, options.clock)
+        rounds = [(asked("predict", name, options), asked("measure", name, options)) for _ in range(ROUNDS)]
+        told, found = ({key: min(side[key] for side in sides) for key in errors} for sides in zip(*rounds, strict=True))
         off = {key: 100 * (told[key] / found[key] - 1) for key in errors}
         for key in errors:
             errors[key].append(abs(off[key]))

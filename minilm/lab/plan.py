@@ -49,7 +49,8 @@ CARD_MEMORY |= {
 WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
-HEAP_SHARE = 1.0  # of activations again: what the heap of a CPU loses between tensors (263 MB for 151, preset tiny)
+HEAP_SHARE = 1.0  # of what comes and goes again: what a CPU's heap loses between tensors (263 MB for 151, preset tiny)
+TIMED_SECONDS, MOST_TURNS = 1.0, 30  # that short steps are timed for, one of which says little
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
 
@@ -124,16 +125,16 @@ def forecast(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Forecast:
     """A run's peak memory and seconds. rows: sequences that steps are timed with, 0 for the run's own micro-batch;
-    turns: how often, after one that warms up; the fastest counts. context: a longer one is timed at this length, and
-    scaled by its FLOPs; 0: as it is."""
+    turns: how often, after one that warms up, or more often where steps are short; the fastest counts. context: a
+    longer one is timed at this length, and scaled by its FLOPs; 0: as it is."""
     precision = _precision(config, machine)
     with torch.device("meta"):
         model = GPT(config.model)
         _adapt(model, config)
     device = torch.device(machine.device_type)
     n = config.micro_batch_size or micro_batch_size(config, model, precision, device, card_bytes=machine.memory)
-    tensors, activations = tensor_bytes(model, config, precision, n, machine.device_type == "cuda")
-    peak = tensors + (PYTHON_BYTES + HEAP_SHARE * activations if machine.device_type == "cpu" else 0.0)
+    tensors, passing = tensor_bytes(model, config, precision, n, machine.device_type == "cuda")
+    peak = tensors + (PYTHON_BYTES + HEAP_SHARE * passing if machine.device_type == "cpu" else 0.0)
     T = config.model.block_size
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(map(Tensor.numel, model.parameters()))
     share = (2 + trained + config.recompute) / 3
@@ -145,7 +146,9 @@ def forecast(
         runtime.tune_allocator()  # as a run does: without it page faults cost the timed steps half as much again
     steps = [_step(shorter, precision, rows or n, blocks, device, clock) for blocks in (1, 2)]
     # In turns: what slows the machine for a while slows both, and their difference counts once for every block.
-    one, two = np.min([[step() for step in steps] for _ in range(turns + 1)][1:], axis=0)
+    warm = np.sum([step() for step in steps])
+    more = max(turns, min(int(TIMED_SECONDS / warm), MOST_TURNS))
+    one, two = np.min([[step() for step in steps] for _ in range(more)], axis=0)
     forward, update = map(float, one + (config.model.n_layer - 1) * np.maximum(two - one, 0.0))
     of_row = [flops_per_token(model) * model.block_size for model in (config.model, shorter.model)]
     forward *= of_row[0] / of_row[1] * config.batch_size / (rows or n)
@@ -160,7 +163,8 @@ def _precision(config: TrainConfig, machine: Machine) -> str:
 
 
 def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int, card: bool) -> tuple[float, float]:
-    """(peak of a step's tensors, activations among them): `estimate.memory`, and what lives for a moment beside it."""
+    """(peak of a step's tensors, what of them comes and goes): `estimate.memory`, and what lives a moment beside it;
+    the activations, or that moment's where it holds more."""
     step, c = memory(model, config, precision, n_sequences), model.config
     n_targets, V = n_sequences * c.block_size, len(model.head_rows())
     # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
@@ -171,7 +175,7 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
             kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)
         )
         beside = max(beside, two - one)
-    return step.total + beside, step.activations
+    return step.total + beside, max(step.activations, beside)
 
 
 def _adapt(model: GPT, config: TrainConfig) -> None:
