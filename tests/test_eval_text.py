@@ -139,7 +139,7 @@ def test_what_cannot_be_had_is_left_out(judge: GPT, capsys: pytest.CaptureFixtur
     assert not {"self-BLEU", "MAUVE", "label obeyed"} & {row.name for row in rows}
     said = capsys.readouterr().err
     assert [said.count(f"without {name}: ") for name in ("self-BLEU", "MAUVE", "label obeyed")] == [1, 1, 1]
-    with pytest.raises(UsageError, match="MAUVE needs|package mauve"):
+    with pytest.raises(UsageError, match=r"MAUVE needs|package mauve"):
         quality(told, real, judge=judge, tokenizer=BYTES, mauve_tokens=35, only=["mauve"])
     pytest.importorskip("mauve")
     value, low, high = quality(told[:2], real[:2], judge=judge, tokenizer=BYTES, only=["mauve"])[0].generated
