@@ -15,7 +15,7 @@ from lab_helpers import light, shards
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
-from minilm.lab import sampling, transfer
+from minilm.lab import overfit, sampling, transfer
 from minilm.lab.analysis import Analysis, ArmResult, compare
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
@@ -161,6 +161,21 @@ def test_what_pretraining_is_worth_is_read_between_two_amounts() -> None:
     )
     assert found[1] == "Better than every amount from scratch here, so in no law: pretrained / small, 300000."
     assert "cannot be fitted: 2 of the pretrained arms" in found[2]
+
+
+def test_stories_told_again_are_counted() -> None:
+    def line(arm: str, kind: str, failures: dict[str, int]) -> Line:
+        return {"arm": arm, "kind": kind, "metrics": {"failures": failures}, "settings": {"measure": {"n_stories": 20}}}
+
+    arms = [ArmResult(Arm(name), None, (), {}, 0) for name in ("8 passes", "none")]
+    lines = [
+        line("8 passes", "paired", {"duplicate": 5, "parse": 1}),
+        line("8 passes", "paired", {}),
+        line("8 passes", "sweep", {"duplicate": 20}),
+    ]
+    told = overfit.told(SimpleNamespace(arms=arms, lines=lines))
+    assert told == ["Stories that were told before, of those sampled: 8 passes 12.5 %."]
+    assert overfit.told(SimpleNamespace(arms=arms, lines=[])) == []
 
 
 def test_a_strategy_that_costs_no_diversity_is_told() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from minilm.decoding.engine import generate_ids
@@ -40,6 +42,17 @@ def by_heart(trained: Trained) -> dict[str, float]:
     }
 
 
+def told(analysis: Any) -> list[str]:
+    """How many stories each length tells more than once: what is known by heart comes again and again."""
+    found = []
+    for label in (r.arm.label for r in analysis.arms):
+        runs = [line for line in analysis.lines if line["kind"] == "paired" and line["arm"] == label]
+        twice = sum(run["metrics"].get("failures", {}).get("duplicate", 0) for run in runs)
+        n_stories = sum(run["settings"]["measure"]["n_stories"] for run in runs)
+        found += [f"{label} {100 * twice / n_stories:.1f} %"] if n_stories else []
+    return [f"Stories that were told before, of those sampled: {', '.join(found)}."] if found else []
+
+
 def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: int, tokens: float = 0) -> Scale:
     tokens = tokens or 1e6 * megabytes / 4.5  # bytes a word, roughly
     extra = {"passes": passes, "tokens": tokens, "documents": documents}
@@ -71,4 +84,5 @@ QUESTION = Question(
         Picture("lines", "passes over the text", "by_heart", log=True),
     ),
     measure=by_heart,
+    tells=told,
 )
