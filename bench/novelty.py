@@ -8,7 +8,6 @@ found whole. Needs GPT-2's vocabulary. Prints processor seconds and the process'
 from __future__ import annotations
 
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minilm import runtime
 from minilm.evaluation.novelty import BLOCK_TOKENS, blocks, copied_share, longest_matches, new_ngrams
 from minilm.text.shard_writer import ShardWriter
 from minilm.text.shards import Shard, Split
@@ -58,16 +58,16 @@ def main(data: str, megabytes: int = 120) -> None:
         for i, text in enumerate(texts[::2]):
             start = int(random.integers(split.n_tokens - SPAN)) if i else split.n_tokens - SPAN - 1
             text[70 : 70 + SPAN] = split.read(start, SPAN)
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+        held = runtime.resident_bytes()
         start_s = time.process_time()
         matches = longest_matches(texts, blocks(split, LENGTH))
         seconds = time.process_time() - start_s
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        after = runtime.peak_resident_bytes()
     found = [int(match[70]) for match in matches[::2]]
     assert min(found) >= SPAN, "a copied span was missed"
     print(f"corpus: {n_bytes / 1e6:,.0f} MB, {split.n_tokens:,} tokens; blocks of {BLOCK_TOKENS:,}")
     print(f"{TEXTS} texts of {LENGTH} tokens: {seconds:.1f} s of one core, {n_bytes / 1e6 / seconds:.1f} MB/s")
-    print(f"peak memory over the {held:,.0f} MB held before: {after / 1e3 - held:,.0f} MB")
+    print(f"peak memory over the {held / 1e6:,.0f} MB held before: {(after - held) / 1e6:,.0f} MB")
     shares = [copied_share(match) for match in matches]
     print(f"all {len(found)} copied spans of {SPAN} tokens found; {np.mean(shares[::2]):.3f} of those texts")
     new = np.concatenate([new_ngrams(match, 4) for match in matches[1::2]])

@@ -117,7 +117,7 @@ def run(cell: Cell) -> dict[str, Any]:
     from minilm import runtime
     from minilm.evaluation.text_metrics import coherence
     from minilm.model.hub import step_folders
-    from minilm.options import build, read_preset
+    from minilm.options import build, read_preset, run_config
     from minilm.text.prepare import prepare
     from minilm.text.shards import open_shards
     from minilm.training.loop import train
@@ -146,7 +146,7 @@ def run(cell: Cell) -> dict[str, Any]:
         keep_checkpoints=1,
     )
     if resumed:
-        saved = build(read_preset(str(folder / "config.toml")))
+        saved = run_config(folder)
         config = replace(saved, existing="resume", out_dir=str(folder))
     result = train(config)
     if result.interrupted:

@@ -17,7 +17,6 @@ import hashlib
 import json
 import lzma
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from minilm import runtime
 from minilm.errors import UsageError
 from minilm.evaluation.ngram import NGramModel, words
 from minilm.text import tales
@@ -110,7 +110,7 @@ def ngram(level: int) -> dict[str, Any]:
     started = time.process_time()
     model = NGramModel(corpus(level), 5)
     trained = time.process_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB
+    peak = runtime.peak_resident_bytes() / 1e9
     samples = model.sample(N_SAMPLES, seed=0, max_words=1000)
     verdicts = [tales.grade(text, level) for text in samples]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 from minilm.config import nearest
@@ -27,6 +27,12 @@ class Parser(argparse.ArgumentParser):
             known = [name for action in self._actions for name in action.option_strings]
             raise UsageError(f"{self.prog} has no option {name!r}{nearest(name, known)}; --help lists them")
         return options
+
+
+def unread(options: argparse.Namespace, defaults: argparse.Namespace, read: Container[str]) -> list[str]:
+    """Options that differ from their defaults, and are not among those that are read."""
+    given = vars(options)
+    return [name for name, value in vars(defaults).items() if name not in read and given[name] != value]
 
 
 def whole(least: int = 0) -> Callable[[str], int]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minilm.command_line import Parser, whole
+from minilm.command_line import Parser, unread, whole
 from minilm.errors import UsageError
 from minilm.log import say
 
@@ -59,16 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_read(options: argparse.Namespace) -> str:
     """What is asked for, a key of READ. Raises UsageError on an option that it does not read."""
-    defaults = vars(parse([]))
     mode = next((mode for mode in READ if getattr(options, mode) not in (None, False)), "protocol")
     read = {mode, *READ[mode]}
     if mode == "text_file":
         read -= {"source"} if options.data is None else set()
         read -= {"split"} if options.reference is None else set()
-    unread = [name for name, value in defaults.items() if name not in read and getattr(options, name) != value]
-    if unread:
+    if left := unread(options, parse([]), read):
         names = {"model": "the model", "text": "--form", "text_file": "--text"}
-        listed = ", ".join(names.get(name, f"--{name}") for name in unread)
+        listed = ", ".join(names.get(name, f"--{name}") for name in left)
         reader = "a perplexity" if mode == "protocol" else names.get(mode, f"--{mode}")
         raise UsageError(f"leave out {listed}, which {reader} does not read")
     return mode

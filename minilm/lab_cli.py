@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minilm.command_line import Parser
+from minilm.command_line import Parser, unread
 from minilm.errors import MinilmError, UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
 READ = {  # by each job, beside --folder
-    "list": ("scale",),
-    "run": ("scale", "processes", "engine", "address"),
-    "report": ("scale", "out"),
+    "list": ("names", "scale"),
+    "run": ("names", "scale", "processes", "engine", "address"),
+    "report": ("names", "scale", "out"),
     "present": ("models",),
 }
 
@@ -34,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import sys
 
     options = parser.parse_words(sys.argv[2:] if argv is None else argv)
-    read = {"job", "folder", *READ[options.job], *(["names"] if options.job != "present" else [])}
-    unread = [name for name, value in vars(options).items() if name not in read and value != parser.get_default(name)]
-    if unread := [name for name in unread if getattr(options, name) != []]:
-        told = ", ".join(f"--{name}" if name != "names" else options.names[0] for name in unread)
+    if left := unread(options, parser.parse_words([options.job]), {"folder", *READ[options.job]}):
+        told = ", ".join(f"--{name}" if name != "names" else options.names[0] for name in left)
         raise UsageError(f"`minilm lab {options.job}` does not read {told}: leave it out")
     try:
         return do(options)

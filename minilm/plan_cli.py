@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cost = f", ${options.dollars_per_hour * f.seconds / 3600:,.2f}" if options.dollars_per_hour else ""
         told = f"{f.bytes / 1e9:6.1f} GB{f.step_seconds:10.3g} s a step{f.config.max_steps:9,} steps"
         effect = beside.get(row.command.split()[1]) if f.config.init else None
-        loss = f", loss {effect.mean:+.2f} ({effect.low:+.2f} to {effect.high:+.2f})" if effect else ""
+        loss = f", loss {effect.mean:+.2f} ({effect.interval(2)})" if effect else ""
         why = "; " + (row.reason or "fewer steps than the text is worth") if row.reason or row.cut else ""
         print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{loss}{why}", flush=True)
     if beside:

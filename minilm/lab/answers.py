@@ -56,8 +56,7 @@ def told(comparison: Comparison, measure: Measure) -> str:
     """by 0.12 nats per token lower validation loss (95 % ... to ..., p ..., 3 seeds)."""
     effect, digits = comparison.effect, measure.digits
     interval = "no interval from one seed" if effect.n == 1 else "no interval: all seeds measure the same"
-    if math.isfinite(effect.low):
-        ends = f"{effect.low:+.{digits}f} to {effect.high:+.{digits}f}"
+    if ends := effect.interval(digits):
         interval = f"95 % {ends}, p {told_p(comparison.p)}, {effect.n} seeds"
     return f"{measure.title} {effect.mean:+.{digits}f}{_unit(measure)} ({interval})"
 
@@ -124,8 +123,8 @@ def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says:
     here = "same" if -nothing <= low and high <= nothing else here
     agrees = "undecided here" if here == "undecided" else "agrees" if here == says else f"disagrees (published {says})"
     change = f"{shown.title} {effect.mean:+.{shown.digits}f}{_unit(shown)}"
-    ends = f" ({effect.low:+.{shown.digits}f} to {effect.high:+.{shown.digits}f})" if math.isfinite(effect.low) else ""
-    return f"{arm}{beside}: {change}{ends}, {agrees}{_edge(analysis, [arm, other])}"
+    change += f" ({ends})" if (ends := effect.interval(shown.digits)) else ""
+    return f"{arm}{beside}: {change}, {agrees}{_edge(analysis, [arm, other])}"
 
 
 def loss_and_text(analysis: Analysis) -> str:

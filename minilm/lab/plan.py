@@ -39,13 +39,9 @@ from minilm.training.optim import build_optimizers
 from minilm.training.precision import autocast
 from minilm.training.setup import micro_batch_size
 
+# GB, the smaller variant where there are two, A100's common one
 CARD_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100": 80, "L40S": 48, "L4": 24, "A10": 24}
-CARD_MEMORY |= {
-    "4090": 24,
-    "3090": 24,
-    "V100": 16,
-    "T4": 16,
-}  # GB, the smaller variant where there are two, A100's common one
+CARD_MEMORY |= {"4090": 24, "3090": 24, "V100": 16, "T4": 16}
 WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing

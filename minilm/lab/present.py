@@ -27,7 +27,7 @@ from minilm.lab.texts import STYLES
 from minilm.log import duration
 from minilm.model.hub import step_folders
 from minilm.model.weights import save_pretrained
-from minilm.options import build, read_preset
+from minilm.options import build, read_preset, run_config
 from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
 from minilm.training.loop import Result, train
@@ -69,11 +69,8 @@ def present(folder: Path, work: Path, size: Size = FULL) -> list[Path]:
 
 def writer(folder: Path, work: Path, size: Size = FULL) -> Path:
     """All styles of level 1, each by its control code."""
-    config, data = (
-        _config("width 192", size, size.steps),
-        {"level": 1, "style": ",".join(STYLES), "megabytes": size.megabytes},
-    )
-    result = _trained(config, data, work / "writer")
+    data = {"level": 1, "style": ",".join(STYLES), "megabytes": size.megabytes}
+    result = _trained(_config("width 192", size, size.steps), data, work / "writer")
     coded = [style for style in STYLES if style != "plain"]  # a plain tale has none, so none can be asked for
     about = f"Short tales by control code: {', '.join(coded)}; without one, of any of these styles or a plain one."
     return _package(folder / "tales-writer", result, data, [_graded(result, 1, s, size) for s in coded], about)
@@ -110,11 +107,8 @@ def _config(shape: str, size: Size, steps: int, level: int = 1) -> TrainConfig:
 
 def _trained(config: TrainConfig, data: dict[str, Any], run: Path) -> Result:
     shards = prepare("tales", tokenizer="words", **data)
-    if step_folders(run):
-        config = replace(build(read_preset(str(run / "config.toml"))), existing="resume")
-    else:
-        config = replace(config, existing="overwrite")
-    config = replace(config, data=str(shards), out_dir=str(run))
+    start = replace(run_config(run), existing="resume") if step_folders(run) else replace(config, existing="overwrite")
+    config = replace(start, data=str(shards), out_dir=str(run))
     result = train(config)
     if result.interrupted:
         raise KeyboardInterrupt
@@ -126,7 +120,7 @@ def _trained(config: TrainConfig, data: dict[str, Any], run: Path) -> Result:
 
 
 def _graded(result: Result, level: int, style: str, size: Size) -> Coherence:
-    config = build(read_preset(str(result.run / "config.toml")))
+    config = run_config(result.run)
     copies = copy_check(open_shards(config.data).splits["train"], result.tokenizer)
     n = size.n_stories
     return coherence(result.model, result.tokenizer, train=copies, level=level, style=style, n_stories=n)

@@ -155,9 +155,8 @@ def table(analysis: Analysis) -> Table:
         row = [result.arm.label, *([rate] if with_rates else []), *(_cell(result, m) for m in named)]
         if mine:
             effect, d = mine[0].effect, first.digits
-            interval = f"{effect.low:+.{d}f} to {effect.high:+.{d}f}" if math.isfinite(effect.low) else ""
             p = told_p(mine[0].p).removeprefix("= ") if math.isfinite(mine[0].p) else ""
-            row += [f"{effect.mean:+.{d}f}", interval, p, mine[0].verdict]
+            row += [f"{effect.mean:+.{d}f}", effect.interval(d), p, mine[0].verdict]
         else:
             row += ["", "", "", "reference" if result.arm.name == analysis.question.reference else "not compared"]
         rows.append(tuple(row))
@@ -226,11 +225,8 @@ def provenance(analysis: Analysis) -> str:
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
     shared = sum("run_for" in line for line in lines)
     cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")
-    budget = (
-        f" (stated for a laptop's two cores: {analysis.question.minutes} min)"
-        if analysis.scale.name == "laptop"
-        else ""
-    )
+    stated = f" (stated for a laptop's two cores: {analysis.question.minutes} min)"
+    budget = stated if analysis.scale.name == "laptop" else ""
     return (
         f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all{budget}; "
         f"{dates[0]} to {dates[-1]}, torch {', '.join(of['torch'])}, {', '.join(of['processor'])}; "

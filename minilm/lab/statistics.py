@@ -29,6 +29,10 @@ class Effect:
     p: float
     """Two-sided, of a paired t-test; NaN where the interval is."""
 
+    def interval(self, digits: int) -> str:
+        """-0.12 to +0.03; empty where there is none."""
+        return f"{self.low:+.{digits}f} to {self.high:+.{digits}f}" if math.isfinite(self.low) else ""
+
 
 def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
     """Differences of runs that share their seed, in the same order (Student 1908). Raises ValueError on none, or on

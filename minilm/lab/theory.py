@@ -86,7 +86,7 @@ def told(analysis: Any) -> list[str]:
         sides = [by.get((task, method), ()) for method in ("lora 16", "everything")]
         if all(len(side) > 1 for side in sides):
             e = paired_effect(*sides)
-            found.append(f"{task} {e.mean:+.4f} (95 % {e.low:+.4f} to {e.high:+.4f})")
+            found.append(f"{task} {e.mean:+.4f} (95 % {e.interval(4)})")
     names = ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)]
     less = [f"LoRA forgets so many nats per token more than everything: {', '.join(found)}."] if found else []
     return [correlations(analysis, names), *less]

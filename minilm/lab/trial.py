@@ -28,7 +28,7 @@ from minilm.log import read_metrics
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.weights import load_pretrained, read_config
-from minilm.options import MODEL_FIELDS, build, read_preset
+from minilm.options import MODEL_FIELDS, build, run_config
 from minilm.text.mixture import MixedFolder, open_data
 from minilm.text.shards import ShardFolder, Split
 from minilm.text.tales.copying import CopyCheck
@@ -188,7 +188,7 @@ def loss_of_rows(model: GPT, config: TrainConfig, split: Split) -> float:
 def _trained(config: TrainConfig, folder: Path, base: Path | None) -> Result:
     """Trains in `folder`, from its newest checkpoint where it has one. KeyboardInterrupt where it was interrupted."""
     if step_folders(folder):
-        config = replace(build(read_preset(str(folder / "config.toml"))), existing="resume", out_dir=str(folder))
+        config = replace(run_config(folder), existing="resume", out_dir=str(folder))
     else:
         shutil.rmtree(folder, ignore_errors=True)
         config = replace(config, out_dir=str(folder), init=str(base or ""), existing="refuse")
