@@ -41,7 +41,8 @@ def _whole(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def _in_chunks(n: int, cross_entropy: Callable[..., Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        losses.PLAIN_BYTES, losses.CHUNK_BYTES, losses.CARD_CHUNK_BYTES = 0, 4 * n * V, 4 * n * V
+        losses.PLAIN_BYTES, losses.CARD_PLAIN_BYTES = 0, 0
+        losses.CHUNK_BYTES, losses.CARD_CHUNK_BYTES = 4 * n * V, 4 * n * V
         return losses.over_tokens(
             x,
             weight,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from minilm import runtime
 from minilm.command_line import Parser, unread, whole
 from minilm.errors import UsageError
 from minilm.log import say
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
     mode = check_read(options)
+    runtime.tune_allocator()
     if mode == "protocols":
         from minilm.evaluation.protocols import protocol_table
 

@@ -212,9 +212,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
+@pytest.mark.parametrize("waiting_bytes", [1, 1 << 20])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
-def test_columns_that_a_card_wants_change_nothing(wanted: tuple[bool, bool], cap: float) -> None:
+def test_columns_and_waiting_gradients_change_nothing(
+    wanted: tuple[bool, bool], cap: float, waiting_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "WAITING_BYTES", waiting_bytes)
     torch.manual_seed(0)
     x, weight = (
         torch.randn(n, 6, dtype=torch.float64).requires_grad_(w) for n, w in zip((12, 29), wanted, strict=True)

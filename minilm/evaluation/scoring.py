@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
@@ -23,7 +24,8 @@ from minilm.model.geometry import Geometry
 from minilm.model.gpt import GPT, Block
 
 BATCH_TOKENS = 8192  # read at once: enough to keep a processor or card busy
-LOGIT_BYTES = 1 << 26  # of fp32 logits held at once
+LOGIT_BYTES = 1 << 27  # of logits held at once
+REDUCED_BYTES = 1 << 24  # of fp32 logits that are reduced at once, in a processor's caches
 SORTED_BATCHES = 16  # so many batches' windows are sorted by length, so that few tokens are padding
 
 
@@ -143,10 +145,21 @@ def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
 def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, D), targets (N,) -> nats (N,) fp32 and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
     logits at once."""
-    rows = max(1, LOGIT_BYTES // (4 * (model.config.vocab_used or model.config.vocab_size)))
+    table, logits_of, kind = model.head_rows(), model.used_logits, x.device.type
+    if type(model) is GPT and torch.is_autocast_enabled(kind):  # which would cast the table again for every part
+        table = table.to(torch.get_autocast_dtype(kind))
+        logits_of = lambda x: model.finish_logits(F.linear(model.head_proj(x), table))  # noqa: E731
+    at_once = max(1, LOGIT_BYTES // (len(table) * table.itemsize))
+    reduced = at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * len(table)))
     nats, is_top = [], []
-    for some, wanted in zip(x.split(rows), targets.split(rows), strict=True):
-        logits = model.used_logits(some).float()
-        nats.append(logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0])
-        is_top.append(logits.argmax(-1) == wanted)
+    for first in range(0, len(x), at_once):
+        logits = logits_of(x[first : first + at_once])
+        for some, wanted in zip(logits.split(reduced), targets[first : first + at_once].split(reduced), strict=True):
+            some = some.float()
+            highest, at = some.max(-1, keepdim=True)
+            own = some.gather(1, wanted[:, None])
+            # In place: another tensor of this size costs as much time as the exponential.
+            logsumexp = some.sub_(highest).exp_().sum(-1, keepdim=True).log_().add_(highest)
+            nats.append((logsumexp - own)[:, 0])
+            is_top.append(at[:, 0] == wanted)
     return torch.cat(nats), torch.cat(is_top)

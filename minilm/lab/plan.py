@@ -31,7 +31,7 @@ from minilm.lab.places import Places
 from minilm.lab.questions import load_question
 from minilm.lab.statistics import ALPHA, Effect, paired_effect, power_law, t_quantile
 from minilm.model.gpt import GPT
-from minilm.model.losses import chunk_rows
+from minilm.model.losses import WAITING_BYTES, chunk_rows
 from minilm.model.losses import fits as fits_at_once
 from minilm.training.estimate import GIB, kept_for_backward, memory
 from minilm.training.finetune import adapt
@@ -161,11 +161,14 @@ def _precision(config: TrainConfig, machine: Machine) -> str:
 def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: int, card: bool) -> tuple[float, float]:
     """(peak of a step's tensors, what of them comes and goes): `estimate.memory`, and what lives a moment beside it;
     the activations, or that moment's where it holds more."""
-    step, c = memory(model, config, precision, n_sequences), model.config
-    n_targets, V = n_sequences * c.block_size, len(model.head_rows())
-    # The loss's backward holds two gradients as large as the logits; of chunks, three such and the head's gradient.
+    c, n_targets, V = model.config, n_sequences * model.config.block_size, len(model.head_rows())
+    whole = fits_at_once(n_targets, V, card)
+    step = memory(model, config, precision, n_sequences, head=whole or card)
+    # The loss's backward holds two gradients as large as the logits; of chunks, three such (on a CPU, where no loss is
+    # compiled, four), the head's gradient and, on a CPU, gradients that wait for it.
     chunk = 4 * V * chunk_rows(n_targets, V, card, compiled=True)
-    beside = 8 * n_targets * V if fits_at_once(n_targets, V) else 3 * chunk + 4 * V * c.n_embd
+    waiting = 0 if card else min(WAITING_BYTES, (4 if precision == "fp32" else 2) * n_targets * V)
+    beside = 8 * n_targets * V if whole else waiting + (4 - card) * chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time
         two, one = (
             kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)

@@ -216,7 +216,7 @@ class GPT(nn.Module):
         Logits too large to be held at once are made in chunks (`losses.over_tokens`).
         """
         x, table = self.hidden(ids, documents, blocks=blocks), self.head_rows()
-        if reduction == "none" or fits(targets.numel(), len(table)):
+        if reduction == "none" or fits(targets.numel(), len(table), x.is_cuda):
             return cross_entropy(self.used_logits(x), targets, reduction)
         rows, flat, of = self.head_proj(x).flatten(0, 1), targets.flatten(), nats or self.nats
         total = over_tokens(rows, table, lambda y: y, lambda y, n: of(y, flat[n]), compiled=nats is not None)[0]

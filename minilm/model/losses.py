@@ -10,23 +10,21 @@ B batch, T tokens, N = B T rows, D width, V vocabulary, K terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not scored (torch's own default)
-# Logits of up to so many fp32 bytes are held whole, larger ones in chunks of a quarter (bench/objectives.py: chunks of
-# every size are as fast as the whole or faster).
-PLAIN_BYTES = 256 << 20
-CHUNK_BYTES = PLAIN_BYTES // 4
+# Logits of up to so many fp32 bytes are held whole, larger ones in chunks that a CPU's caches hold; gradients of chunks
+# wait for one product, which adds them to the head's.
+PLAIN_BYTES, CHUNK_BYTES, WAITING_BYTES = 32 << 20, 32 << 20, 128 << 20
 # On a card every chunk adds to the head's whole gradient (154 MB of GPT-2's), so that few are faster. A compiled loss
 # holds such a chunk twice, in the products' 16 bits; what is eager holds several copies in fp32.
-CARD_CHUNK_BYTES = PLAIN_BYTES
-COMPILED_CHUNK_BYTES = 2 << 30
-CARD_COLUMNS = 64  # tensor cores want rows of logits that begin at multiples of 16 bytes: 50,257 columns are padded
+CARD_PLAIN_BYTES, CARD_CHUNK_BYTES, COMPILED_CHUNK_BYTES = 256 << 20, 256 << 20, 2 << 30
+COLUMNS = 64  # rows of 50,257 begin at odd addresses, which products read slower (tensor cores not at all): padded
 LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
@@ -50,9 +48,9 @@ def widened(logits: Tensor) -> Tensor:
 # --- logits in chunks
 
 
-def fits(n_rows: int, vocabulary: int) -> bool:
+def fits(n_rows: int, vocabulary: int, card: bool) -> bool:
     """Whether logits of so many rows are held whole."""
-    return n_rows * vocabulary * 4 <= PLAIN_BYTES
+    return n_rows * vocabulary * 4 <= (CARD_PLAIN_BYTES if card else PLAIN_BYTES)
 
 
 def chunk_rows(n_rows: int, vocabulary: int, card: bool, compiled: bool = False) -> int:
@@ -61,8 +59,8 @@ def chunk_rows(n_rows: int, vocabulary: int, card: bool, compiled: bool = False)
     n_bytes = (COMPILED_CHUNK_BYTES if compiled else CARD_CHUNK_BYTES) if card else CHUNK_BYTES
     most = min(max(n_bytes // (4 * vocabulary), 1), n_rows)
     chunks = -(-n_rows // most)
-    even = next((n for n in range(chunks, 2 * chunks) if n_rows % n == 0), 0) if card else 0
-    return n_rows // even if even else most
+    even = next((n for n in range(chunks, 2 * chunks) if n_rows % n == 0), chunks) if card else chunks
+    return min(-(-n_rows // even), most)
 
 
 def over_tokens(
@@ -79,22 +77,18 @@ def over_tokens(
     compiled: whether loss is, so that larger chunks fit a card.
     """
 
-    def of_chunk(logits: Tensor, rows: slice) -> Tensor:
-        return loss(finish(logits), rows)
-
     by = torch.tensor(factors, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    if fits(len(x), len(weight)):
-        sums = of_chunk(F.linear(x, weight), slice(0, len(x)))
+    if fits(len(x), len(weight), x.is_cuda):
+        sums = loss(finish(F.linear(x, weight)), slice(0, len(x)))
         return (by * sums).sum(), sums.detach()
-    return _chunked(x, weight, of_chunk, by, compiled)
+    return _chunked(x, weight, lambda logits, rows: loss(finish(logits), rows), by, compiled)
 
 
 @torch._disable_dynamo  # torch.compiler.disable, which imports the compiler (1.7 s) here and not on the first call
 def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
     n = chunk_rows(len(x), len(weight), x.is_cuda, compiled)
-    padding = -len(weight) % CARD_COLUMNS if x.is_cuda else 0
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
-    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, padding, wanted)
+    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, -len(weight) % COLUMNS, wanted)
     return result
 
 
@@ -112,42 +106,56 @@ class _Chunked(torch.autograd.Function):
         padding: int,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        kind, (wants_x, wants_weight) = x.device.type, wanted
+        kind, (wants_x, wants_weight), (V, N) = x.device.type, wanted, (len(weight), len(x))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        sums = factors.new_zeros(len(factors))
+
+        def gradient(part: slice) -> Tensor | None:  # of the part's logits; adds its terms to the sums
+            logits = (rows[part] @ table.t()).requires_grad_(any(wanted))
+            with torch.set_grad_enabled(any(wanted)):
+                terms = loss(logits, part)
+                total = (factors * terms).sum()
+            sums.add_(terms.detach())
+            return torch.autograd.grad(total, logits)[0] if any(wanted) else None
+
         with torch.autocast(kind, enabled=False):
             rows, table = x.to(dtype), weight.to(dtype)
-            table = F.pad(table, (0, 0, 0, padding)) if padding else table
+            table = F.pad(table, (0, 0, 0, padding)) if padding and x.is_cuda else table
             grad_x = torch.empty_like(rows) if wants_x else None
-            wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over chunks does so in fp32
-            grad_weight = torch.zeros_like(table, dtype=wide) if wants_weight else None
-            sums = factors.new_zeros(len(factors))
-            for first in range(0, len(rows), n):
-                part = slice(first, min(first + n, len(rows)))
-                logits = (rows[part] @ table.t()).requires_grad_(wants_x or wants_weight)
-                with torch.set_grad_enabled(wants_x or wants_weight):
-                    terms = loss(logits, part)
-                    total = (factors * terms).sum()
-                sums += terms.detach()
-                if not (wants_x or wants_weight):
-                    continue
-                (grad,) = torch.autograd.grad(total, logits)
-                if grad_x is not None:
-                    torch.mm(grad, table, out=grad_x[part])
-                if grad_weight is not None and grad.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grad.t(), rows[part])
-                elif grad_weight is not None:
-                    grad_weight += grad.t() @ rows[part]
-        pairs = ((grad_x, x), (grad_weight, weight))
-        grads = [None if g is None else g[: len(like)].to(like.dtype) for g, like in pairs]
-        ctx.save_for_backward(*grads)
+            grad_weight: Tensor | None = None
+            wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over products does so in fp32
+            fit = WAITING_BYTES // ((V + padding) * rows.itemsize)
+            n_waiting = min(N, max(fit // n, 1) * n) if any(wanted) and not x.is_cuda else 0
+            waiting = rows.new_zeros(n_waiting, V + padding)
+            for some in _spans(0, N, n_waiting or n):
+                grad = waiting[: some.stop - some.start] if n_waiting else gradient(some)
+                for part in _spans(some.start, some.stop, n) if n_waiting else ():
+                    waiting[part.start - some.start : part.stop - some.start, :V] = cast(Tensor, gradient(part))
+                if grad is not None and grad_x is not None:
+                    torch.mm(grad[:, : len(table)], table, out=grad_x[some])
+                if grad is not None and wants_weight:
+                    grad_weight = _plus(grad_weight, grad, rows[some], wide)
+        ctx.grads = (grad_x, x.dtype), (None if grad_weight is None else grad_weight[:V], weight.dtype)
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight = ctx.saved_tensors
-        scaled = [None if g is None else g * grads[0].to(g.dtype) for g in (grad_x, grad_weight)]
+        kept, ctx.grads = ctx.grads, None  # scaled in place, so that a second pass would find other numbers
+        scaled = [None if g is None else g.to(dtype).mul_(grads[0].to(dtype)) for g, dtype in kept]
         return scaled[0], scaled[1], None, None, None, None, None
+
+
+def _spans(first: int, last: int, n: int) -> Iterator[slice]:
+    return (slice(at, min(at + n, last)) for at in range(first, last, n))
+
+
+def _plus(total: Tensor | None, grad: Tensor, rows: Tensor, wide: torch.dtype) -> Tensor:
+    """total + grad^T rows; the first product keeps its own precision, which is all where nothing is added to it."""
+    if total is None:
+        return grad.t() @ rows
+    total = total.to(wide)
+    return total.addmm_(grad.t(), rows) if grad.dtype == wide else total.add_(grad.t() @ rows)
 
 
 # --- terms of tokens: logits (n, V), targets (n,) -> (n,), of rows whose target is not IGNORE

@@ -48,8 +48,9 @@ class Memory:
         return f"{self.total / GIB:.2g} GiB ({told})"
 
 
-def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: int) -> Memory:
-    """What a step of `config` takes on one device; what is frozen has neither gradient nor optimizer state."""
+def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: int, head: bool = True) -> Memory:
+    """What a step of `config` takes on one device; what is frozen has neither gradient nor optimizer state. head:
+    whether activations hold all logits."""
     width = 2 if precision in STORED else 4
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rest = 2 * trained if precision in STORED and config.rounding == "kahan" else 0
@@ -59,7 +60,7 @@ def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: in
         weights=width * sum(p.numel() for p in model.parameters()),
         gradients=width * trained,
         optimizer=width * optimizer_numbers(model, config) + rest,
-        activations=kept_for_backward(model.config, precision, config.recompute, micro_batch_size, lora, frozen),
+        activations=kept_for_backward(model.config, precision, config.recompute, micro_batch_size, lora, frozen, head),
     )
 
 
@@ -89,10 +90,11 @@ def kept_for_backward(
     n_sequences: int,
     lora: tuple[Any, ...] = (),
     frozen: tuple[str, ...] = (),
+    head: bool = True,
 ) -> int:
     """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside. lora: targets,
     rank, alpha and dropout of adapters, whose dropped inputs are kept too. frozen: parameters whose layers need not
-    keep what they read."""
+    keep what they read. head: else up to what the head reads."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
@@ -111,7 +113,7 @@ def kept_for_backward(
         ids = torch.zeros(n_sequences, config.block_size, dtype=torch.long)
         blocks = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if recompute else None
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast("cpu", precision):
-            model.loss(ids, ids, reduction="sum", blocks=blocks)
+            _ = model.loss(ids, ids, reduction="sum", blocks=blocks) if head else model.hidden(ids, blocks=blocks)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(n_bytes for address, n_bytes in kept.items() if address not in weights)
 

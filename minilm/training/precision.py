@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minilm.training.optimizers import Lion
 from minilm.training.spread import is_spread, map_rows, rank_of, whole
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,6 +26,10 @@ STORED = {"pure_bf16": torch.bfloat16, "pure_fp16": torch.float16}
 SCALED = ("fp16", "pure_fp16")
 # fp16 ends at 6e-8 and squares of gradients lie below: second moments are stored as their roots.
 SQUARES = frozenset({"exp_avg_sq", "square_avg", "sum", "square", "row", "column"})
+
+# Optimizers that treat every number by itself, so that rows can be updated apart: fp32 copies of so many numbers.
+BY_NUMBER = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad, torch.optim.RMSprop, Lion)
+PART_NUMBERS = 1 << 20
 
 
 def autocast(device_type: str, precision: str) -> torch.autocast:
@@ -135,7 +141,8 @@ class Stored16(torch.optim.Optimizer):
 
     rounding of what is written back: nearest; stochastic, up or down with the probability that makes the mean right
     (Gupta 2015), so that updates below half a unit are not lost; kahan, nearest with the rest kept in 16 bits more per
-    weight (Kahan 1965). The memory beyond storage is that of the largest parameter.
+    weight (Kahan 1965). Large parameters are taken in parts where the optimizer treats every number by itself; else
+    the memory beyond storage is that of the largest.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, dtype: torch.dtype, rounding: str) -> None:
@@ -152,10 +159,30 @@ class Stored16(torch.optim.Optimizer):
             options = {key: value for key, value in group.items() if key != "params"}
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, self.state[p], options, draws)
+                    large = self.kind in BY_NUMBER and p.numel() > PART_NUMBERS and not is_spread(p)
+                    (self._in_parts if large else self._update)(p, self.state[p], options, draws)
+
+    def _in_parts(self, p: nn.Parameter, state: dict[str, Any], options: dict[str, Any], draws: Draws) -> None:
+        """`_update`, some rows at a time."""
+        assert p.grad is not None
+        before, n = dict(state), max(PART_NUMBERS * len(p) // p.numel(), 1)
+        for rows in (slice(at, at + n) for at in range(0, len(p), n)):
+            some = nn.Parameter(p.data[rows])
+            some.grad = p.grad[rows]
+            part = {key: value[rows] if _has_rows(value) else deepcopy(value) for key, value in before.items()}
+            self._update(some, part, options, draws)
+            for key, value in part.items():
+                if not _has_rows(value):
+                    state[key] = value
+                    continue
+                if key not in state:
+                    state[key] = value.new_empty(p.shape)
+                state[key][rows] = value
 
     def _update(self, p: nn.Parameter, state: dict[str, Any], options: dict[str, Any], draws: Draws) -> None:
-        exact = nn.Parameter(p.float() + state["rest"].float() if "rest" in state else p.float().clone())
+        exact = nn.Parameter(p.to(torch.float32, copy=True))
+        if "rest" in state:
+            exact.data += state["rest"].float()
         assert p.grad is not None
         exact.grad = p.grad.float() * self.grad_factor
         inner = self.kind([{**options, "params": [exact]}])
@@ -167,7 +194,7 @@ class Stored16(torch.optim.Optimizer):
             state["rest"] = (exact.data - new.float()).to(self.dtype)
         p.copy_(new)
         for key, value in inner.state[exact].items():
-            if isinstance(value, Tensor) and value.dim():
+            if _has_rows(value):
                 value = self._rounded(value.sqrt() if key in SQUARES else value, draws)
             state[key] = value
 
@@ -180,7 +207,7 @@ class Stored16(torch.optim.Optimizer):
         return map_rows(lambda rows: round_stochastic(rows, self.dtype, draws[key]), x)
 
     def _exact(self, key: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim():
+        if not _has_rows(value):
             return value
         return value.float().square() if key in SQUARES else value.float()
 
@@ -189,8 +216,12 @@ class Stored16(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for state in self.state.values():
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim():
+                if _has_rows(value):
                     state[key] = value.to(self.dtype)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def round_stochastic(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
