@@ -125,7 +125,7 @@ class _Chunked(torch.autograd.Function):
             grad_weight: Tensor | None = None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over products does so in fp32
             fit = WAITING_BYTES // ((V + padding) * rows.itemsize)
-            n_waiting = min(N, max(fit // n, 1) * n) if any(wanted) and not x.is_cuda else 0
+            n_waiting = min(N, max(fit // n, 1) * n) if wants_weight and not x.is_cuda else 0
             waiting = rows.new_zeros(n_waiting, V + padding)
             for some in _spans(0, N, n_waiting or n):
                 grad = waiting[: some.stop - some.start] if n_waiting else gradient(some)
