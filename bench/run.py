@@ -10,7 +10,7 @@
 
 A measurement is one line of bench/results/run.jsonl, with date, machine, versions and command; a round that has its
 lines is not run again (`--forget` drops a work's lines of this machine). Peers that are not installed, and formats
-that the machine only emulates, are left out and said to be. Needs the extras `test` and `bench`, and MINILM_TEST_DATA
+that the machine only emulates, are left out and said to be. Needs the extras `test` and `data`, ctranslate2 and datasets; MINILM_TEST_DATA
 for the works that read text.
 """
 
