@@ -12,7 +12,7 @@ extras = {
         "langdetect>=1.0.9",
         "datasketch>=1.6",
         "trafilatura>=2.0",
-        "lxml_html_clean>=0.4",  # asked for by trafilatura's justext, by a name of lxml's extra that pip 23 does not know
+        "lxml_html_clean>=0.4",  # trafilatura's, by a name of lxml's extra that pip 23 does not know
         "mwparserfromhell>=0.6",
         "gigatoken>=0.10; platform_machine == 'x86_64'",
     ],

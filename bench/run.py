@@ -10,8 +10,8 @@
 
 A measurement is one line of bench/results/run.jsonl, with date, machine, versions and command; a round that has its
 lines is not run again (`--forget` drops a work's lines of this machine). Peers that are not installed, and formats
-that the machine only emulates, are left out and said to be. Needs the extras `test` and `data`, ctranslate2 and datasets; MINILM_TEST_DATA
-for the works that read text.
+that the machine only emulates, are left out and said to be. Needs the extras `test` and `data`, the packages
+ctranslate2 and datasets, and MINILM_TEST_DATA for the works that read text.
 """
 
 from __future__ import annotations
