@@ -111,11 +111,11 @@ def score(contender: str, _: str) -> Values:
     text = next(iter(sorted((test_data() / "wikitext-2-raw").iterdir()))).read_text(encoding="utf-8")
     text = tokenizer.decode(tokenizer.encode(text[: 8 * SCORED_TOKENS])[:SCORED_TOKENS])
     ids = torch.tensor([tokenizer.encode(text)])
+    half = "bf16" in contender
     if contender.startswith("minilm"):
         runtime.tune_allocator()
         short = tokenizer.decode(ids[0, :64].tolist())
-        precision = "bf16" if "bf16" in contender else "fp32"
-        options: dict[str, Any] = {"tokenizer": tokenizer, "text": "as_is", "precision": precision}
+        options: dict[str, Any] = {"tokenizer": tokenizer, "text": "as_is", "precision": "bf16" if half else "fp32"}
         perplexity(model, short, "hf-stride-512", **options)
         start = time.perf_counter()
         found = perplexity(model, text, "hf-stride-512", **options)
@@ -123,7 +123,7 @@ def score(contender: str, _: str) -> Values:
         return {"tokens/s": found.n_tokens / seconds, "nats per token": found.nats_per_token, "tokens": found.n_tokens}
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if "bf16" in contender else torch.float32
+    dtype = torch.bfloat16 if half else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from minilm import eval_benchmark, eval_perplexity, eval_tales, eval_text
 
     mode = check_read(options)
-    runtime.tune_allocator()
     if mode == "protocols":
         from minilm.evaluation.protocols import protocol_table
 
@@ -45,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if mode == "grade":
         return eval_tales.grade_file(options)
+    runtime.tune_allocator()  # what follows runs models
     if mode == "text_file":
         return eval_text.measure(options)
     if options.model is None:

@@ -19,6 +19,7 @@ from training_helpers import tiny_config
 from minilm import config as config_module
 from minilm.config import TrainConfig
 from minilm.runtime import PRECISIONS
+from minilm.training import precision as precision_module
 from minilm.training.loop import Result, train
 from minilm.training.optim import OPTIMIZERS
 from minilm.training.precision import LossScale, Precision, Stored16, round_stochastic
@@ -103,6 +104,33 @@ def test_small_steps_are_lost_by_nearest_rounding_only(precision: str) -> None:
     # Each of 60 draws is off by at most a unit and half of one in the worst mean: a random walk's length.
     assert distance_from_fp32("adam", precision, "stochastic", lr) < 0.5 * unit * math.sqrt(60)
     assert distance_from_fp32("adam", precision, "kahan", lr) < unit / 4 + 0.02 * 60 * lr
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("rounding", ["nearest", "kahan"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adagrad", "rmsprop", "lion"])
+def test_parts_of_a_parameter_are_updated_as_the_whole(
+    optimizer: str, rounding: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every optimizer that takes parts; 5 rows at a time of 32, to the last bit, with its state."""
+    ends: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    for numbers in (1 << 20, 5 * 8):
+        monkeypatch.setattr(precision_module, "PART_NUMBERS", numbers)
+        p = nn.Parameter(torch.randn(32, 8, generator=torch.Generator().manual_seed(0)).to(DTYPES[precision]))
+        config = TrainConfig(optimizer=optimizer, momentum=0.9)  # type: ignore[arg-type]
+        groups = {"matrices": [{"params": [p], "lr": 1e-2, "weight_decay": 0.1}], "tables": [], "vectors": []}
+        (made,) = [o for o in OPTIMIZERS[optimizer](groups, config) if o is not None]
+        assert type(made) in precision_module.BY_NUMBER
+        stored = Stored16(made, DTYPES[precision], rounding)
+        for step in range(3):
+            p.grad = torch.randn(32, 8, generator=torch.Generator().manual_seed(step)).to(p.dtype)
+            stored.step()
+        ends.append((p.detach(), stored.state[p]))
+    (whole, of_whole), (parts, of_parts) = ends
+    assert torch.equal(whole, parts)
+    assert of_whole.keys() == of_parts.keys()
+    for key, value in of_whole.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(of_parts[key])), key
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

@@ -258,8 +258,38 @@ def test_both_attention_kernels_agree(row: int, monkeypatch: pytest.MonkeyPatch)
     model, ids = tiny(**covering()[row]), tokens(2, 10)
     documents = torch.arange(10).expand(2, -1) // 4 if row % 2 else None
     by_hand = model(ids, documents)
+    monkeypatch.setattr(geometry, "CPU_BY_HAND_ROWS", 3)
+    assert close(model(ids, documents), by_hand, inexact(model.config))
     monkeypatch.setattr(geometry, "CPU_BY_HAND_TOKENS", 0)
     assert close(model(ids, documents), by_hand, inexact(model.config))
+
+
+@pytest.mark.parametrize("position", ["learned", "alibi"])
+@torch.no_grad()
+def test_rows_behind_a_cache_see_what_is_cached(position: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny(position=position), tokens(2, 10)
+    whole = model(ids)
+    monkeypatch.setattr(geometry, "CPU_BY_HAND_ROWS", 2)
+    cache = Cache(model.config, 2, 12, torch.float64)
+    pieces = [model(piece, cache=cache) for piece in ids.split([3, 5, 2], dim=1)]
+    assert close(torch.cat(pieces, dim=1), whole, inexact(model.config))
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 20])
+def test_reading_in_rows_is_attention(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32, where nothing is rounded; and that it is bf16 without gradients which takes this way."""
+    q, k, v = torch.randn(3, 2, 2, T, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(geometry, "CPU_READING_ROWS", 8)
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+    assert torch.allclose(geometry._read(q * 0.5, k, v), exact, atol=1e-6)
+    causal = geometry.Geometry(torch.arange(T), None, None, is_causal=T > 1)
+    half = q.bfloat16()
+    assert not geometry._reads_fast(half, half, causal, 0.5, 0.0)
+    with torch.no_grad():
+        assert geometry._reads_fast(half, half, causal, 0.5, 0.0) == (T > 1)
+        assert not geometry._reads_fast(q, q, causal, 0.5, 0.0)
+        assert not geometry._reads_fast(half, half, causal, 0.6, 0.0)
+        assert not geometry._reads_fast(half, half, causal, 0.5, 0.1)
 
 
 # --- bf16

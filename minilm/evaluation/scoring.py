@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
@@ -145,15 +144,12 @@ def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
 def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """x (N, D), targets (N,) -> nats (N,) fp32 and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
     logits at once."""
-    table, logits_of, kind = model.head_rows(), model.used_logits, x.device.type
-    if type(model) is GPT and torch.is_autocast_enabled(kind):  # which would cast the table again for every part
-        table = table.to(torch.get_autocast_dtype(kind))
-        logits_of = lambda x: model.finish_logits(F.linear(model.head_proj(x), table))  # noqa: E731
-    at_once = max(1, LOGIT_BYTES // (len(table) * table.itemsize))
-    reduced = at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * len(table)))
+    V, sixteen = len(model.head_rows()), torch.is_autocast_enabled(x.device.type)
+    at_once = max(1, LOGIT_BYTES // (V * (2 if sixteen else x.itemsize)))
+    reduced = at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * V))
     nats, is_top = [], []
     for first in range(0, len(x), at_once):
-        logits = logits_of(x[first : first + at_once])
+        logits = model.used_logits(x[first : first + at_once])
         for some, wanted in zip(logits.split(reduced), targets[first : first + at_once].split(reduced), strict=True):
             some = some.float()
             highest, at = some.max(-1, keepdim=True)

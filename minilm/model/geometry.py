@@ -109,7 +109,7 @@ def _reads_fast(q: Tensor, k: Tensor, geometry: Geometry, scale: float, dropout:
 
 
 def _read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T) v under plain causality. The softmax works in fp32, and in place of all scores rows are held."""
+    """softmax(q k^T) v under plain causality, some rows at a time; torch's softmax of bf16 works in fp32."""
     n, y = CPU_READING_ROWS, torch.empty_like(q)
     future = torch.ones(n, n, dtype=torch.bool).triu(1)
     for first in range(0, q.shape[2], n):
@@ -129,18 +129,14 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: 
     mask = geometry.mask
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
-    if T < S or T <= CPU_BY_HAND_ROWS:
-        return _weighted(q, k, v, mask, scale, dropout)
     parts = []
     for first in range(0, T, CPU_BY_HAND_ROWS):
         last = min(first + CPU_BY_HAND_ROWS, T)
-        seen = mask[..., first:last, :last]
-        parts.append(_weighted(q[:, :, first:last], k[:, :, :last], v[:, :, :last], seen, scale, dropout))
+        n_keys = S - T + last  # what is cached, and tokens up to the last row's
+        scores = q[:, :, first:last] @ k[:, :, :n_keys].mT
+        scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * scale
+        seen = mask[..., first:last, :n_keys]
+        scores = torch.where(seen, scores, -math.inf) if mask.dtype == torch.bool else scores + seen
+        weights = F.dropout(scores.softmax(dim=-1), dropout)
+        parts.append(weights.to(v.dtype) @ v[:, :, :n_keys])
     return torch.cat(parts, dim=2)
-
-
-def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
-    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale
-    scores = torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
-    weights = F.dropout(scores.softmax(dim=-1), dropout)
-    return weights.to(v.dtype) @ v

@@ -29,6 +29,8 @@ LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
 """logits (n, V) in the products' precision and which of the N rows they are -> K sums over these rows, in fp32."""
+Wanted = tuple[bool, bool]
+"""Whether a gradient is, of (x, weight)."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -88,8 +90,7 @@ def over_tokens(
 def _chunked(x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
     n = chunk_rows(len(x), len(weight), x.is_cuda, compiled)
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (x, weight))
-    result: tuple[Tensor, Tensor] = _Chunked.apply(x, weight, loss, factors, n, -len(weight) % COLUMNS, wanted)
-    return result
+    return cast(tuple[Tensor, Tensor], _Chunked.apply(x, weight, loss, factors, n, -len(weight) % COLUMNS, wanted))
 
 
 class _Chunked(torch.autograd.Function):
@@ -97,14 +98,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        loss: TokenLoss,
-        factors: Tensor,
-        n: int,
-        padding: int,
-        wanted: tuple[bool, bool],
+        ctx: Any, x: Tensor, weight: Tensor, loss: TokenLoss, factors: Tensor, n: int, padding: int, wanted: Wanted
     ) -> tuple[Tensor, Tensor]:
         kind, (wants_x, wants_weight), (V, N) = x.device.type, wanted, (len(weight), len(x))
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -118,19 +112,22 @@ class _Chunked(torch.autograd.Function):
             sums.add_(terms.detach())
             return torch.autograd.grad(total, logits)[0] if any(wanted) else None
 
+        def gathered(some: slice) -> Tensor:  # the same of several parts, in padded columns
+            for part in _spans(some.start, some.stop, n):
+                waiting[part.start - some.start : part.stop - some.start, :V] = cast(Tensor, gradient(part))
+            return waiting[: some.stop - some.start]
+
         with torch.autocast(kind, enabled=False):
             rows, table = x.to(dtype), weight.to(dtype)
             table = F.pad(table, (0, 0, 0, padding)) if padding and x.is_cuda else table
             grad_x = torch.empty_like(rows) if wants_x else None
             grad_weight: Tensor | None = None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over products does so in fp32
-            fit = WAITING_BYTES // ((V + padding) * rows.itemsize)
-            n_waiting = min(N, max(fit // n, 1) * n) if wants_weight and not x.is_cuda else 0
+            fit = max(WAITING_BYTES // ((V + padding) * rows.itemsize * n), 1) * n
+            n_waiting = min(N, fit) if wants_weight and not x.is_cuda else 0
             waiting = rows.new_zeros(n_waiting, V + padding)
             for some in _spans(0, N, n_waiting or n):
-                grad = waiting[: some.stop - some.start] if n_waiting else gradient(some)
-                for part in _spans(some.start, some.stop, n) if n_waiting else ():
-                    waiting[part.start - some.start : part.stop - some.start, :V] = cast(Tensor, gradient(part))
+                grad = gathered(some) if n_waiting else gradient(some)
                 if grad is not None and grad_x is not None:
                     torch.mm(grad[:, : len(table)], table, out=grad_x[some])
                 if grad is not None and wants_weight:
