@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import multiprocessing
@@ -21,6 +22,7 @@ from lab_helpers import light, shards
 from minilm import cli
 from minilm.config import TrainConfig
 from minilm.lab import cells as cells_module
+from minilm.lab import places as places_module
 from minilm.lab import runner, trial
 from minilm.lab.analysis import Analysis, analyse
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
@@ -334,6 +336,26 @@ def test_address_outlives_new_fields_but_not_new_defaults() -> None:
     old["config"]["adafactor_clip"] = TrainConfig().adafactor_clip + 1  # as if the default had been another
     assert address(old) != address(settings)
     assert address({**settings, "data": {**settings["data"], "fingerprint": "other text"}}) != address(settings)
+    drawn, elsewhere = copy.deepcopy(settings), copy.deepcopy(settings)
+    drawn["config"]["lr"], elsewhere["config"]["lr"] = 0.00011876116071726279, 0.00011876116071726278
+    assert drawn["config"]["lr"] != elsewhere["config"]["lr"]  # as two processors' exponentials have it
+    assert address(drawn) == address(elsewhere) != address(settings)
+
+
+def test_a_full_file_of_results_goes_on_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path)
+    lines = list(fake(TWO, SCALE3, {"plain": [1.0, 1.0, 1.0]}, {"plain": 1e-2}).values())
+    monkeypatch.setattr(places_module, "FULL_BYTES", len(json.dumps(lines[0])) + 10)
+    for line in lines:
+        places.append("optimizers", line)
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names[:2] == ["optimizers.2.jsonl", "optimizers.3.jsonl"]
+    assert "optimizers.jsonl" in names
+    assert sorted(places.results("optimizers", "smoke")) == sorted(address(line["settings"]) for line in lines)
+    cell = paired(replace(TWO, name="schedules"), SCALE3, two_arms(SMOKE)[0], 1e-2)[0]
+    found = places.elsewhere(cell)
+    assert found is not None
+    assert found["run_for"] == "optimizers"
 
 
 def test_results_survive_a_torn_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ SHAPES = {  # layers, heads, width; parameters in blocks are about 12 x layers x
     "width 24": (2, 1, 24),
     "width 48": (3, 2, 48),
     "width 96": (3, 3, 96),
+    "width 128": (3, 4, 128),
     "width 192": (3, 3, 192),
     "width 256": (4, 4, 256),
     "width 384": (5, 6, 384),

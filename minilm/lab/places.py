@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from minilm.errors import UsageError
 from minilm.lab.question import Cell, Line, address
 from minilm.log import read_metrics
 
+FULL_BYTES = 900_000  # of a file of results; what comes then goes to the next: git and editors like small files
+
 
 class Places:
-    """results/<question>.jsonl in the lab's folder; runs, bases, logs and locks in its folder `work`."""
+    """results/<question>.jsonl in the lab's folder, once it is full <question>.2.jsonl; runs, bases, logs and locks in
+    its folder `work`."""
 
     def __init__(self, folder: str | Path = "lab") -> None:
         self.folder = Path(folder)
@@ -24,30 +28,32 @@ class Places:
             raise UsageError(f"{folder} is a file: name the folder of the lab")
         self.work = self.folder / "work"
 
-    def results_file(self, question: str) -> Path:
-        return self.folder / "results" / f"{question}.jsonl"
+    def results_file(self, question: str, n: int = 1) -> Path:
+        return self.folder / "results" / (f"{question}.{n}.jsonl" if n > 1 else f"{question}.jsonl")
 
     def results(self, question: str, scale: str) -> dict[str, Line]:
         """Address -> line. The address is worked out anew from the recorded settings, so that a result which today's
         defaults would not give counts as not done; so does a line that a kill cut short."""
-        path = self.results_file(question)
-        if not path.is_file():
-            return {}
-        try:
-            return {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"a line of {path} is no result of the lab (it has no {error}): remove it") from None
+        n, found = 1, dict[str, Line]()
+        while (path := self.results_file(question, n)).is_file():
+            n += 1
+            try:
+                found |= {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
+            except (KeyError, TypeError) as error:
+                raise UsageError(f"a line of {path} is no result of the lab (it has no {error}): remove it") from None
+        return found
 
     def elsewhere(self, cell: Cell) -> Line | None:
         """The line of another question that has run this very cell, which `run_for` names."""
-        for path in sorted((self.folder / "results").glob("*.jsonl")):
-            if path.stem != cell.question and (line := self.results(path.stem, cell.scale).get(cell.address)):
-                return {"run_for": path.stem, **line}
+        for name in sorted(path.stem for path in (self.folder / "results").glob("*.jsonl") if "." not in path.stem):
+            if name != cell.question and (line := self.results(name, cell.scale).get(cell.address)):
+                return {"run_for": name, **line}
         return None
 
     def append(self, question: str, line: dict[str, Any]) -> None:
         """Adds a result, whole and on disk, whoever else is writing. What a kill left of a line is closed first."""
-        path = self.results_file(question)
+        files = (self.results_file(question, n) for n in count(1))
+        path = next(file for file in files if not file.is_file() or file.stat().st_size < FULL_BYTES)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -276,13 +276,15 @@ def flat(config: TrainConfig) -> Line:
 
 def address(settings: Line) -> str:
     """Content address: a hash of the settings that differ from today's defaults, so that a field that minilm gains
-    later, off by default, leaves old results valid, and a default that changes does not."""
+    later, off by default, leaves old results valid, and a default that changes does not. Numbers count to nine digits:
+    what a search draws differs in the last ones from processor to processor."""
     return hashlib.sha256(json.dumps(_unlike_defaults(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unlike_defaults(settings: Line) -> Line:
     defaults = _defaults()
     config = {k: v for k, v in settings["config"].items() if k not in defaults or defaults[k] != v}
+    config = {k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in config.items()}
     base = settings.get("base")
     return {**settings, "config": config, "base": _unlike_defaults(base) if base else None}
 
