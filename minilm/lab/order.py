@@ -48,7 +48,8 @@ def each_style(trained: Trained) -> dict[str, float]:
 
 def _scale(scale: Scale, megabytes: float, documents: int, epochs: float = 1.0) -> Scale:
     extra = {"megabytes": megabytes, "documents": documents, "epochs": epochs}
-    return scale.but({"warmup_steps": 0, "warmup_share": 0.05}, extra=extra)
+    # A rate that falls would teach little of what is read last.
+    return scale.but({"warmup_steps": 0, "warmup_share": 0.05, "schedule": "constant"}, extra=extra)
 
 
 QUESTION = Question(
@@ -61,6 +62,7 @@ QUESTION = Question(
     ),
     margin=0.01,
     reference="by size",
+    chosen_by="mean_loss",
     arms=arms,
     scales={
         "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.04, 2, 0.02),
