@@ -16,11 +16,12 @@ from lab_helpers import light, shards
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
 from minilm.lab import overfit, sampling, transfer
-from minilm.lab.analysis import Analysis, ArmResult, compare
+from minilm.lab.analysis import Analysis, ArmResult, analyse, compare
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
 from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale
 from minilm.lab.questions import load_question
+from minilm.lab.report import threats
 from minilm.lab.stories import behind_code, obeyed
 from minilm.lab.texts import STYLES, fingerprint, local, prepared, sources_of, without_code
 from minilm.lab.theory import change_of_weights
@@ -248,6 +249,42 @@ def test_bases_are_left_alone_switched_or_lend_their_tokenizer(tmp_path: Path) -
     assert switched["parameters"] == plain["parameters"]
     assert scratch["val_loss"] > plain["val_loss"]
     assert len(list((tmp_path / "lab" / "work" / "bases").iterdir())) == 1  # one base for all three
+
+
+def test_gpt2_is_the_base_where_the_cache_has_it(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    question = load_question("small_vs_large")
+    scale = question.scale("smoke").but({"block_size": 24})
+    scale = replace(scale, extra={**scale.extra, "pretrained": "gpt2", "larger": "gpt2-medium"})
+    without = [paired(question, scale, arm, None)[0] for arm in question.arms(scale)]
+    assert all(cell.base is not None and "pretrained" not in cell.base for cell in without)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("MINILM_GPT2_TOKENIZER", str(shared_data / "gpt2_files"))
+    models = {}
+    for name, width in (("gpt2", 8), ("gpt2-medium", 12)):
+        folder = tmp_path / "hub" / f"models--{name}"
+        torch.manual_seed(0)
+        models[name] = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=width, vocab_size=50257, block_size=32))
+        models[name].save_pretrained(folder / "snapshots" / "abc")
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("abc")
+    places, found = Places(tmp_path / "lab"), {}
+    for arm in question.arms(scale):
+        cell = paired(question, scale, arm, 1e-3 if arm.rates else None)[0]
+        assert cell.data["tokenizer"] == "gpt2"
+        found[arm.name] = run_cell(question, cell, places)["metrics"]
+    assert not (tmp_path / "lab" / "work" / "bases").exists()  # none is trained
+    for arm_name, name in (("small, as it is", "gpt2"), ("large, as it is", "gpt2-medium")):
+        cropped = models[name].num_params() - (32 - 24) * models[name].config.n_embd
+        assert found[arm_name]["parameters"] == cropped
+        assert found[arm_name]["val_loss"] == pytest.approx(math.log(50257), abs=0.05)  # drawn, not trained
+        assert found[arm_name.replace("as it is", "finetuned")]["val_loss"] < found[arm_name]["val_loss"]
+    told = " ".join(threats(analyse(question, scale, places.results("small_vs_large", "smoke"))))
+    assert "Starts from gpt2 and gpt2-medium;" in told
 
 
 def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

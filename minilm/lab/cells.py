@@ -28,6 +28,8 @@ from minilm.lab.question import (
 )
 from minilm.lab.texts import fingerprint, sources_of
 from minilm.model.gpt import GPT
+from minilm.model.hub import cached
+from minilm.model.weights import read_config
 
 Results = Mapping[str, Line]
 """Address -> the line of a cell that is done."""
@@ -183,7 +185,8 @@ def total_flops(question: Question, scale: Scale, results: Results | None = None
         cells = [*swept[:1] * (scale.extra["trials"] if arm.search else 0), *swept[bool(arm.search) :]]
         cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
         total += sum(_flops(cell.config) for cell in cells) if question.trains else 0
-        bases |= {base_address(cell.base): cell.base["config"] for cell in cells if cell.base}
+        trained = [cell.base for cell in cells if cell.base and "pretrained" not in cell.base]
+        bases |= {base_address(base): base["config"] for base in trained}
     return total + sum(_flops(config_of(scale, tuples(base), base["seed"])) for base in bases.values())
 
 
@@ -208,14 +211,16 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
     chosen = {"chosen_by": question.chosen_by} if kind == "sweep" and question.chosen_by != "val_loss" else {}
     own = question.measure is not None and (kind == "paired" or bool(chosen))
     measure = {**(arm.measure if own else {}), "n_stories": scale.n_stories if kind == "paired" else 0, **chosen}
+    base = base_settings(question, scale, arm, seed)
+    tokenizer = {"tokenizer": "gpt2"} if base and "pretrained" in base else {}
     return Cell(
         question=question.name,
         arm=arm.label,
         kind=kind,
         seed=seed,
         config=config_of(scale, {**arm.run, **run}, seed),
-        data=with_fingerprint({**scale.data, **arm.data}),
-        base=base_settings(question, scale, arm, seed),
+        data=with_fingerprint({**scale.data, **arm.data, **tokenizer}),
+        base=base,
         measure=measure,
         scale=scale.name,
         own=own,
@@ -227,8 +232,11 @@ def base_settings(question: Question, scale: Scale, arm: Arm, seed: int) -> Line
     base = arm.base or (question.base(scale) if question.base else None)
     if base is None:
         return None
-    config = config_of(scale, base.run, seed if base.per_seed else 0)
-    made = {"config": flat(config), "data": with_fingerprint({**scale.data, **base.data})}
+    name, run, data = base.pretrained, base.run, {**scale.data, **base.data}
+    if found := bool(name) and cached(name) is not None:
+        run, data = {**run, "block_size": read_config(cached(name)).block_size}, {**data, "tokenizer": "gpt2"}
+    config = config_of(scale, run, seed if base.per_seed else 0)
+    made = {"config": flat(config), "data": with_fingerprint(data), **({"pretrained": name} if found else {})}
     return made if base.weights else {**made, "weights": False}
 
 

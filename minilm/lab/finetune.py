@@ -18,14 +18,16 @@ FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the bas
 
 
 def base(scale: Scale, styles: str = STYLES) -> Base:
-    """What is finetuned, four times as long in training as other laptop runs; shared by all questions."""
-    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles})
+    """What is finetuned, four times as long in training as other laptop runs; shared by all questions. GPT-2 instead
+    where the scale asks for it, of which no style that it has read is known."""
+    pretrained = scale.extra.get("pretrained", "") if styles == STYLES else ""
+    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles}, pretrained=pretrained)
 
 
 def large(scale: Scale) -> tuple[dict[str, Any], Base]:
     """Fields of an arm with the large model, and its base."""
     shape = scale.extra.get("large", LARGE)
-    return shape, Base({**base(scale).run, **shape}, {"style": STYLES})
+    return shape, Base({**base(scale).run, **shape}, {"style": STYLES}, pretrained=scale.extra.get("larger", ""))
 
 
 def finetuning(
@@ -48,6 +50,9 @@ def _scale(scale: Scale, bpe: str, steps: int, warmup: int, base_steps: int, ext
     more = {"finetune": finetune, "documents": documents, "base_steps": base_steps, **extra}
     if scale.name == "smoke":
         more["large"] = {"n_layer": 1, "n_embd": 24, "n_head": 2}
+    if scale.name == "gpu":
+        more["large"] = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
+        more |= {"pretrained": "gpt2", "larger": "gpt2-medium"}
     return scale.but(gpt2, {"tokenizer": bpe}, extra=more)
 
 

@@ -224,6 +224,8 @@ class Base:
     per_seed: bool = False
     weights: bool = True
     """False: an arm takes its tokenizer alone, and starts from scratch."""
+    pretrained: str = ""
+    """A size of GPT-2 that is taken instead, with its tokenizer, where the Hub's cache has it."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from minilm.decoding.attributes import bag_of_words, steering
@@ -31,7 +32,8 @@ def arms(scale: Scale) -> list[Arm]:
         "PPLM, bag of words": {"code": False, "options": {}, "words": WORDS},
     }
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
-    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, {"code": True, "options": {}, "told": n})]
+    measure = {"code": True, "options": {}, "told": n}
+    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, measure, replace(base(scale), pretrained=""))]
 
 
 def told(trained: Trained) -> dict[str, float]:

@@ -26,7 +26,7 @@ from minilm.lab.question import Cell, Line, Question
 from minilm.lab.texts import prepared
 from minilm.log import read_metrics
 from minilm.model.gpt import GPT
-from minilm.model.hub import step_folders
+from minilm.model.hub import cached, step_folders
 from minilm.model.weights import load_pretrained, read_config
 from minilm.options import MODEL_FIELDS, build, run_config
 from minilm.text.mixture import MixedFolder, open_data
@@ -203,6 +203,8 @@ def _base(cell: Cell, places: Places) -> tuple[Path | None, ShardFolder | None]:
     if cell.base is None:
         return None, None
     named = prepared(cell.base["data"], None, places)
+    if name := cell.base.get("pretrained"):
+        return cached(name), open_data(named)
     key = base_address(cell.base)
     folder = places.work / "bases" / key
     with places.lock(f"base-{key}"):

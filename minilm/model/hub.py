@@ -115,6 +115,14 @@ def download(name: str) -> Path:
     return config.parent
 
 
+def cached(name: str) -> Path | None:
+    """The folder of a model of the Hub whose weights are in the cache; nothing is asked or downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, WEIGHTS)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def shards_of(index: Path) -> set[str]:
     """File names that an index lists. Raises UsageError on a damaged one, or one that points out of its folder."""
     names: Any = read_json(index).get("weight_map")
