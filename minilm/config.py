@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from minilm.checks import check_each
 from minilm.checks import check_fields as check_fields
 from minilm.checks import nearest as nearest
 from minilm.errors import UsageError
@@ -217,42 +218,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in (
-            *("max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"),
-            *("schedule_cycles", "schedule_drops"),
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            *("micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"),
-            *("unfreeze_every_steps", "lora_rank", "patience", "swap_at_step", "fix_norms_every_steps"),
-            *("stride", "max_tokens", "eval_samples"),
-        ):
-            if not 0 <= getattr(self, name) < 1 << 63:
-                raise UsageError(f"{name} must be 0 or more and under 2^63, not {getattr(self, name)}")
-        for name in (
-            *("lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"),
-            *("guard_spike", "target_loss", "prompt_weight", *OBJECTIVES),
-        ):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("beta1", "beta2", "momentum", "lora_dropout", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        for name in ("final_lr_share", "warmup_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        names = ["max_steps", "batch_size", "keep_checkpoints", "log_every_steps", "eval_tokens"]
+        check_each(self, [*names, "schedule_cycles", "schedule_drops"], lambda n: n >= 1, "be at least 1")
+        names = ["micro_batch_size", "warmup_steps", "warmup_tokens", "eval_every_steps", "save_every_steps", "seed"]
+        names += ["unfreeze_every_steps", "lora_rank", "patience", "swap_at_step", "fix_norms_every_steps"]
+        names += ["stride", "max_tokens", "eval_samples"]
+        check_each(self, names, lambda n: 0 <= n < 1 << 63, "be 0 or more and under 2^63")
+        names = ["lr", "weight_decay", "eps", "grad_clip", "adafactor_clip", "schedule_power", "lora_alpha"]
+        names += ["guard_spike", "target_loss", "prompt_weight", *OBJECTIVES]
+        check_each(self, names, lambda x: 0.0 <= x < float("inf"), "be 0 or more")
+        names = ["beta1", "beta2", "momentum", "lora_dropout", "label_smoothing"]
+        check_each(self, names, lambda x: 0.0 <= x < 1.0, "lie in [0, 1)")
+        check_each(self, ("final_lr_share", "warmup_share"), lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1")
         if not any(getattr(self, name) for name in OBJECTIVES):
             raise UsageError(f"nothing would be minimised: one of {', '.join(OBJECTIVES)} must be above 0")
-        if not 0.0 < self.distill_temperature < float("inf"):
-            raise UsageError(f"distill_temperature must be above 0, not {self.distill_temperature}")
+        check_each(self, ("distill_temperature",), lambda x: 0.0 < x < float("inf"), "be above 0")
         if bool(self.teacher) != (self.distill > 0):
             raise UsageError("distillation needs both: a checkpoint with --teacher and its weight with --distill")
         if bool(self.prompt_end) != (self.prompt_weight != 1.0):
             raise UsageError("weighting prompts needs both: what ends them with --prompt_end, and --prompt_weight")
-        for name in ("layer_lr_decay", "decay_share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise UsageError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        check_each(self, ("layer_lr_decay", "decay_share"), lambda x: 0.0 < x <= 1.0, "be above 0 and at most 1")
         if not (0.0 <= self.max_epochs < float("inf") and 0.0 < self.mix_temperature < float("inf")):
             raise UsageError("max_epochs must be 0 or more and mix_temperature above 0: give finite numbers")
         if self.max_tokens and self.max_epochs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minilm.checks import check_fields
+from minilm.checks import check_each, check_fields
 from minilm.errors import UsageError
 
 Activation = Literal[
@@ -109,20 +109,13 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("vocab_size", "vocab_used", "n_inner", "n_kv_head", "window", "n_unique_layer", "n_factor"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("embd_dropout", "attn_dropout", "resid_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        for name in ("norm_eps", "logit_softcap", "init_std"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if not 0.0 < self.rope_base < float("inf"):
-            raise UsageError(f"rope_base must be above 0, not {self.rope_base}")
+        sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_multiple")
+        check_each(self, sizes, lambda n: n >= 1, "be at least 1")
+        counts = ("vocab_size", "vocab_used", "n_inner", "n_kv_head", "window", "n_unique_layer", "n_factor")
+        check_each(self, counts, lambda n: n >= 0, "be 0 or more")
+        check_each(self, ("embd_dropout", "attn_dropout", "resid_dropout"), lambda p: 0.0 <= p < 1.0, "lie in [0, 1)")
+        check_each(self, ("norm_eps", "logit_softcap", "init_std"), lambda x: 0.0 <= x < float("inf"), "be 0 or more")
+        check_each(self, ("rope_base",), lambda x: 0.0 < x < float("inf"), "be above 0")
         if self.n_embd % self.n_head:
             raise UsageError(f"n_head ({self.n_head}) must divide n_embd ({self.n_embd})")
         if self.n_head % self.kv_heads:

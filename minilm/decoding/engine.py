@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.config import nearest
+from minilm.checks import check_each, is_count, nearest
 from minilm.decoding.attributes import Steering
 from minilm.decoding.contexts import evaluating
 from minilm.decoding.loop import Job, Piece, decode
@@ -126,9 +126,8 @@ class Until:
     as it is, at new positions."""
 
     def __post_init__(self) -> None:
-        _check_count("max_new_tokens", self.max_new_tokens)
-        if self.alternatives is not None:
-            _check_count("alternatives", self.alternatives)
+        counts = ("max_new_tokens",) if self.alternatives is None else ("max_new_tokens", "alternatives")
+        check_each(self, counts, is_count, "be a whole number, 0 or more")
         if self.rolling not in ROLLING or (self.rolling == "shift" and not self.use_cache):
             raise UsageError(f"rolling is one of {', '.join(ROLLING)}, and shift needs the cache; not {self.rolling!r}")
         for name in ("stop", "choices"):
@@ -323,11 +322,6 @@ def _one_token(key: int | str, tokenizer: Tokenizer) -> int:
             else f"logit_bias: the tokenizer ({tokenizer.name}) has no token {key!r}"
         )
     return int(tokens[0])
-
-
-def _check_count(name: str, value: object) -> None:
-    if type(value) is not int or value < 0:
-        raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
 
 
 def _vocab_used(model: GPT) -> int:
