@@ -47,7 +47,7 @@ def test_processes_end_with_their_reader(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return popen
 
-    monkeypatch.setattr(tales_stream.subprocess, "Popen", recorded(subprocess.Popen))
+    monkeypatch.setattr(subprocess, "Popen", recorded(subprocess.Popen))
     told = parallel_stories("plain", 100.0, workers=2)
     assert len(list(islice(told, 40))) == 40
     told.close()  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ def test_processes_end_with_their_reader(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_little_is_told_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tales_stream.subprocess, "Popen", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     assert list(parallel_stories("plain", 0.01, workers=8)) == list(stories(megabytes=0.01))
     assert next(parallel_stories("plain", 100.0, workers=1)) == next(stories(n=1))
     for options in ({"level": 7}, {"styles": "haiku"}, {"seed": -1}, {"megabytes": 0.0}):

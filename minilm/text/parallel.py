@@ -33,9 +33,12 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(maker: str, argument: Any, items: Iterable[T], workers: int) -> Iterator[tuple[T, Any]]:
+def in_order(
+    maker: str, argument: Any, items: Iterable[T], workers: int, called: str = "a worker process"
+) -> Iterator[tuple[T, Any]]:
     """(item, result) of each item. `maker` ("module:function") makes of the argument, in every worker, the function
-    that turns an item into its result. What that raises is raised here; MinilmError where a worker dies."""
+    that turns an item into its result. What that raises is raised here; MinilmError where a worker dies (`called` so).
+    """
     here = str(Path(__file__).resolve().parents[2])  # also where the package is not installed
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, IN_WORKER: "1"}
@@ -45,7 +48,7 @@ def in_order(maker: str, argument: Any, items: Iterable[T], workers: int) -> Ite
     def work(item: T) -> Any:
         worker = free.get()
         try:
-            return _ask(worker, item)
+            return _ask(worker, item, called)
         finally:
             free.put(worker)
 
@@ -54,7 +57,7 @@ def in_order(maker: str, argument: Any, items: Iterable[T], workers: int) -> Ite
             for _ in range(workers):
                 words = [sys.executable, "-m", __name__]
                 started.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
-                _ask(started[-1], (maker, argument), answers=False)
+                _ask(started[-1], (maker, argument), called, answers=False)
                 free.put(started[-1])
             pending: deque[tuple[T, Future[Any]]] = deque()
             for item in items:
@@ -73,7 +76,7 @@ def in_order(maker: str, argument: Any, items: Iterable[T], workers: int) -> Ite
                 worker.communicate()
 
 
-def _ask(worker: Worker, item: Any, answers: bool = True) -> Any:
+def _ask(worker: Worker, item: Any, called: str, answers: bool = True) -> Any:
     assert worker.stdin is not None
     assert worker.stdout is not None
     try:
@@ -81,7 +84,7 @@ def _ask(worker: Worker, item: Any, answers: bool = True) -> Any:
         worker.stdin.flush()
         answer = pickle.load(worker.stdout) if answers else None
     except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise MinilmError(f"a worker process ended early (exit code {worker.poll()}): run again") from error
+        raise MinilmError(f"{called} ended early (exit code {worker.poll()}): run again") from error
     if isinstance(answer, Exception):
         raise answer
     return answer
