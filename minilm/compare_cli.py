@@ -306,13 +306,8 @@ def told(
         lines.insert(1, "|---" * len(cells[0]) + "|")
         return "\n".join([*lines, "", *sentences])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    ]
-    return "\n".join([*lines, *sentences])
+    form = "  ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join([*(form.format(*line) for line in cells), *sentences])
 
 
 def _numbers(one: Difference | TextDifference) -> dict[str, Any]:

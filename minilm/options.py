@@ -91,11 +91,8 @@ def _check_counting(config: TrainConfig, given: dict[str, Any]) -> None:
     """Raises UsageError where an option was given that does nothing beside the others."""
     for name, (beside, kinds) in BESIDE.items():
         there = getattr(config, beside)
-        if (
-            name in given
-            and getattr(config, name) != getattr(_DEFAULTS, name)
-            and not (there in kinds if kinds else there)
-        ):
+        counts = there in kinds if kinds else there
+        if name in given and getattr(config, name) != getattr(_DEFAULTS, name) and not counts:
             needed = f"--{beside} {' or '.join(kinds)}" if kinds else f"--{beside}"
             raise UsageError(f"--{name} does nothing without {needed}: add that, or leave --{name} out")
 

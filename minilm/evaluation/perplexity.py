@@ -79,12 +79,8 @@ class Perplexity:
     @property
     def value(self) -> float:
         """In the protocol's unit: perplexity per token or word, bits per byte or character."""
-        return {
-            "token": lambda: self.token_perplexity,
-            "word": lambda: self.word_perplexity,
-            "byte": lambda: self.bits_per_byte,
-            "character": lambda: self.bits_per_character,
-        }[self.protocol.unit]()
+        values = {"token": self.token_perplexity, "word": self.word_perplexity, "byte": self.bits_per_byte}
+        return values.get(self.protocol.unit, self.bits_per_character)
 
     @property
     def measure(self) -> str:

@@ -130,20 +130,18 @@ def read_meta(folder: Path) -> Meta:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         command = str(raw.get("command") or "")
-        if raw["format"] != META_FORMAT:
-            raise UsageError(
-                f"{folder} has format {raw['format']} and this minilm reads {META_FORMAT}: rebuild it with `{command}`"
-            )
-        splits = {
-            name: _made(SplitMeta, split | {"shards": tuple(_made(ShardMeta, shard) for shard in split["shards"])})
-            for name, split in raw["splits"].items()
-        }
-        return _made(Meta, raw | {"splits": splits})
+        if raw["format"] == META_FORMAT:
+            splits = {
+                name: _made(SplitMeta, split | {"shards": tuple(_made(ShardMeta, shard) for shard in split["shards"])})
+                for name, split in raw["splits"].items()
+            }
+            return _made(Meta, raw | {"splits": splits})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UsageError) and "rebuild" in str(error):
-            raise
         again = f"rebuild the folder with `{command}`" if command else f"remove {folder} and prepare it again"
         raise UsageError(f"{path} is damaged ({error}): {again}") from None
+    raise UsageError(
+        f"{folder} has format {raw['format']} and this minilm reads {META_FORMAT}: rebuild it with `{command}`"
+    )
 
 
 def _made(cls: type[T], raw: dict[str, Any]) -> T:

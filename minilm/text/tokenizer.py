@@ -184,13 +184,12 @@ class Tokenizer:
         """tiktoken's form of this vocabulary, where it gives the same ids."""
         if not vocabulary.splits_like_gpt2(self.spec):
             return None
-        if self.name == "gpt2":
-            return vocabulary.ranks(self.spec)
         try:
             rank = vocabulary.ranks(self.spec)
         except KeyError:
             return None
-        return rank if vocabulary.merges_from_ranks(rank) == vocabulary.merge_list(self.spec) else None
+        same = self.name == "gpt2" or vocabulary.merges_from_ranks(rank) == vocabulary.merge_list(self.spec)
+        return rank if same else None
 
 
 def get_tokenizer(name_or_path: str | Path) -> Tokenizer:
