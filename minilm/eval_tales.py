@@ -121,19 +121,11 @@ def measure_coherence(options: argparse.Namespace) -> int:
     styles = [style.strip() for style in options.style.split(",")] if options.style else styles
     model, tokenizer = loaded(options, options.model)
     copies = copy_check(data.splits["train"], data.tokenizer()) if data and "train" in data.splits else None
+    drawn = {name: getattr(options, name) for name in ("seed", "temperature", "top_k", "top_p")}
     results = []
     for style in styles:
         result = coherence(
-            model,
-            tokenizer,
-            train=copies,
-            level=level,
-            style=style,
-            n_stories=options.num_stories,
-            seed=options.seed,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
+            model, tokenizer, train=copies, level=level, style=style, n_stories=options.num_stories, **drawn
         )
         results.append(result)
         if not options.json:

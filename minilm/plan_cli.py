@@ -107,10 +107,8 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> Iterator[Row]:
     found: list[tuple[str, TrainConfig, int]] = []  # the last: steps of the preset itself
     for name in SCRATCH:
         config = build(read_preset(name, kind))
-        rows = config.model.vocab_size or 700  # tiny's: the words of tales
-        found.append(
-            (f"--config {name}", replace(config, model=replace(config.model, vocab_size=rows)), config.max_steps)
-        )
+        model = replace(config.model, vocab_size=config.model.vocab_size or 700)  # tiny's: the words of tales
+        found.append((f"--config {name}", replace(config, model=model), config.max_steps))
     for size in PRETRAINED:
         for method in METHODS:
             config = replace(build(read_preset(method, kind)), model=gpt2(size), init=size)
@@ -122,14 +120,10 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> Iterator[Row]:
     speeds: dict[str, float] = {}
     for command, config, own in found:
         # What is larger than GPT-2 small would take minutes to time: it is taken to be as fast, FLOP for FLOP.
-        way = command.split(" --init")[0] if "--init" in command or config.model.n_embd <= 768 else "--config small"
         large = config.model.n_embd > 768
-        told = forecast(
-            config,
-            replace(machine, peak_flops=machine.peak_flops or (large and speeds.get(way, 0.0))),
-            turns=1,
-            context=TIMED_CONTEXT,
-        )
+        way = command.split(" --init")[0] if "--init" in command or not large else "--config small"
+        timed = replace(machine, peak_flops=machine.peak_flops or (large and speeds.get(way, 0.0)))
+        told = forecast(config, timed, turns=1, context=TIMED_CONTEXT)
         speeds.setdefault(way, told.flops / told.step_seconds / CARD_SHARE)
         share = 3600 * hours / told.seconds
         reason = "does not fit" if told.bytes > machine.memory else "takes too long" if share < 1 else ""

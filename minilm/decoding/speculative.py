@@ -109,9 +109,8 @@ def speculate(job: Job, start: Callable[[list[int]], Guess], n_ahead: int) -> It
             with torch.inference_mode(), evaluating(job.model):
                 n = min(n_ahead, reader.room, job.max_new_tokens - n_new - 1)
                 tokens, q = guess(text, n, random.random) if n > 0 else ([], None)
-                accepted = _check(
-                    job, reader.logits(tokens, 1 + len(tokens))[:, : job.n_tokens], tokens, q, random.random
-                )
+                logits = reader.logits(tokens, 1 + len(tokens))[:, : job.n_tokens]
+                accepted = _check(job, logits, tokens, q, random.random)
             reader.extend(accepted)
             text += accepted
             for token in accepted:

@@ -180,9 +180,8 @@ class RotaryPosition(NoPosition):
     """q and k turn by an angle that grows with position, so scores see distance only (Su 2021; halves, not pairs)."""
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None].float() * _frequencies(
-            self.config.head_width, self.config.rope_base, positions.device
-        )
+        c = self.config
+        angles = positions[..., None].float() * _frequencies(c.head_width, c.rope_base, positions.device)
         angles = torch.cat((angles, angles), dim=-1)
         angles = angles[None, None] if positions.dim() == 1 else angles[:, None]
         return angles.cos(), angles.sin()

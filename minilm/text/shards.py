@@ -150,12 +150,8 @@ class ShardFolder:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the shards. Raises UsageError where it is not the one that made them."""
         tokenizer = get_tokenizer(self.folder)
-        check_same(
-            tokenizer,
-            (self.meta.tokenizer, self.meta.fingerprint),
-            a_is=f"{self.folder}/tokenizer.json",
-            b_is="the shards beside it",
-        )
+        known = self.meta.tokenizer, self.meta.fingerprint
+        check_same(tokenizer, known, a_is=f"{self.folder}/tokenizer.json", b_is="the shards beside it")
         return tokenizer
 
     def check(self) -> None:

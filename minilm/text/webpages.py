@@ -117,9 +117,8 @@ class Fetcher:
         for attempt in range(self.limits.retries + 1):
             time.sleep(max(host.free_at - time.monotonic(), 0))
             outcome, text, wait = self._asked(session, url, is_page)
-            host.free_at = time.monotonic() + max(
-                pause * 2**attempt if wait else pause, min(wait, LONGEST_WAIT_SECONDS)
-            )
+            least = pause * 2**attempt if wait else pause
+            host.free_at = time.monotonic() + max(least, min(wait, LONGEST_WAIT_SECONDS))
             if not wait:
                 break
         return outcome, text

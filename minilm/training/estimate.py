@@ -147,9 +147,8 @@ def advise(model: GPT, config: TrainConfig, precision: str, micro_batch_size: in
         half = max(n for n in range(1, micro_batch_size // 2 + 1) if micro_batch_size % n == 0)
         remedies.append((f"--micro_batch_size {half}", memory(model, config, precision, half)))
     if not config.recompute:
-        remedies.append(
-            ("--recompute true", memory(model, replace(config, recompute=True), precision, micro_batch_size))
-        )
+        again = replace(config, recompute=True)
+        remedies.append(("--recompute true", memory(model, again, precision, micro_batch_size)))
     if config.optimizer != "adafactor":
         light = replace(config, optimizer="adafactor", adafactor_first_moment=False)
         remedies.append(("--optimizer adafactor", memory(model, light, precision, micro_batch_size)))

@@ -157,14 +157,9 @@ class Measures:
     def _perplexity(self, model: GPT, word: str, shards: ShardFolder) -> dict[str, float]:
         protocol = PROTOCOLS[word.partition("@")[0]]
         split = protocol.split if protocol.split in shards.splits and shards is not self.shards else "val"
-        found = perplexity(
-            model,
-            shards,
-            get_protocol(protocol, split=split),
-            tokenizer=self.tokenizer,
-            max_tokens=self.config.eval_tokens + 1,  # the first of a stream is no target
-        )
-        return {word: found.value}
+        rules, max_tokens = get_protocol(protocol, split=split), self.config.eval_tokens + 1
+        # One token more: the first of a stream is no target.
+        return {word: perplexity(model, shards, rules, tokenizer=self.tokenizer, max_tokens=max_tokens).value}
 
     def _benchmark(self, model: GPT, word: str, asked: list[Question]) -> dict[str, float]:
         found = run(word.partition("@")[0], model, self.tokenizer, asked)

@@ -219,13 +219,12 @@ class _Reader:
             if letter in reading.new:
                 found[letter] = f"{adj} {noun}"
             else:
-                if noun is not None:
-                    if adj is None:
-                        able = [thing for thing in known if thing.endswith(f" {noun}")]
-                    else:
-                        able = [thing for thing in known if thing == f"{adj} {noun}"]
-                else:
+                if noun is None:
                     able = known if len(known) == 1 else self.things_said
+                elif adj is None:
+                    able = [thing for thing in known if thing.endswith(f" {noun}")]
+                else:
+                    able = [thing for thing in known if thing == f"{adj} {noun}"]
                 if len(able) != 1:
                     return "pronoun" if known and noun is None else "introduced"
                 found[letter] = able[0]
