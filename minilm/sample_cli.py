@@ -151,11 +151,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--echo_prompt", action="store_true", help="write the prompt before each continuation")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="longest continuation (%(default)s)")
     add("--num_samples", type=int, metavar="N", help=f"texts, decoded side by side (1; --compare: {COMPARED})")
-    add(
-        "--compare",
-        metavar="A,B,..",
-        help="a table of strategies: presets, or options like top_p:0.9+top_k:9",
-    )
+    add("--compare", metavar="A,B,..", help="a table of strategies: presets, or options like top_p:0.9+top_k:9")
     add("--interactive", action="store_true", help="write by turns with the model; /help lists what can be changed")
     add("--rolling", choices=ROLLING, default=ROLLING[0], help="past the context: its last half read again, or kept")
     add("--begin_document", action="store_true", help="end-of-text before the prompt: for a title or a control code")
@@ -163,11 +159,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, kind, metavar, text in FILTERS:
         add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
     add("--amateur", metavar="X", help="contrastive decoding: a weaker model, whose log-probabilities are subtracted")
-    add(
-        "--draft",
-        metavar="X",
-        help="speculative decoding: a smaller model with the same tokenizer that guesses ahead",
-    )
+    add("--draft", metavar="X", help="speculative decoding: a smaller model with the same tokenizer that guesses ahead")
     add(
         "--bag",
         action="append",

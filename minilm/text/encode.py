@@ -199,10 +199,7 @@ def tokenizer_key(named: str) -> str:
 
 
 def make_tokenizer(
-    named: str,
-    documents: Callable[[], Iterable[tuple[str, str]]],
-    sample: bool = False,
-    tokens: Sequence[str] = (),
+    named: str, documents: Callable[[], Iterable[tuple[str, str]]], sample: bool = False, tokens: Sequence[str] = ()
 ) -> Tokenizer:
     """The tokenizer itself, trained on (split, text) documents where its kind is: chars and words on all of them (or on
     a sample), so that validation has none that is unknown; merges on the training split alone. It gains the tokens."""

@@ -23,15 +23,7 @@ from minilm.log import duration, say
 from minilm.text.clean import make_cleaner
 from minilm.text.download import download, recorded_sha256
 from minilm.text.encode import encode_documents, make_tokenizer, tokenizer_key
-from minilm.text.folders import (
-    check_space,
-    data_folder,
-    read_recipe,
-    recover,
-    replacing,
-    still_holds,
-    write_recipe,
-)
+from minilm.text.folders import check_space, data_folder, read_recipe, recover, replacing, still_holds, write_recipe
 from minilm.text.holdout import choose
 from minilm.text.jobs import Job
 from minilm.text.resume import STATE, Progress

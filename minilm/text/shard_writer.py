@@ -93,10 +93,7 @@ class ShardWriter:
             os.fsync(file.fileno())
             index = self._path(".idx.partial")
             index.write_bytes(np.concatenate(self._starts).tobytes())
-        return {
-            "shards": [vars(shard) for shard in self._shards],
-            "open": [self._n_tokens, self._n_documents],
-        }
+        return {"shards": [vars(shard) for shard in self._shards], "open": [self._n_tokens, self._n_documents]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`: what was written after it is cut off. Raises OSError where files are missing."""

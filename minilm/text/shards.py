@@ -20,15 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from minilm.errors import UsageError
-from minilm.text.shard_format import (
-    BUFFER_TOKENS,
-    HEADER_BYTES,
-    INDEX_TYPE,
-    Header,
-    Meta,
-    Vocabulary,
-    read_meta,
-)
+from minilm.text.shard_format import BUFFER_TOKENS, HEADER_BYTES, INDEX_TYPE, Header, Meta, Vocabulary, read_meta
 from minilm.text.sources import file_sha256
 from minilm.text.tokenizer import Tokenizer, check_same, get_tokenizer
 

@@ -110,10 +110,7 @@ def _remove(step_folder: Path) -> None:
 
 
 def load_checkpoint(
-    step_folder: Path,
-    model: GPT,
-    optimizers: list[torch.optim.Optimizer],
-    parallel: Replicated | None = None,
+    step_folder: Path, model: GPT, optimizers: list[torch.optim.Optimizer], parallel: Replicated | None = None
 ) -> dict[str, Any]:
     """Puts weights and optimizer state back into model and optimizers, shared out as `parallel` does, whatever number
     of ranks wrote them; returns state.json.

@@ -44,16 +44,7 @@ from minilm.training.parallel import Replicated, share_out
 from minilm.training.precision import Precision, step_seed
 from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
-from minilm.training.setup import (
-    LossFunction,
-    Setup,
-    build_model,
-    check_run,
-    loss_function,
-    open_run,
-    settle,
-    setup_of,
-)
+from minilm.training.setup import LossFunction, Setup, build_model, check_run, loss_function, open_run, settle, setup_of
 from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
 

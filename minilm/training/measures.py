@@ -49,12 +49,7 @@ class Measures:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        model: GPT,
-        tokenizer: Tokenizer,
-        shards: ShardFolder,
-        folder: Path,
+        self, config: TrainConfig, model: GPT, tokenizer: Tokenizer, shards: ShardFolder, folder: Path
     ) -> None:
         self.config, self.model, self.tokenizer, self.shards, self.folder = config, model, tokenizer, shards, folder
         self.protocols: dict[str, ShardFolder] = {}
