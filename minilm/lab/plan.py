@@ -46,6 +46,9 @@ WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
 HEAP_SHARE = 1.0  # of what comes and goes again: what a CPU's heap loses between tensors (263 MB for 151, preset tiny)
+# With recompute that much of what all blocks would have kept: glibc's memalign wants spare bytes, so that what one block
+# frees is a hole that the next one's tensors of the same size do not fit (4, 8 and 16 blocks, six shapes, glibc 2.36).
+RECOMPUTED_SHARE = 0.75
 TIMED_SECONDS, MOST_TURNS = 1.0, 30  # that short steps are timed for, one of which says little
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
@@ -174,6 +177,7 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
             kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)
         )
         beside = max(beside, two - one)
+        return step.total + beside, max(step.activations, beside, RECOMPUTED_SHARE * c.n_layer * (two - one))
     return step.total + beside, max(step.activations, beside)
 
 
