@@ -1,11 +1,13 @@
 // y (M, N) = x (M, K) times w (N, K) transposed, for a handful of rows M: every weight is read once, in order, so that
-// memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32.
+// memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32, of int8 exact, whose
+// inputs are rounded to 16 bits.
 // Built and called by rows.py, blocks by fused.py. OpenMP is torch's own: the library is linked without one (two would wait for each other).
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -55,36 +57,98 @@ static inline Vector load(const T* p) {
 constexpr long GROUP = 16;   // rows of w that meet a chunk of x before the next one does
 constexpr long CHUNK = 768;  // of 8 rows of x: 24 KiB, which stay in the nearest cache
 
+static inline float total(Vector v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float sum = 0;
+  for (int i = 0; i < W; i++) sum += v[i];
+  return sum;
+#endif
+}
+
+// Products of weights T with inputs X, N at a time: in floats.
+template <class T>
+struct Arithmetic {
+  typedef float X;
+  typedef Vector V;
+  static constexpr int N = W;
+  static V weights(const T* w) { return load(w); }
+  static V plus(V sum, V w, const X* x) { return sum + w * load(x); }
+  static V plus(V a, V b) { return a + b; }
+  static float all(V sum) { return total(sum); }
+  static float one(T w, X x) { return value(w) * x; }
+};
+
+#if defined(__AVX2__)
+// Bytes with inputs of 16 bits: half the work of floats. A lane adds n / W products below 2^22 each, so that n may be
+// SAFE without leaving 31 bits.
+template <>
+struct Arithmetic<int8_t> {
+  typedef int16_t X;
+  static constexpr int N = 2 * W;
+  static float one(int8_t w, X x) { return static_cast<float>(w * x); }
+#if defined(__AVX512BW__)
+  typedef __m512i V;
+  static V weights(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
+  static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
+  static V plus(V sum, V w, const X* x) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sum, w, _mm512_loadu_si512(x));
+#else
+    return plus(sum, _mm512_madd_epi16(w, _mm512_loadu_si512(x)));
+#endif
+  }
+  static float all(V sum) { return _mm512_reduce_add_ps(_mm512_cvtepi32_ps(sum)); }
+#else
+  typedef __m256i V;
+  static V weights(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)); }
+  static V plus(V a, V b) { return _mm256_add_epi32(a, b); }
+  static V plus(V sum, V w, const X* x) {
+    return plus(sum, _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i*)x)));
+  }
+  static float all(V sum) {
+    const __m256 f = _mm256_cvtepi32_ps(sum);
+    float sums[8], added = 0;
+    _mm256_storeu_ps(sums, f);
+    for (float one : sums) added += one;
+    return added;
+  }
+#endif
+};
+#endif
+constexpr long SAFE = 512 * W;
+
 // R rows of w against M of x over n elements, U vectors of a row at a time: R * M * U sums, as many as registers hold.
-template <class T, int M, int R, int U>
-static inline void tile(const T* w, const float* x, float* y, long n, long N, long K, bool add) {
-  Vector sums[R * M * U] = {};
-  const long whole = n - n % (W * U);
-  for (long k = 0; k < whole; k += W * U)
+template <class T, int M, int R, int U, class A = Arithmetic<T>>
+static inline void tile(const T* w, const typename A::X* x, float* y, long n, long N, long K, bool add) {
+  typename A::V sums[R * M * U] = {};
+  const long whole = n - n % (A::N * U);
+  for (long k = 0; k < whole; k += A::N * U)
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        const Vector v = load(w + r * K + k + u * W);
+        const typename A::V v = A::weights(w + r * K + k + u * A::N);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; m++) sums[(r * M + m) * U + u] += v * load(x + m * K + k + u * W);
+        for (int m = 0; m < M; m++)
+          sums[(r * M + m) * U + u] = A::plus(sums[(r * M + m) * U + u], v, x + m * K + k + u * A::N);
       }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      Vector all = sums[(r * M + m) * U];
+      typename A::V all = sums[(r * M + m) * U];
 #pragma GCC unroll 8
-      for (int u = 1; u < U; u++) all += sums[(r * M + m) * U + u];
-      float sum = add ? y[m * N + r] : 0;
-      for (int i = 0; i < W; i++) sum += all[i];
-      for (long k = whole; k < n; k++) sum += value(w[r * K + k]) * x[m * K + k];
+      for (int u = 1; u < U; u++) all = A::plus(all, sums[(r * M + m) * U + u]);
+      float sum = A::all(all) + (add ? y[m * N + r] : 0);
+      for (long k = whole; k < n; k++) sum += A::one(w[r * K + k], x[m * K + k]);
       y[m * N + r] = sum;
     }
 }
 
-template <class T, int R>
-static inline void outputs(const T* w, const float* x, float* y, long M, long n, long N, long K, bool add) {
+template <class T, int R, class X>
+static inline void outputs(const T* w, const X* x, float* y, long M, long n, long N, long K, bool add) {
   long m = 0;
   if (R == 1)
     for (; m + 8 <= M; m += 8) tile<T, 8, R, 1>(w, x + m * K, y + m * N, n, N, K, add);
@@ -94,20 +158,51 @@ static inline void outputs(const T* w, const float* x, float* y, long M, long n,
 }
 
 // y (M, end - begin) from rows begin to end of w.
-template <class T>
-static inline void rows(const T* w, const float* x, float* y, long begin, long end, long M, long N, long K) {
-  const long chunk = M > 1 ? CHUNK : K;  // one stream of weights is what the processor fetches ahead best
+template <class T, class X>
+static inline void rows(const T* w, const X* x, float* y, long begin, long end, long M, long N, long K) {
+  const long chunk = M > 2 ? CHUNK : SAFE;  // one stream of weights is what the processor fetches ahead best
   for (long k = 0; k < K; k += chunk) {
     const long n = std::min(chunk, K - k);
     long i = begin;
     if (M > 8)  // arithmetic takes longer than reading: two rows share what is loaded of x
       for (; i + 2 <= end; i += 2) outputs<T, 2>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
     for (; i < end; i++) {
-      if (M > 1 && i + 2 < N)
+      if (M > 2 && i + 2 < N)
         for (long b = 0; b < n; b += 64 / static_cast<long>(sizeof(T))) __builtin_prefetch(w + (i + 2) * K + k + b);
       outputs<T, 1>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
     }
   }
+}
+
+// Inputs as products read them, and the step of each row in which sums then count.
+static inline const float* inputs(const float* x, float*, float* steps, long M, long) {
+  std::fill(steps, steps + M, 1.0f);
+  return x;
+}
+
+// Nearest of 32,767 steps each way of a row's largest; what is not finite makes the step so, and with it all sums.
+static inline const int16_t* inputs(const float* x, int16_t* rounded, float* steps, long M, long K) {
+  typedef int16_t Shorts __attribute__((vector_size(W * 2), aligned(2)));
+  for (long m = 0; m < M; m++, x += K, rounded += K) {
+    Vector most = {}, odd = {};
+    const long whole = K - K % W;
+    for (long k = 0; k < whole; k += W) {
+      const Vector v = load(x + k), size = v < 0 ? -v : v;
+      most = size > most ? size : most;
+      odd += v * 0;
+    }
+    float largest = 0, strange = total(odd);
+    for (int i = 0; i < W; i++) largest = std::max(largest, most[i]);
+    for (long k = whole; k < K; k++) largest = std::max(largest, std::fabs(x[k])), strange += x[k] * 0;
+    const float over = largest > 0 ? 32767 / largest : 0;
+    for (long k = 0; k < whole; k += W) {
+      const Vector v = load(x + k) * over;
+      *(Shorts*)(rounded + k) = __builtin_convertvector(v + (v < 0 ? -0.5f : 0.5f) * (Vector{} + 1), Shorts);
+    }
+    for (long k = whole; k < K; k++) rounded[k] = static_cast<int16_t>(std::lround(x[k] * over));
+    steps[m] = largest / 32767 + strange;
+  }
+  return rounded - M * K;
 }
 
 struct Linear {
@@ -119,14 +214,20 @@ struct Linear {
 // The part of a team's product that is this thread's. finish(y, m, n) is what is stored.
 template <class T, class Finish>
 static void product(const Linear& l, const float* x, float* y, long M, long N, long K, Finish finish) {
+  typedef typename Arithmetic<T>::X X;
   const T* w = static_cast<const T*>(l.weight);
+  static thread_local std::vector<X> rounded;  // each thread its own: waiting for one takes longer
+  static thread_local std::vector<float> steps;
+  if (!std::is_same<X, float>::value) rounded.resize(M * K);
+  steps.resize(M);
+  const X* read = inputs(x, rounded.data(), steps.data(), M, K);
 #pragma omp for schedule(static)
   for (long n = 0; n < N; n += GROUP) {
     const long end = std::min(n + GROUP, N);
-    rows(w, x, y, n, end, M, N, K);
+    rows(w, read, y, n, end, M, N, K);
     for (long i = n; i < end; i++)
       for (long m = 0; m < M; m++)
-        y[m * N + i] = finish(y[m * N + i] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
+        y[m * N + i] = finish(y[m * N + i] * steps[m] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
   }
 }
 
@@ -155,8 +256,7 @@ static inline float dot(const float* a, const float* b, long n) {
   Vector sums = {};
   long i = 0;
   for (; i + W <= n; i += W) sums += load(a + i) * load(b + i);
-  float sum = 0;
-  for (int j = 0; j < W; j++) sum += sums[j];
+  float sum = total(sums);
   for (; i < n; i++) sum += a[i] * b[i];
   return sum;
 }
