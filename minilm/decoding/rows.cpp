@@ -81,15 +81,15 @@ struct Arithmetic {
 };
 
 #if defined(__AVX2__)
-// Bytes with inputs of 16 bits: half the work of floats. A lane adds n / W products below 2^22 each, so that n may be
-// SAFE without leaving 31 bits.
+// Bytes with inputs of 16 bits: half the work of floats. A lane of 32 bits adds two products of each vector, all below
+// 2^22, so that SAFE of them do not leave it.
 template <>
 struct Arithmetic<int8_t> {
   typedef int16_t X;
-  static constexpr int N = 2 * W;
   static float one(int8_t w, X x) { return static_cast<float>(w * x); }
 #if defined(__AVX512BW__)
   typedef __m512i V;
+  static constexpr int N = 32;
   static V weights(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
   static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
   static V plus(V sum, V w, const X* x) {
@@ -102,6 +102,7 @@ struct Arithmetic<int8_t> {
   static float all(V sum) { return _mm512_reduce_add_ps(_mm512_cvtepi32_ps(sum)); }
 #else
   typedef __m256i V;
+  static constexpr int N = 16;
   static V weights(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)); }
   static V plus(V a, V b) { return _mm256_add_epi32(a, b); }
   static V plus(V sum, V w, const X* x) {
@@ -117,7 +118,7 @@ struct Arithmetic<int8_t> {
 #endif
 };
 #endif
-constexpr long SAFE = 512 * W;
+constexpr long SAFE = 256 * Arithmetic<int8_t>::N;
 
 // R rows of w against M of x over n elements, U vectors of a row at a time: R * M * U sums, as many as registers hold.
 template <class T, int M, int R, int U, class A = Arithmetic<T>>

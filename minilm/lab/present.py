@@ -42,7 +42,9 @@ class Size:
     """How much is trained: a reader's, or a test's."""
 
     steps: int = 3400
-    """Of the writer, and of level 2."""
+    """Of the writer."""
+    harder_steps: int = 1700
+    """Of the smallest at level 2."""
     megabytes: float = 20.0
     """Of tales for these two."""
     n_stories: int = 500
@@ -97,7 +99,7 @@ def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
         "{}, {:,} steps of {} of {:g} MB, {:,} tokens: {:.1f} %".format(*one["try"], one["tokens"], 100 * one["share"])
         for one in tried
     ]
-    config, hard = _config(shape, size, size.steps, 2), {"level": 2, "megabytes": size.megabytes}
+    config, hard = _config(shape, size, min(size.harder_steps, steps), 2), {"level": 2, "megabytes": size.megabytes}
     harder = _trained(config, hard, work / f"{shape.replace(' ', '-')}-2")
     reached = "is above" if there else "is not above"
     about = (
