@@ -258,7 +258,7 @@ def test_gpt2_is_the_base_where_the_cache_has_it(
 
     question = load_question("small_vs_large")
     scale = question.scale("smoke").but({"block_size": 24})
-    scale = replace(scale, extra={**scale.extra, "pretrained": "gpt2", "larger": "gpt2-medium"})
+    scale = replace(scale, extra={**scale.extra, "gpt2": ("gpt2", "gpt2-medium")})
     without = [paired(question, scale, arm, None)[0] for arm in question.arms(scale)]
     assert all(cell.base is not None and "pretrained" not in cell.base for cell in without)
 
@@ -284,7 +284,7 @@ def test_gpt2_is_the_base_where_the_cache_has_it(
         assert found[arm_name]["val_loss"] == pytest.approx(math.log(50257), abs=0.05)  # drawn, not trained
         assert found[arm_name.replace("as it is", "finetuned")]["val_loss"] < found[arm_name]["val_loss"]
     told = " ".join(threats(analyse(question, scale, places.results("small_vs_large", "smoke"))))
-    assert "Starts from gpt2 and gpt2-medium;" in told
+    assert "Starts from gpt2 and gpt2-medium," in told
 
 
 def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

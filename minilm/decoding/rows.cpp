@@ -1,6 +1,6 @@
 // y (M, N) = x (M, K) times w (N, K) transposed, for a handful of rows M: every weight is read once, in order, so that
-// memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32, of int8 exact, whose
-// inputs are rounded to 16 bits.
+// memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32. With AVX2 inputs of
+// int8 are rounded to 16 bits, and a vector's sums are whole numbers.
 // Built and called by rows.py, blocks by fused.py. OpenMP is torch's own: the library is linked without one (two would wait for each other).
 
 #include <algorithm>
@@ -124,8 +124,9 @@ constexpr long SAFE = 256 * Arithmetic<int8_t>::N;
 template <class T, int M, int R, int U, class A = Arithmetic<T>>
 static inline void tile(const T* w, const typename A::X* x, float* y, long n, long N, long K, bool add) {
   typename A::V sums[R * M * U] = {};
-  const long whole = n - n % (A::N * U);
-  for (long k = 0; k < whole; k += A::N * U)
+  const long whole = n - n % A::N;
+  long k = 0;
+  for (; k + A::N * U <= n; k += A::N * U)
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
@@ -135,6 +136,12 @@ static inline void tile(const T* w, const typename A::X* x, float* y, long n, lo
         for (int m = 0; m < M; m++)
           sums[(r * M + m) * U + u] = A::plus(sums[(r * M + m) * U + u], v, x + m * K + k + u * A::N);
       }
+  for (; k < whole; k += A::N)
+    for (int r = 0; r < R; r++) {
+      const typename A::V v = A::weights(w + r * K + k);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) sums[(r * M + m) * U] = A::plus(sums[(r * M + m) * U], v, x + m * K + k);
+    }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minilm.evaluation.scoring import Request, target_nats
 from minilm.lab.cells import flops_per_token
-from minilm.lab.finetune import LEFT_ALONE, base, finetuning, large, unseen
+from minilm.lab.finetune import LEFT_ALONE, finetuning, gpt2, large, pretrained, unseen
 from minilm.lab.measures import LOSS, PARAMETERS, TERAFLOPS
 from minilm.lab.question import Arm, Measure, Question, Scale, config_of, grid, prose
 from minilm.lab.stories import validation_stories
@@ -20,7 +21,8 @@ TARGET = Measure("target_loss", "loss of stories of the new style", "nats per to
 def arms(scale: Scale) -> list[Arm]:
     found, tune = [], scale.extra["finetune"]
     shape, large_base = large(scale)
-    cost = [flops_per_token(config_of(scale, run, 0).model) for run in ({}, shape)]
+    rows = 50_257 if gpt2(scale)[0] else 0
+    cost = [flops_per_token(replace(config_of(scale, run, 0).model, vocab_size=rows)) for run in ({}, shape)]
     for steps in scale.extra["steps"]:
         group, data = f"{steps} small steps", unseen(scale.extra["megabytes"])
         fewer = max(round(steps * cost[0] / cost[1]), 2)
@@ -78,6 +80,6 @@ QUESTION = Question(
     arms=arms,
     scales={**SCALES, "laptop": LONGER},
     minutes=45,
-    base=base,
+    base=pretrained,
     measure=target_loss,
 )

@@ -233,10 +233,10 @@ def base_settings(question: Question, scale: Scale, arm: Arm, seed: int) -> Line
     if base is None:
         return None
     name, run, data = base.pretrained, base.run, {**scale.data, **base.data}
-    if found := bool(name) and cached(name) is not None:
+    if name:
         run, data = {**run, "block_size": read_config(cached(name)).block_size}, {**data, "tokenizer": "gpt2"}
     config = config_of(scale, run, seed if base.per_seed else 0)
-    made = {"config": flat(config), "data": with_fingerprint(data), **({"pretrained": name} if found else {})}
+    made = {"config": flat(config), "data": with_fingerprint(data), **({"pretrained": name} if name else {})}
     return made if base.weights else {**made, "weights": False}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm.lab.finetune import LEFT_ALONE
+from minilm.lab.finetune import LEFT_ALONE, gpt2
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SPEED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Question, Scale, grid, prose
 
@@ -36,7 +36,7 @@ SWITCHED = ("GPT-2", "exact GELU", "ReLU", "squared ReLU", "RMSNorm", "no norms"
 def arms(scale: Scale) -> list[Arm]:
     found = [Arm(name, _run(scale, name), grid(1e-2), "from scratch") for name in PARTS]
     run = {**_run(scale, "GPT-2"), "max_steps": scale.extra["base_steps"]}
-    base = Base(run, {}, pretrained=scale.extra.get("pretrained", ""))
+    base = Base(run, {}, pretrained=gpt2(scale)[0])
     few = {"optimizer": "adamw", "schedule": "linear", "max_steps": scale.extra["steps"], "warmup_steps": 5}
     for name in SWITCHED:
         run = {**_run(scale, name), **few}
@@ -64,7 +64,7 @@ QUESTION = Question(
     scales={
         "smoke": SMOKE.but({"max_steps": 2}, n_rates=1, n_stories=0, extra={"base_steps": 4, "steps": 2}),
         "laptop": LAPTOP.but({"max_steps": 150}, extra={"base_steps": 1000, "steps": 60}),
-        "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400, "pretrained": "gpt2"}),
+        "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400, "gpt2": ("gpt2", "gpt2")}),
     },
     timed=True,
 )

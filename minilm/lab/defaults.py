@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm.lab.finetune import base, finetuning, unseen
+from minilm.lab.finetune import finetuning, gpt2, pretrained, unseen
 from minilm.lab.measures import BEFORE, LOSS, TRAINED
 from minilm.lab.question import Arm, Question, Scale, prose
 
-RATE = {"lr": ("log", 1e-4, 3e-2)}
 WIDE: dict[str, tuple[Any, ...]] = {
-    **RATE,
+    "lr": ("log", 1e-4, 3e-2),
     "weight_decay": ("log", 1e-3, 1.0),
     "warmup_share": ("of", 0.0, 0.06, 0.2),
     "schedule": ("of", "linear", "cosine", "constant"),
@@ -22,13 +21,17 @@ WIDE: dict[str, tuple[Any, ...]] = {
 def arms(scale: Scale) -> list[Arm]:
     start = {**scale.extra["finetune"], "warmup_steps": 0, "warmup_share": 0.06, "layer_lr_decay": 1.0}
     lora = {"lora_rank": 16, "lora_alpha": 32.0}
+    lower = 20 if gpt2(scale)[0] else 1  # the presets' rates for GPT-2
+    _, low, high = WIDE["lr"]
+    rate: dict[str, tuple[Any, ...]] = {"lr": ("log", low / lower, high / lower)}
+    wide = {**WIDE, **rate}
     ranks = {"lora_rank": ("of", 4, 16, 64), "weight_decay": WIDE["weight_decay"]}
-    of_lora = {**RATE, **ranks, "warmup_share": WIDE["warmup_share"]}
+    of_lora = {**rate, **ranks, "warmup_share": WIDE["warmup_share"]}
     ways: list[tuple[str, str, dict[str, Any], dict[str, tuple[Any, ...]]]] = [
-        ("rate searched", "everything", {**start, "lr": 1e-3}, RATE),
-        ("all searched", "everything", {**start, "lr": 1e-3}, WIDE),
-        ("rate searched", "lora", {**start, **lora, "lr": 5e-3}, RATE),
-        ("all searched", "lora", {**start, **lora, "lr": 5e-3}, of_lora),
+        ("rate searched", "everything", {**start, "lr": 1e-3 / lower}, rate),
+        ("all searched", "everything", {**start, "lr": 1e-3 / lower}, wide),
+        ("rate searched", "lora", {**start, **lora, "lr": 5e-3 / lower}, rate),
+        ("all searched", "lora", {**start, **lora, "lr": 5e-3 / lower}, of_lora),
     ]
     return [
         Arm(
@@ -68,6 +71,6 @@ QUESTION = Question(
         {"megabytes": (0.1, 1.0, 10.0), "trials": 30},
     ),
     minutes=40,
-    base=base,
+    base=pretrained,
     tells=told,
 )

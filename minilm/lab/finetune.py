@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Base, Measure, Scale
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
+from minilm.model.hub import cached
 from minilm.model.weights import load_pretrained
 
 STYLES = "plain,fable,news"  # what the base reads
@@ -18,16 +20,26 @@ FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the bas
 
 
 def base(scale: Scale, styles: str = STYLES) -> Base:
-    """What is finetuned, four times as long in training as other laptop runs; shared by all questions. GPT-2 instead
-    where the scale asks for it, of which no style that it has read is known."""
-    pretrained = scale.extra.get("pretrained", "") if styles == STYLES else ""
-    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles}, pretrained=pretrained)
+    """What is finetuned, four times as long in training as other laptop runs; shared by all questions."""
+    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles})
+
+
+def pretrained(scale: Scale) -> Base:
+    """The same, or GPT-2 where the scale asks for it: for questions that ask nothing of what a base has read."""
+    return replace(base(scale), pretrained=gpt2(scale)[0])
+
+
+def gpt2(scale: Scale) -> tuple[str, str]:
+    """Names of the scale's two sizes of GPT-2; empty where not both are at hand, since losses in tokens of two kinds
+    cannot be compared."""
+    small, larger = scale.extra.get("gpt2", ("", ""))
+    return (small, larger) if small and cached(small) and cached(larger) else ("", "")
 
 
 def large(scale: Scale) -> tuple[dict[str, Any], Base]:
     """Fields of an arm with the large model, and its base."""
     shape = scale.extra.get("large", LARGE)
-    return shape, Base({**base(scale).run, **shape}, {"style": STYLES}, pretrained=scale.extra.get("larger", ""))
+    return shape, Base({**base(scale).run, **shape}, {"style": STYLES}, pretrained=gpt2(scale)[1])
 
 
 def finetuning(
@@ -52,7 +64,7 @@ def _scale(scale: Scale, bpe: str, steps: int, warmup: int, base_steps: int, ext
         more["large"] = {"n_layer": 1, "n_embd": 24, "n_head": 2}
     if scale.name == "gpu":
         more["large"] = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
-        more |= {"pretrained": "gpt2", "larger": "gpt2-medium"}
+        more["gpt2"] = ("gpt2", "gpt2-medium")
     return scale.but(gpt2, {"tokenizer": bpe}, extra=more)
 
 
@@ -62,7 +74,10 @@ def unseen(megabytes: float, **options: Any) -> dict[str, Any]:
 
 
 def forgetting(trained: Trained) -> dict[str, float]:
-    """How much worse the base's own validation stories are predicted than before finetuning."""
+    """How much worse the base's own validation stories are predicted than before finetuning; nothing of GPT-2, whose
+    own text is not here."""
+    if trained.cell.base and "pretrained" in trained.cell.base:
+        return {}
     assert trained.base_data is not None
     assert trained.base_checkpoint is not None
     texts = validation_stories(trained.base_data, trained.tokenizer, trained.cell.measure["documents"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm.lab.finetune import FORGOTTEN, base, finetuning, forgetting, unseen
+from minilm.lab.finetune import FORGOTTEN, finetuning, forgetting, pretrained, unseen
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, TRAINED
 from minilm.lab.question import Arm, Picture, Question, Scale, grid, prose
 
@@ -48,7 +48,7 @@ QUESTION = Question(
         Picture("lines", "text of the new style, bytes", "val_loss", log=True),
         Picture("points", "forgotten", "val_loss"),
     ),
-    base=base,
+    base=pretrained,
     timed=True,
     measure=forgetting,
 )

@@ -174,10 +174,14 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     beside = 8 * n_targets * V if whole else waiting + (4 - card) * chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time
         two, one = (
-            kept_for_backward(replace(c, n_layer=n, n_unique_layer=0), precision, False, n_sequences) for n in (2, 1)
+            kept_for_backward(
+                replace(c, n_layer=n, n_unique_layer=0, skip_attn=(), skip_mlp=()), precision, False, n_sequences
+            )
+            for n in (2, 1)
         )
         beside = max(beside, two - one)
-        return step.total + beside, max(step.activations, beside, RECOMPUTED_SHARE * c.n_layer * (two - one))
+        kept = memory(model, replace(config, recompute=False), precision, n_sequences, head=False).activations
+        return step.total + beside, max(step.activations, beside, RECOMPUTED_SHARE * kept)
     return step.total + beside, max(step.activations, beside)
 
 

@@ -122,7 +122,9 @@ def _config(shape: str, size: Size, steps: int, level: int = 1) -> TrainConfig:
 
 def _trained(config: TrainConfig, data: dict[str, Any], run: Path) -> Result:
     shards = prepare("tales", tokenizer="words", **data)
-    start = replace(run_config(run), existing="resume") if step_folders(run) else replace(config, existing="overwrite")
+    started = replace(run_config(run), existing="resume") if step_folders(run) else config
+    alike = all(getattr(started, name) == getattr(config, name) for name in ("max_steps", "packing", "precision"))
+    start = started if step_folders(run) and alike else replace(config, existing="overwrite")
     config = replace(start, data=str(shards), out_dir=str(run))
     result = train(config)
     if result.interrupted:

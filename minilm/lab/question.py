@@ -225,7 +225,7 @@ class Base:
     weights: bool = True
     """False: an arm takes its tokenizer alone, and starts from scratch."""
     pretrained: str = ""
-    """A size of GPT-2 that is taken instead, with its tokenizer, where the Hub's cache has it."""
+    """A size of GPT-2 that is taken instead, with its tokenizer, from the Hub's cache."""
 
 
 @dataclass(frozen=True)

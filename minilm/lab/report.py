@@ -200,7 +200,9 @@ def threats(analysis: Analysis) -> list[str]:
         )
     settings = [line["settings"] for line in analysis.lines]
     if names := sorted({of["base"]["pretrained"] for of in settings if of["base"] and "pretrained" in of["base"]}):
-        found.append(f"Starts from {' and '.join(names)}; what is said of its own text is of tales in other styles.")
+        found.append(
+            f"Starts from {' and '.join(names)}, which has read no tales, unlike what is said above of a base."
+        )
     if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
         found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
     commits = sorted({line["commit"][:10] for line in analysis.lines})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from minilm.decoding.attributes import bag_of_words, steering
@@ -33,7 +32,7 @@ def arms(scale: Scale) -> list[Arm]:
     }
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
     measure = {"code": True, "options": {}, "told": n}
-    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, measure, replace(base(scale), pretrained=""))]
+    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, measure)]
 
 
 def told(trained: Trained) -> dict[str, float]:

@@ -204,7 +204,11 @@ def _base(cell: Cell, places: Places) -> tuple[Path | None, ShardFolder | None]:
         return None, None
     named = prepared(cell.base["data"], None, places)
     if name := cell.base.get("pretrained"):
-        return cached(name), open_data(named)
+        if (found := cached(name)) is None:
+            raise MinilmError(
+                f"{name} is not in this machine's cache: download it here too (`minilm eval {name} --all`)"
+            )
+        return found, open_data(named)
     key = base_address(cell.base)
     folder = places.work / "bases" / key
     with places.lock(f"base-{key}"):
