@@ -47,8 +47,8 @@ CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
 HEAP_SHARE = 1.0  # of what comes and goes again: what a CPU's heap loses between tensors (263 MB for 151, preset tiny)
 # With recompute that much of what all blocks would have kept: glibc's memalign wants spare bytes, so that what a block
-# frees is a hole which the next one's tensors of the same size do not fit (4, 8 and 16 blocks, six shapes, glibc 2.36).
-RECOMPUTED_SHARE = 0.75
+# frees is a hole which the next one's tensors of the same size do not fit (0.45 to 1.1 in 14 cases, 0.6 in that of tiny).
+RECOMPUTED_SHARE = 0.7
 TIMED_SECONDS, MOST_TURNS = 1.0, 30  # that short steps are timed for, one of which says little
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
