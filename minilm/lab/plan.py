@@ -47,7 +47,7 @@ CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
 PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
 HEAP_SHARE = 1.0  # of what comes and goes again: what a CPU's heap loses between tensors (263 MB for 151, preset tiny)
 # With recompute that much of what all blocks would have kept: glibc's memalign wants spare bytes, so that what a block
-# frees is a hole which the next one's tensors of the same size do not fit (0.45 to 1.1 in 14 cases, 0.6 in that of tiny).
+# frees is a hole which the next one's tensors of the same size do not fit (0.45 to 1.1 in 14 cases, 0.6 in tiny's).
 RECOMPUTED_SHARE = 0.7
 TIMED_SECONDS, MOST_TURNS = 1.0, 30  # that short steps are timed for, one of which says little
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
