@@ -183,7 +183,7 @@ def test_a_run_on_a_level_and_a_style(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_packaged_model_writes_coherent_tales() -> None:
-    """models/tales-smallest, by its name: its card says 90 % of 500 stories or more, of which 40 are told here."""
+    """models/tales-smallest, by its name: its card says more than 90 % of 500 stories, of which 40 are told here."""
     model, tokenizer = GPT.from_pretrained("tales-smallest"), get_tokenizer("tales-smallest")
-    assert model.num_params() < 500_000
+    assert model.num_params() < 700_000
     assert coherence(model, tokenizer, train=None, n_stories=40).passed >= 30
