@@ -43,8 +43,6 @@ class Size:
 
     steps: int = 3400
     """Of the writer."""
-    harder_steps: int = 1700
-    """Of the smallest at level 2."""
     megabytes: float = 20.0
     """Of tales for these two."""
     n_stories: int = 500
@@ -59,6 +57,8 @@ class Size:
     """(shape, steps, packing, megabytes), from the cheapest on: the first that writes well is the smallest."""
     run: tuple[tuple[str, Any], ...] = ()
     """Fields on top of the preset tiny's."""
+    harder_steps: int = 1700
+    """Of the smallest at level 2."""
 
 
 FULL = Size()
