@@ -56,9 +56,10 @@ def do(options: Any) -> int:
     elif options.job == "run":
         from minilm import runtime
         from minilm.lab import runner
+        from minilm.text.parallel import n_cores
 
         # One card is not shared: its cells run one after the other.
-        processes = options.processes or (1 if runtime.pick_device().type != "cpu" else runner.cores())
+        processes = options.processes or (1 if runtime.pick_device().type != "cpu" else n_cores())
         if options.engine == "ray":
             from minilm.lab import cluster
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -80,16 +79,16 @@ struct Arithmetic {
   static float one(T w, X x) { return value(w) * x; }
 };
 
-#if defined(__AVX2__)
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
 // Bytes with inputs of 16 bits: half the work of floats. A lane of 32 bits adds two products of each vector, all below
 // 2^22, so that SAFE of them do not leave it.
 template <>
 struct Arithmetic<int8_t> {
   typedef int16_t X;
+  static constexpr int N = 2 * W;
   static float one(int8_t w, X x) { return static_cast<float>(w * x); }
 #if defined(__AVX512BW__)
   typedef __m512i V;
-  static constexpr int N = 32;
   static V weights(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
   static V plus(V a, V b) { return _mm512_add_epi32(a, b); }
   static V plus(V sum, V w, const X* x) {
@@ -99,22 +98,15 @@ struct Arithmetic<int8_t> {
     return plus(sum, _mm512_madd_epi16(w, _mm512_loadu_si512(x)));
 #endif
   }
-  static float all(V sum) { return _mm512_reduce_add_ps(_mm512_cvtepi32_ps(sum)); }
+  static float all(V sum) { return total((Vector)_mm512_cvtepi32_ps(sum)); }
 #else
   typedef __m256i V;
-  static constexpr int N = 16;
   static V weights(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)); }
   static V plus(V a, V b) { return _mm256_add_epi32(a, b); }
   static V plus(V sum, V w, const X* x) {
     return plus(sum, _mm256_madd_epi16(w, _mm256_loadu_si256((const __m256i*)x)));
   }
-  static float all(V sum) {
-    const __m256 f = _mm256_cvtepi32_ps(sum);
-    float sums[8], added = 0;
-    _mm256_storeu_ps(sums, f);
-    for (float one : sums) added += one;
-    return added;
-  }
+  static float all(V sum) { return total((Vector)_mm256_cvtepi32_ps(sum)); }
 #endif
 };
 #endif
@@ -183,14 +175,17 @@ static inline void rows(const T* w, const X* x, float* y, long begin, long end, 
 }
 
 // Inputs as products read them, and the step of each row in which sums then count.
-static inline const float* inputs(const float* x, float*, float* steps, long M, long) {
-  std::fill(steps, steps + M, 1.0f);
+static inline const float* inputs(const float* x, std::vector<float>&, std::vector<float>& steps, long M, long) {
+  steps.assign(M, 1.0f);
   return x;
 }
 
 // Nearest of 32,767 steps each way of a row's largest; what is not finite makes the step so, and with it all sums.
-static inline const int16_t* inputs(const float* x, int16_t* rounded, float* steps, long M, long K) {
+static inline const int16_t* inputs(const float* x, std::vector<int16_t>& all, std::vector<float>& steps, long M, long K) {
   typedef int16_t Shorts __attribute__((vector_size(W * 2), aligned(2)));
+  all.resize(M * K);
+  steps.resize(M);
+  int16_t* rounded = all.data();
   for (long m = 0; m < M; m++, x += K, rounded += K) {
     Vector most = {}, odd = {};
     const long whole = K - K % W;
@@ -210,7 +205,7 @@ static inline const int16_t* inputs(const float* x, int16_t* rounded, float* ste
     for (long k = whole; k < K; k++) rounded[k] = static_cast<int16_t>(std::lround(x[k] * over));
     steps[m] = largest / 32767 + strange;
   }
-  return rounded - M * K;
+  return all.data();
 }
 
 struct Linear {
@@ -226,9 +221,7 @@ static void product(const Linear& l, const float* x, float* y, long M, long N, l
   const T* w = static_cast<const T*>(l.weight);
   static thread_local std::vector<X> rounded;  // each thread its own: waiting for one takes longer
   static thread_local std::vector<float> steps;
-  if (!std::is_same<X, float>::value) rounded.resize(M * K);
-  steps.resize(M);
-  const X* read = inputs(x, rounded.data(), steps.data(), M, K);
+  const X* read = inputs(x, rounded, steps, M, K);
 #pragma omp for schedule(static)
   for (long n = 0; n < N; n += GROUP) {
     const long end = std::min(n + GROUP, N);

@@ -28,8 +28,6 @@ from minilm.lab.question import (
 )
 from minilm.lab.texts import fingerprint, sources_of
 from minilm.model.gpt import GPT
-from minilm.model.hub import cached
-from minilm.model.weights import read_config
 
 Results = Mapping[str, Line]
 """Address -> the line of a cell that is done."""
@@ -232,11 +230,10 @@ def base_settings(question: Question, scale: Scale, arm: Arm, seed: int) -> Line
     base = arm.base or (question.base(scale) if question.base else None)
     if base is None:
         return None
-    name, run, data = base.pretrained, base.run, {**scale.data, **base.data}
-    if name:
-        run, data = {**run, "block_size": read_config(cached(name)).block_size}, {**data, "tokenizer": "gpt2"}
-    config = config_of(scale, run, seed if base.per_seed else 0)
-    made = {"config": flat(config), "data": with_fingerprint(data), **({"pretrained": name} if name else {})}
+    config, data = config_of(scale, base.run, seed if base.per_seed else 0), {**scale.data, **base.data}
+    taken = {"pretrained": base.pretrained} if base.pretrained else {}
+    data |= {"tokenizer": "gpt2"} if taken else {}
+    made = {"config": flat(config), "data": with_fingerprint(data), **taken}
     return made if base.weights else {**made, "weights": False}
 
 

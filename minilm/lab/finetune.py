@@ -57,7 +57,7 @@ def _scale(scale: Scale, bpe: str, steps: int, warmup: int, base_steps: int, ext
     finetune = {"optimizer": "adamw", "schedule": "linear", "beta2": 0.999, "max_steps": steps, "warmup_steps": warmup}
     every = max(steps // 6, 2)
     finetune |= {"weight_decay": 0.01, "eval_every_steps": every, "save_every_steps": every}
-    gpt2 = {"attn_bias": True, "mlp_bias": True, "norm_bias": True}
+    biases = {"attn_bias": True, "mlp_bias": True, "norm_bias": True}
     documents = {"smoke": 2, "laptop": 100, "gpu": 500}[scale.name]
     more = {"finetune": finetune, "documents": documents, "base_steps": base_steps, **extra}
     if scale.name == "smoke":
@@ -65,7 +65,7 @@ def _scale(scale: Scale, bpe: str, steps: int, warmup: int, base_steps: int, ext
     if scale.name == "gpu":
         more["large"] = {"n_layer": 24, "n_embd": 1024, "n_head": 16}
         more["gpt2"] = ("gpt2", "gpt2-medium")
-    return scale.but(gpt2, {"tokenizer": bpe}, extra=more)
+    return scale.but(biases, {"tokenizer": bpe}, extra=more)
 
 
 def unseen(megabytes: float, **options: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Places:
     def results_file(self, question: str, n: int = 1) -> Path:
         return self.folder / "results" / (f"{question}.{n}.jsonl" if n > 1 else f"{question}.jsonl")
 
+    def _files(self, question: str) -> list[Path]:
+        return list(takewhile(Path.is_file, (self.results_file(question, n) for n in count(1))))
+
     def results(self, question: str, scale: str) -> dict[str, Line]:
         """Address -> line. The address is worked out anew from the recorded settings, so that a result which today's
         defaults would not give counts as not done; so does a line that a kill cut short."""
-        n, found = 1, dict[str, Line]()
-        while (path := self.results_file(question, n)).is_file():
-            n += 1
+        found: dict[str, Line] = {}
+        for path in self._files(question):
             try:
                 found |= {address(line["settings"]): line for line in read_metrics(path) if line["scale"] == scale}
             except (KeyError, TypeError) as error:
@@ -52,8 +54,9 @@ class Places:
 
     def append(self, question: str, line: dict[str, Any]) -> None:
         """Adds a result, whole and on disk, whoever else is writing. What a kill left of a line is closed first."""
-        files = (self.results_file(question, n) for n in count(1))
-        path = next(file for file in files if not file.is_file() or file.stat().st_size < FULL_BYTES)
+        files = self._files(question)
+        full = not files or files[-1].stat().st_size >= FULL_BYTES
+        path = self.results_file(question, len(files) + full)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

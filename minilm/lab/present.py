@@ -44,7 +44,7 @@ class Size:
     steps: int = 3400
     """Of the writer."""
     megabytes: float = 20.0
-    """Of tales for these two."""
+    """Of tales for the writer, and of level 2."""
     n_stories: int = 500
     tries: tuple[tuple[str, int, Packing, float], ...] = (
         ("width 48", 3400, "chunks", 20.0),
@@ -99,7 +99,7 @@ def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
         "{}, {:,} steps of {} of {:g} MB, {:,} tokens: {:.1f} %".format(*one["try"], one["tokens"], 100 * one["share"])
         for one in tried
     ]
-    config, hard = _config(shape, size, min(size.harder_steps, steps), 2), {"level": 2, "megabytes": size.megabytes}
+    config, hard = _config(shape, size, size.harder_steps, 2), {"level": 2, "megabytes": size.megabytes}
     harder = _trained(config, hard, work / f"{shape.replace(' ', '-')}-2")
     reached = "is above" if there else "is not above"
     about = (
@@ -122,9 +122,11 @@ def _config(shape: str, size: Size, steps: int, level: int = 1) -> TrainConfig:
 
 def _trained(config: TrainConfig, data: dict[str, Any], run: Path) -> Result:
     shards = prepare("tales", tokenizer="words", **data)
-    started = replace(run_config(run), existing="resume") if step_folders(run) else config
-    alike = all(getattr(started, name) == getattr(config, name) for name in ("max_steps", "packing", "precision"))
-    start = started if step_folders(run) and alike else replace(config, existing="overwrite")
+    start = replace(config, existing="overwrite")
+    if step_folders(run):
+        begun = run_config(run)
+        if all(getattr(begun, name) == getattr(config, name) for name in ("max_steps", "packing", "precision")):
+            start = replace(begun, existing="resume")
     config = replace(start, data=str(shards), out_dir=str(run))
     result = train(config)
     if result.interrupted:

@@ -54,11 +54,6 @@ def run(names: Sequence[str], scale: str, places: Places, processes: int) -> Non
         raise MinilmError(f"{len(failed)} of {processes} processes failed (see above); run again to go on")
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _worker(names: list[str], scale: str, folder: str) -> None:
     os.setsid()  # Ctrl-C reaches the parent alone, which passes it on once: a second one would stop without saving
     try:

@@ -31,8 +31,7 @@ def arms(scale: Scale) -> list[Arm]:
         "PPLM, bag of words": {"code": False, "options": {}, "words": WORDS},
     }
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
-    measure = {"code": True, "options": {}, "told": n}
-    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, measure)]
+    return [*found, Arm("finetuned", tune, grid(1e-3), "", data, {"code": True, "options": {}, "told": n})]
 
 
 def told(trained: Trained) -> dict[str, float]:

@@ -119,10 +119,12 @@ def _settled(cell: Cell, base: Path | None) -> tuple[TrainConfig, Path | None]:
         return cell.config, None
     if cell.config.teacher:
         return replace(cell.config, teacher=str(base)), None
-    of_base = _config(cell.base).model
+    of_base, there = _config(cell.base).model, read_config(base)
+    if "pretrained" in cell.base:  # its table of positions is longer than the scale's context
+        of_base = replace(of_base, block_size=there.block_size)
     switched = {n: v for n in MODEL_FIELDS if (v := getattr(cell.config.model, n)) != getattr(of_base, n)}
     # A model left alone is that of `init`.
-    return replace(cell.config, model=replace(read_config(base), **switched) if switched else GPTConfig()), base
+    return replace(cell.config, model=replace(there, **switched) if switched else GPTConfig()), base
 
 
 def _config(base: Mapping[str, Any]) -> TrainConfig:
