@@ -278,18 +278,18 @@ def test_rows_behind_a_cache_see_what_is_cached(position: Any, monkeypatch: pyte
 @pytest.mark.parametrize("T", [1, 7, 8, 20])
 def test_reading_in_rows_is_attention(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In fp32, where nothing is rounded; and that it is bf16 without gradients which takes this way."""
-    q, k, v = torch.randn(3, 2, 2, T, 4, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(3, 2, 7, T, 4, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(geometry, "CPU_READING_ROWS", 8)
-    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    assert torch.allclose(geometry._read(q * 0.5, k, v), exact, atol=1e-6)
+    monkeypatch.setattr(geometry, "CPU_READING_HEADS", 3)
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.6)
+    assert torch.allclose(geometry._read(q, k, v, 0.6), exact, atol=1e-6)
     causal = geometry.Geometry(torch.arange(T), None, None, is_causal=T > 1)
     half = q.bfloat16()
-    assert not geometry._reads_fast(half, half, causal, 0.5, 0.0)
+    assert not geometry._reads_fast(half, half, causal, 0.0)
     with torch.no_grad():
-        assert geometry._reads_fast(half, half, causal, 0.5, 0.0) == (T > 1)
-        assert not geometry._reads_fast(q, q, causal, 0.5, 0.0)
-        assert not geometry._reads_fast(half, half, causal, 0.6, 0.0)
-        assert not geometry._reads_fast(half, half, causal, 0.5, 0.1)
+        assert geometry._reads_fast(half, half, causal, 0.0) == (T > 1)
+        assert not geometry._reads_fast(q, q, causal, 0.0)
+        assert not geometry._reads_fast(half, half, causal, 0.1)
 
 
 # --- bf16

@@ -8,6 +8,7 @@ B batch (rows), D width.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,18 @@ class Fused:
 def hooked(module: nn.Module) -> bool:
     """Whether something listens to the module's calls."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def with_linears(module: Any, made: Callable[[nn.Linear], nn.Module]) -> Any:
+    """The module, as it evaluates, with what is made of it in place of every plain linear layer; all else is shared."""
+    if isinstance(module, nn.Linear):
+        return made(module) if type(module) is nn.Linear and not hooked(module) else module
+    new = copy.copy(module)
+    new.training = False
+    new._modules = {
+        name: child if child is None else with_linears(child, made) for name, child in module._modules.items()
+    }
+    return new
 
 
 def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:

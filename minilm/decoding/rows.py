@@ -12,7 +12,6 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import hashlib
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minilm.decoding.fused import Linear, fused, hooked
+from minilm.decoding.fused import Linear, fused, with_linears
 from minilm.decoding.graphs import Graphs
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
@@ -169,14 +168,7 @@ def _steps(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _packed(module: Any, kind: str) -> Any:
-    """The module with `Rows` in place of every linear layer; everything else is shared."""
-    if type(module) is nn.Linear and not hooked(module):
-        return Rows(module.weight, module.bias, kind)
-    if isinstance(module, nn.Linear):
-        return module
-    new = copy.copy(module)
-    new._modules = {name: child if child is None else _packed(child, kind) for name, child in module._modules.items()}
-    return new
+    return with_linears(module, lambda layer: Rows(layer.weight, layer.bias, kind))
 
 
 @cache

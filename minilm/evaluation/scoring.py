@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,16 @@ from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
 from minilm.errors import MinilmError, UsageError
+from minilm.evaluation.packed import Packed, packs
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry
 from minilm.model.gpt import GPT, Block
 
 BATCH_TOKENS = 8192  # read at once: enough to keep a processor or card busy
 LOGIT_BYTES = 1 << 27  # of logits held at once
-REDUCED_BYTES = 1 << 24  # of fp32 logits that are reduced at once, in a processor's caches
+PACKED_LOGIT_BYTES = 1 << 24  # by a packed head, which needs no cast of the table for each product
+REDUCED_BYTES = 1 << 22  # of fp32 logits that are reduced at once, in a processor's caches
+PACKED_TOKENS = 4096  # from here on laying the weights out anew is repaid
 SORTED_BATCHES = 16  # so many batches' windows are sorted by length, so that few tokens are padding
 
 
@@ -59,13 +63,15 @@ def target_scores(
     Raises UsageError where a request is longer than the model can read, or has a token outside its vocabulary;
     MinilmError where logits are not numbers.
     """
-    rest = iter(requests)
+    rest, packed = iter(requests), None
     while group := list(_up_to(rest, SORTED_BATCHES * batch_tokens)):
         for request in group:
             _check(model, request)
+        if packed is None and packs(model, precision) and sum(len(r.ids) for r in group) > PACKED_TOKENS:
+            packed = Packed(model, batch_tokens)
         found: list[Scored | None] = [None] * len(group)
         for rows in _batches([len(request.ids) - 1 for request in group], batch_tokens):
-            for row, scores in zip(rows, _score(model, [group[row] for row in rows], precision), strict=True):
+            for row, scores in zip(rows, _score(model, [group[row] for row in rows], precision, packed), strict=True):
                 found[row] = scores
         yield from (scores for scores in found if scores is not None)
 
@@ -101,7 +107,7 @@ def _check(model: GPT, request: Request) -> None:
 
 
 @torch.inference_mode()
-def _score(model: GPT, requests: list[Request], precision: str) -> list[Scored]:
+def _score(model: GPT, requests: list[Request], precision: str, packed: Packed | None) -> list[Scored]:
     n_read = max(len(request.ids) - 1 for request in requests)
     ids = np.zeros((len(requests), n_read), np.int64)
     scored = np.zeros((len(requests), n_read), bool)
@@ -112,50 +118,56 @@ def _score(model: GPT, requests: list[Request], precision: str) -> list[Scored]:
     device = model.device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with evaluating(model), autocast:
-        x = _hidden_at(model, torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device))
-        nats, is_top = (part.cpu().numpy() for part in _scores_of(model, x, torch.from_numpy(targets).to(device)))
+        blocks = list(model.h) if packed is None else packed.blocks
+        x = _hidden_at(model, blocks, torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device))
+        found = _scores_of(model, packed, x, torch.from_numpy(targets).to(device))
+    nats, is_top = (part.cpu().numpy() for part in found)
     ends = np.cumsum([len(request.ids) - request.scored for request in requests])[:-1]
-    found = [Scored(*both) for both in zip(np.split(nats, ends), np.split(is_top, ends), strict=True)]
-    for one in found:
+    rows = [Scored(*both) for both in zip(np.split(nats, ends), np.split(is_top, ends), strict=True)]
+    for one in rows:
         if not np.isfinite(one.nats).all():
             place = int(np.flatnonzero(~np.isfinite(one.nats))[0]) + 1
             raise MinilmError(
                 f"the model's logits are no numbers at target {place} of a window: its weights are damaged, or they "
                 f"overflow in {precision}"
             )
-    return found
+    return rows
 
 
-def _hidden_at(model: GPT, ids: Tensor, scored: Tensor) -> Tensor:
+def _hidden_at(model: GPT, blocks: list[Any], ids: Tensor, scored: Tensor) -> Tensor:
     """ids (B, T), scored (B, T) bool -> what the head reads there, (N, D). After its attention the last block's tokens
     need each other no more, so that its feed-forward and all that follows run on these alone."""
-    last = model.h[-1]
-    if type(model) is not GPT or type(last) is not Block or len(model.h) < model.config.n_layer:
-        return model.hidden(ids)[scored]
+    last = blocks[-1]
+    if type(model) is not GPT or type(last) is not Block or len(blocks) < model.config.n_layer:
+        return model.hidden(ids, blocks=blocks)[scored]
 
     def block(x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
         x = last.ln_1_post(x + last.ln_1_out(last.attn(last.ln_1(x), layer, geometry, cache)))[scored]
         return last.ln_2_post(x + last.ln_2_out(last.mlp(last.ln_2(x))))
 
-    x = model.hidden(ids, blocks=[*model.h[:-1], block])
+    x = model.hidden(ids, blocks=[*blocks[:-1], block])
     return x if x.dim() == 2 else x[scored]
 
 
-def _scores_of(model: GPT, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N, D), targets (N,) -> nats (N,) fp32 and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
+def _scores_of(model: GPT, packed: Packed | None, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """x (N, D), targets (N,) -> nats (N,) and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
     logits at once."""
-    V, sixteen = len(model.head_rows()), torch.is_autocast_enabled(x.device.type)
-    at_once = max(1, LOGIT_BYTES // (V * (2 if sixteen else x.itemsize)))
-    reduced = at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * V))
+    head = model.used_logits if packed is None else partial(packed.logits, model)
+    most = LOGIT_BYTES if packed is None else PACKED_LOGIT_BYTES
+    V, sixteen = model.config.vocab_used or model.config.vocab_size, torch.is_autocast_enabled(x.device.type)
+    at_once = max(1, most // (V * (2 if sixteen else x.itemsize)))
+    reduced = min(len(x), at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * V)))
+    # Written again and again: memory that is not in a cache takes longer than the exponentials.
+    wide, log_p = torch.empty(2, reduced, V, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     nats, is_top = [], []
     for first in range(0, len(x), at_once):
-        logits = model.used_logits(x[first : first + at_once])
+        logits = head(x[first : first + at_once])
         for some, wanted in zip(logits.split(reduced), targets[first : first + at_once].split(reduced), strict=True):
-            some = some.float()
-            highest, at = some.max(-1, keepdim=True)
-            own = some.gather(1, wanted[:, None])
-            # In place: another tensor of this size costs as much time as the exponential.
-            logsumexp = some.sub_(highest).exp_().sum(-1, keepdim=True).log_().add_(highest)
-            nats.append((logsumexp - own)[:, 0])
-            is_top.append(at[:, 0] == wanted)
+            n = len(some)
+            torch.log_softmax(wide[:n].copy_(some), -1, out=log_p[:n])
+            nats.append(-log_p[:n].gather(1, wanted[:, None])[:, 0])
+            top = (some.gather(1, wanted[:, None]) == some.amax(-1, keepdim=True))[:, 0]
+            # Of equal logits, of which bf16 has many, the first counts; to find it takes ten times as long.
+            top[top.clone()] = some[top].argmax(-1) == wanted[top]
+            is_top.append(top)
     return torch.cat(nats), torch.cat(is_top)

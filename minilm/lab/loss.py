@@ -6,7 +6,7 @@ from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import tell_stories
-from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED
+from minilm.lab.measures import SPEED, WRITES
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.trial import Trained
 
@@ -40,9 +40,7 @@ def greedy_text(trained: Trained) -> dict[str, float]:
 QUESTION = Question(
     **prose("loss"),
     measures=(
-        BEFORE,
-        COHERENT,
-        LOSS,
+        *WRITES,
         Measure("distinct_3", "distinct 3-grams of plain samples", "% of 3-grams", "higher", 1),
         Measure("greedy_repeated", "repeated 4-grams of the greedy story", "%", digits=1),
         SPEED,

@@ -11,7 +11,7 @@ from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, rep_r, seq_rep_n, zipf
 from minilm.evaluation.text_metrics import judge, tell_stories
 from minilm.lab.answers import correlations
-from minilm.lab.measures import BEFORE, COHERENT, LOSS
+from minilm.lab.measures import WRITES
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, prose
 from minilm.lab.trial import Trained, copies_of
 from minilm.model.weights import load_pretrained
@@ -65,9 +65,7 @@ def told(analysis: Any) -> list[str]:
 QUESTION = Question(
     **prose("metrics"),
     measures=(
-        BEFORE,
-        COHERENT,
-        LOSS,
+        *WRITES,
         Measure("judged", "loss of the stories under the judge", "nats per token", digits=3),
         Measure("seq_rep_4", "seq-rep-4", "", digits=3),
         Measure("rep_r", "rep-r", "", digits=3),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from minilm.decoding.engine import generate_ids
-from minilm.lab.measures import BEFORE, COHERENT, COPIED, LOSS, TRAIN_LOSS
+from minilm.lab.measures import COPIED, TRAIN_LOSS, WRITES
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.stories import some_stories
 from minilm.lab.trial import Trained, loss_of_rows
@@ -62,9 +62,7 @@ def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: i
 QUESTION = Question(
     **prose("overfit"),
     measures=(
-        BEFORE,
-        COHERENT,
-        LOSS,
+        *WRITES,
         TRAIN_LOSS,
         Measure("by_heart", "tokens of training stories known by heart", "%", digits=1),
         COPIED,

@@ -76,14 +76,16 @@ def locate(
 # torch 2.13). Eager the kernel wins from 1,024 on, and with a single query (decoding) always.
 CPU_BY_HAND_TOKENS, CPU_BY_HAND_COMPILED_TOKENS = 512, 1024
 CPU_BY_HAND_ROWS = 256  # at once, of the keys that they may see alone
-CPU_READING_ROWS = 128  # where no gradient is wanted; in bf16 1.3 to 1.5 times as fast as the kernel, in fp32 slower
+# Where no gradient is wanted, rows at once, and sequences' heads for each thread: their scores stay in a core's cache.
+# In bf16 1.9 times as fast as the kernel, in fp32 slower.
+CPU_READING_ROWS, CPU_READING_HEADS = 128, 8
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float, dropout: float) -> Tensor:
     """softmax(scale * q k^T + mask) v: q (B, H, T, head width), k and v (B, H or fewer, S, head width)."""
     k, v = k.to(q.dtype), v.to(q.dtype)
-    if _reads_fast(q, k, geometry, scale, dropout):
-        return _read(q * scale, k, v)
+    if _reads_fast(q, k, geometry, dropout):
+        return _read(q, k, v, scale)
     most = CPU_BY_HAND_COMPILED_TOKENS if torch.compiler.is_compiling() else CPU_BY_HAND_TOKENS
     if q.device.type == "cpu" and q.shape[2] > 1 and k.shape[2] <= most:
         return _attend_by_hand(q, k, v, geometry, scale, dropout)
@@ -102,23 +104,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float, dr
     )
 
 
-def _reads_fast(q: Tensor, k: Tensor, geometry: Geometry, scale: float, dropout: float) -> bool:
-    """Plain causality on a CPU in bf16 without gradients, by a scale that only moves the exponent."""
-    plain = geometry.is_causal and q.shape == k.shape and not dropout and math.frexp(scale)[0] == 0.5
+def _reads_fast(q: Tensor, k: Tensor, geometry: Geometry, dropout: float) -> bool:
+    """Plain causality on a CPU in bf16 without gradients."""
+    plain = geometry.is_causal and q.shape == k.shape and not dropout
     return plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T) v under plain causality, some rows at a time; torch's softmax of bf16 works in fp32."""
-    n, y = CPU_READING_ROWS, torch.empty_like(q)
-    future = torch.ones(n, n, dtype=torch.bool).triu(1)
-    for first in range(0, q.shape[2], n):
-        rows = slice(first, min(first + n, q.shape[2]))
-        scores = q[:, :, rows] @ k[:, :, : rows.stop].mT
-        own = scores[..., first:]
-        own.masked_fill_(future[: own.shape[-2], : own.shape[-1]], -math.inf)
-        y[:, :, rows] = scores.softmax(-1) @ v[:, :, : rows.stop]
-    return y
+def _read(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v under plain causality, some rows of some heads at a time; torch's softmax of bf16 works
+    in fp32."""
+    n, T, shape = CPU_READING_ROWS, q.shape[2], q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    k = k.mT.contiguous()  # a product would turn each part of it anew
+    y, nothing = torch.empty_like(v), q.new_empty(1, 1, 1)
+    future = torch.full((n, n), -math.inf, dtype=q.dtype).triu(1)
+    n_heads = CPU_READING_HEADS * torch.get_num_threads()
+    for heads in (slice(at, at + n_heads) for at in range(0, len(q), n_heads)):
+        for first in range(0, T, n):
+            last = min(first + n, T)
+            scores = torch.baddbmm(nothing, q[heads, first:last], k[heads, :, :last], beta=0, alpha=scale)
+            scores[..., first:] += future[: last - first, : last - first]
+            y[heads, first:last] = scores.softmax(-1) @ v[heads, :last]
+    return y.view(shape)
 
 
 def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float, dropout: float) -> Tensor:
