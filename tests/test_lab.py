@@ -198,6 +198,8 @@ def test_answers_follow_the_numbers() -> None:
         "Better than the reference, `plain`: other, validation loss -0.5000 nats per token (95 % "
     )
     assert "come about: other" in change_of_default(better)
+    of_another = replace(better, question=replace(TWO, changes_of="third"))
+    assert change_of_default(of_another) == "It has not come about."
     assert agreement(better, TWO.published[0]) == (
         "other: agrees (better), at an edge of the rates tried; third: not measured here"
     )

@@ -65,8 +65,9 @@ def change_of_default(analysis: Analysis) -> str:
     """Whether the outcome that would change a default has come about, as far as the first measure tells."""
     if not analysis.question.changes_when:
         return "No verdict decides that; table and pictures show it."
-    found = [c.arm.label for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
-    if found:
+    of = analysis.question.changes_of
+    decisive = [c for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
+    if found := [c.arm.label for c in decisive if of in ("", c.arm.name)]:
         return f"By the first measure it has come about: {listed(found)}."
     if analysis.missing or analysis.among("undecided"):
         return "It has not come about, and is not excluded."

@@ -189,6 +189,8 @@ class Question:
     threats: tuple[str, ...]
     changes_when: tuple[Literal["better", "worse", "same"], ...] = ("better",)
     """Verdicts of an arm that are that outcome, by the first measure; none: verdicts cannot tell."""
+    changes_of: str = ""
+    """The arm whose verdicts these are; empty: any."""
     pictures: tuple[Picture, ...] = ()
     chosen_by: str = "val_loss"
     """The number of a sweep's cells that is lowest at an arm's own rate: a measure's, where arms validate on unlike

@@ -29,5 +29,6 @@ QUESTION = Question(
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.3)}, {"megabytes": (0.02, 0.3, 5.0)}),
     minutes=45,
+    changes_of="large, as it is",
     base=pretrained,
 )
