@@ -114,8 +114,8 @@ def _read(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale * q k^T) v under plain causality, some rows of some heads at a time; torch's softmax of bf16 works
     in fp32."""
     n, T, shape = CPU_READING_ROWS, q.shape[2], q.shape
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    k = k.mT.contiguous()  # a product would turn each part of it anew
+    # Keys are turned once: a product would turn each part of them anew.
+    q, k, v = q.flatten(0, 1), k.mT.contiguous().flatten(0, 1), v.flatten(0, 1)
     y, nothing = torch.empty_like(v), q.new_empty(1, 1, 1)
     future = torch.full((n, n), -math.inf, dtype=q.dtype).triu(1)
     n_heads = CPU_READING_HEADS * torch.get_num_threads()
