@@ -137,7 +137,7 @@ def _measured(
     from minilm.evaluation.perplexity import perplexity
 
     source, name = read_data(data, protocol, tokenizer, _copy_of(options, data) if options.all else options.source)
-    protocol = replace(protocol, data=name or protocol.data)
+    protocol = replace(protocol, data=name if isinstance(source, list) else protocol.data and source.meta.name)
     return perplexity(
         model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts,
         max_tokens=options.eval_tokens,

@@ -62,9 +62,8 @@ def measure(options: argparse.Namespace) -> int:
         print(table)
         return 0
     n_real = min(len(reference), len(samples))
-    print(
-        f"{'95 % intervals':28}{f'{len(samples)} generated texts':30}{f'{n_real} real ones' if n_real else ''}".rstrip()
-    )
+    real = f"{n_real} real ones" if n_real else ""
+    print(f"{'95 % intervals':28}{f'{len(samples)} generated texts':34}{real}".rstrip())
     print("\n".join(map(str, rows)))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from minilm.config import GPTConfig
+from minilm.errors import MinilmError
 from minilm.evaluation import scoring
 from minilm.evaluation.packed import Linear, Packed, packs
 from minilm.evaluation.scoring import Request, target_nats, target_scores
@@ -97,6 +99,45 @@ def test_dropout_hooks_adapters_and_new_weights(always: None) -> None:
 
 
 @needs_bf16
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "relu", "relu2", "silu", "swiglu"])
+@pytest.mark.parametrize("damaged", ["attn.c_attn.bias", "mlp.c_fc.weight", "mlp.c_proj.weight", "ln_2.weight"])
+def test_damaged_weights_are_told(activation: str, damaged: str, always: None) -> None:
+    model = made(activation=activation)
+    model.h[1].get_parameter(damaged).data.fill_(math.nan)
+    with pytest.raises(MinilmError, match="logits are no numbers"):
+        nats(model, requests(), "bf16")
+
+
+@needs_bf16
+def test_compiled_blocks_are_read_as_they_are(always: None) -> None:
+    model, asked = made(), requests()
+    before = nats(model, asked, "bf16")
+    model.h[0] = torch.compile(model.h[0], backend="eager")
+    assert np.allclose(nats(model, asked, "bf16"), before, atol=0.1)
+
+
+class OldHidden(GPT):
+    """Knows nothing of blocks, and makes logits of its padding rows too."""
+
+    def hidden(self, ids: torch.Tensor, documents: Any = None, cache: Any = None) -> torch.Tensor:  # type: ignore[override]
+        return self.wte(ids)
+
+    def used_logits(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.wte.weight.mT
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_of_ones_own(precision: str, always: None) -> None:
+    torch.manual_seed(0)
+    model = OldHidden(GPTConfig(**(SMALL | {"vocab_used": 290}))).eval()
+    asked = requests()
+    for request, found in zip(asked, target_nats(model, asked, precision=precision), strict=True):
+        logits = model.used_logits(model.wte(torch.from_numpy(request.ids[:-1])))
+        wanted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(request.ids[1:]), reduction="none")
+        assert np.allclose(found, wanted[request.scored - 1 :].detach(), atol=1e-5 if precision == "fp32" else 0.1)
+
+
+@needs_bf16
 def test_few_tokens_are_read_without_laying_weights_out(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up: list[int] = []
 
@@ -122,7 +163,7 @@ def test_what_is_packed() -> None:
     assert type(block) is Block
     assert block.ln_1.weight is model.h[0].ln_1.weight
     assert type(block.mlp.c_fc) is Linear
-    assert block.mlp.c_fc.after == ("gelu", "tanh")
+    assert block.mlp.c_fc.after == ("gelu", [], "tanh")
     assert type(model.h[0].mlp.c_fc) is torch.nn.Linear
     assert packs(model, "bf16")
     assert not packs(model, "fp32")

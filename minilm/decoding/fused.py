@@ -81,9 +81,7 @@ def with_linears(module: Any, made: Callable[[nn.Linear], nn.Module]) -> Any:
         return made(module) if type(module) is nn.Linear and not hooked(module) else module
     new = copy.copy(module)
     new.training = False
-    new._modules = {
-        name: child if child is None else with_linears(child, made) for name, child in module._modules.items()
-    }
+    new._modules = {name: child and with_linears(child, made) for name, child in module._modules.items()}
     return new
 
 

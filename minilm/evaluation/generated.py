@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         real = str(self.real) if self.real else ""
-        return f"{self.name:28}{self.generated!s:30}{real:30}{self.note}".rstrip()
+        return f"{self.name:28}{self.generated!s:34}{real:34}{self.note}".rstrip()
 
 
 def tell(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], **options: Unpack[Options]) -> list[Sample]:

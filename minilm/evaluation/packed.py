@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilm.decoding.fused import with_linears
-from minilm.model.gpt import GPT
+from minilm.model.gpt import GPT, Block
 from minilm.model.layers import MLP, gelu_tanh
 
-AFTER: dict[Any, tuple[str, str]] = {gelu_tanh: ("gelu", "tanh"), F.gelu: ("gelu", "none"), F.relu: ("relu", "")}
-"""Activations that oneDNN applies to a product before it is stored, and its names of them."""
+AFTER: dict[Any, tuple[str, list[float], str]] = {gelu_tanh: ("gelu", [], "tanh"), F.gelu: ("gelu", [], "none")}
+"""What oneDNN applies to a product before it is stored, and its names of them. Its relu would make 0 of NaN."""
 
 
 class Linear(nn.Module):
@@ -27,11 +27,10 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), n_rows)
         self.bias = None if bias is None else bias.detach().bfloat16()
-        self.after = ("none", "")
+        self.after: tuple[str, list[float], str] = ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
-        name, kind = self.after
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, name, [], kind)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, *self.after)
         return y
 
 
@@ -39,7 +38,7 @@ class Packed:
     """A model's blocks and head with such layers; everything else is shared with it. They do not see weights change."""
 
     def __init__(self, model: GPT, n_rows: int) -> None:
-        self.blocks = [_packed(block, n_rows) for block in model.h]
+        self.blocks = [_packed(block, n_rows) if isinstance(block, Block) else block for block in model.h]
         self.table, self.proj = Linear(model.head_rows(), None, n_rows), _packed(model.head_proj, n_rows)
 
     def logits(self, model: GPT, x: Tensor) -> Tensor:

@@ -140,10 +140,10 @@ class Perplexity:
         ]
         known = [f"perplexity per token {self.token_perplexity:.4f}"]
         known += [f"per word {self.word_perplexity:.4f}"] if self.n_words else []
+        known += [f"per byte {_exp(self.nats / self.n_bytes):.4f}"] if self.n_bytes else []
         known += [f"bits per byte {self.bits_per_byte:.4f}"] if self.n_bytes else []
         known += [f"per character {self.bits_per_character:.4f}"] if self.n_characters else []
-        lines.append(f"  the same sum: {', '.join(known)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"  the same sum: {', '.join(known)}"])
 
 
 class Part(NamedTuple):

@@ -118,8 +118,7 @@ def _score(model: GPT, requests: list[Request], precision: str, packed: Packed |
     device = model.device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with evaluating(model), autocast:
-        blocks = list(model.h) if packed is None else packed.blocks
-        x = _hidden_at(model, blocks, torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device))
+        x = _hidden_at(model, packed, torch.from_numpy(ids).to(device), torch.from_numpy(scored).to(device))
         found = _scores_of(model, packed, x, torch.from_numpy(targets).to(device))
     nats, is_top = (part.cpu().numpy() for part in found)
     ends = np.cumsum([len(request.ids) - request.scored for request in requests])[:-1]
@@ -134,11 +133,14 @@ def _score(model: GPT, requests: list[Request], precision: str, packed: Packed |
     return rows
 
 
-def _hidden_at(model: GPT, blocks: list[Any], ids: Tensor, scored: Tensor) -> Tensor:
+def _hidden_at(model: GPT, packed: Packed | None, ids: Tensor, scored: Tensor) -> Tensor:
     """ids (B, T), scored (B, T) bool -> what the head reads there, (N, D). After its attention the last block's tokens
     need each other no more, so that its feed-forward and all that follows run on these alone."""
+    if type(model) is not GPT:
+        return model.hidden(ids)[scored]
+    blocks: list[Any] = list(model.h) if packed is None else packed.blocks
     last = blocks[-1]
-    if type(model) is not GPT or type(last) is not Block or len(blocks) < model.config.n_layer:
+    if type(last) is not Block or len(blocks) < model.config.n_layer:
         return model.hidden(ids, blocks=blocks)[scored]
 
     def block(x: Tensor, layer: int, geometry: Geometry, cache: Cache | None) -> Tensor:
@@ -150,11 +152,10 @@ def _hidden_at(model: GPT, blocks: list[Any], ids: Tensor, scored: Tensor) -> Te
 
 
 def _scores_of(model: GPT, packed: Packed | None, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """x (N, D), targets (N,) -> nats (N,) and whether each is the likeliest, (N,); never more than LOGIT_BYTES of
-    logits at once."""
+    """x (N, D), targets (N,) -> nats and whether each is the likeliest, (N,) both; LOGIT_BYTES of logits at most."""
     head = model.used_logits if packed is None else partial(packed.logits, model)
     most = LOGIT_BYTES if packed is None else PACKED_LOGIT_BYTES
-    V, sixteen = model.config.vocab_used or model.config.vocab_size, torch.is_autocast_enabled(x.device.type)
+    V, sixteen = head(x[:1]).shape[-1], torch.is_autocast_enabled(x.device.type)
     at_once = max(1, most // (V * (2 if sixteen else x.itemsize)))
     reduced = min(len(x), at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * V)))
     # Written again and again: memory that is not in a cache takes longer than the exponentials.
