@@ -39,7 +39,7 @@ class Coherence:
     high: float
     """Its upper end."""
     failures: dict[str, int]
-    """First broken rule of each failed story -> stories, most frequent first: the grader's, `duplicate`, `copied`."""
+    """First broken rule of each failed story -> stories, most frequent first: the grader's, `copied`, `duplicate`."""
     mean_before: float
     """Mean over all stories of the share of sentences before the first that the grader rejects (1 where none is)."""
     samples: tuple[str, ...]
@@ -194,15 +194,15 @@ def share_before(verdict: Verdict) -> float:
 
 
 def first_broken_rules(texts: list[str], verdicts: list[Verdict], copies: CopyCheck | None) -> list[str | None]:
-    """For each story the grader's rule, else `duplicate` where another text is the same, else `copied`, else None."""
+    """For each story the grader's rule, else `copied`, else `duplicate` where another text is the same, else None."""
     times = Counter(texts)
 
     def rule(text: str, verdict: Verdict) -> str | None:
         if not verdict.passed:
             return verdict.rule
-        if times[text] > 1:
-            return "duplicate"
-        return "copied" if copies is not None and copies.copied_share(text) > COPIED_SHARE else None
+        if copies is not None and copies.copied_share(text) > COPIED_SHARE:
+            return "copied"
+        return "duplicate" if times[text] > 1 else None
 
     return [rule(text, verdict) for text, verdict in zip(texts, verdicts, strict=True)]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
 
 from minilm.decoding.engine import generate_ids
 from minilm.lab.measures import COPIED, TRAIN_LOSS, WRITES
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
-from minilm.lab.stories import some_stories
 from minilm.lab.trial import Trained, loss_of_rows
+from minilm.text.batches import eval_batches
 
-PROMPT, CONTINUED = 12, 24  # tokens of a training story that are given, and that are asked for
+PROMPT, CONTINUED = 12, 24  # tokens of a training row that are given, and that are asked for
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -29,28 +28,18 @@ def arms(scale: Scale) -> list[Arm]:
 
 
 def by_heart(trained: Trained) -> dict[str, float]:
-    """Loss of the training rows, and the share of stories' tokens that the likeliest continuation has at its place."""
-    texts = some_stories(trained.data, trained.tokenizer, trained.cell.measure["documents"], "train")
-    ids = [[trained.tokenizer.eot, *ids] for ids in trained.tokenizer.encode_batch(texts)]
-    whole = torch.tensor([row[: PROMPT + CONTINUED] for row in ids if len(row) >= PROMPT + CONTINUED])
-    said = generate_ids(trained.model, whole[:, :PROMPT].to(trained.model.device), CONTINUED, temperature=0.0).cpu()
+    """Loss of the training rows, and the share of their tokens that the likeliest continuation has at its place."""
+    T, n_rows = trained.model.config.block_size, trained.cell.measure["documents"]
+    rows = eval_batches(trained.data.splits["train"], block_size=T, batch_size=16, max_tokens=n_rows * T)
+    whole = torch.from_numpy(np.concatenate([batch.ids for batch in rows]))[:, : PROMPT + CONTINUED].long()
+    given = whole[:, :PROMPT].to(trained.model.device)
+    said = generate_ids(trained.model, given, whole.shape[1] - PROMPT, temperature=0.0).cpu()
     failures = trained.metrics.get("failures", {})
     return {
         "train_loss": loss_of_rows(trained.model, trained.cell.config, trained.data.splits["train"]),
         "by_heart": 100 * float((said[:, PROMPT:] == whole[:, PROMPT:]).float().mean()),
         "copied": 100 * failures.get("copied", 0) / max(trained.cell.measure["n_stories"], 1),
     }
-
-
-def told(analysis: Any) -> list[str]:
-    """How many stories each length tells more than once: what is known by heart comes again and again."""
-    found = []
-    for label in (r.arm.label for r in analysis.arms):
-        runs = [line for line in analysis.lines if line["kind"] == "paired" and line["arm"] == label]
-        twice = sum(run["metrics"].get("failures", {}).get("duplicate", 0) for run in runs)
-        n_stories = sum(run["settings"]["measure"]["n_stories"] for run in runs)
-        found += [f"{label} {100 * twice / n_stories:.1f} %"] if n_stories else []
-    return [f"Stories that were told before, of those sampled: {', '.join(found)}."] if found else []
 
 
 def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: int, tokens: float = 0) -> Scale:
@@ -64,7 +53,7 @@ QUESTION = Question(
     measures=(
         *WRITES,
         TRAIN_LOSS,
-        Measure("by_heart", "tokens of training stories known by heart", "%", digits=1),
+        Measure("by_heart", "tokens of training rows known by heart", "%", digits=1),
         COPIED,
     ),
     margin=2.0,
@@ -82,5 +71,4 @@ QUESTION = Question(
         Picture("lines", "passes over the text", "by_heart", log=True),
     ),
     measure=by_heart,
-    tells=told,
 )
