@@ -70,6 +70,8 @@ def test_each_story_fails_by_its_first_broken_rule(
     )
     assert result.failures == {"duplicate": 2, "ending": 1, "parse": 1, "copied": 1}
     assert next(iter(result.failures)) == "duplicate"
+    known = coherence(model, tokenizer, train=[*tales[20:], tales[5]], n_stories=len(told))
+    assert known.failures == {"copied": 2, "ending": 1, "parse": 1}, "told twice, and copied all the same"
     assert (result.passed, result.n_stories, result.share) == (4, 9, 4 / 9)
     assert (result.low, result.high) == wilson(4, 9)
     assert result.samples == tuple(good[:3])

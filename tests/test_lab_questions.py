@@ -29,6 +29,8 @@ from minilm.lab.transfer import hernandez
 from minilm.lab.trial import run_cell
 from minilm.model.gpt import GPT
 from minilm.text.mixture import MixedFolder, open_data
+from minilm.text.prepare import prepare
+from minilm.text.shards import open_shards
 from minilm.text.tales import stories
 from minilm.text.tales.grammar import grammar
 from minilm.text.tokenizer import get_tokenizer
@@ -164,19 +166,34 @@ def test_what_pretraining_is_worth_is_read_between_two_amounts() -> None:
     assert "cannot be fitted: 2 of the pretrained arms" in found[2]
 
 
-def test_stories_told_again_are_counted() -> None:
-    def line(arm: str, kind: str, failures: dict[str, int]) -> Line:
-        return {"arm": arm, "kind": kind, "metrics": {"failures": failures}, "settings": {"measure": {"n_stories": 20}}}
+def test_known_by_heart_are_rows_as_training_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_shards(prepare("tales", tokenizer="words", level=1, megabytes=0.02))
+    split, tokenizer = data.splits["train"], data.tokenizer()
+    C, n = 40, overfit.PROMPT + overfit.CONTINUED
+    stream = torch.from_numpy(np.concatenate([[tokenizer.eot, *split.document(i)] for i in range(40)]))
+    asked: list[torch.Tensor] = []
 
-    arms = [ArmResult(Arm(name), None, (), {}, 0) for name in ("8 passes", "none")]
-    lines = [
-        line("8 passes", "paired", {"duplicate": 5, "parse": 1}),
-        line("8 passes", "paired", {}),
-        line("8 passes", "sweep", {"duplicate": 20}),
-    ]
-    told = overfit.told(SimpleNamespace(arms=arms, lines=lines))
-    assert told == ["Stories that were told before, of those sampled: 8 passes 12.5 %."]
-    assert overfit.told(SimpleNamespace(arms=arms, lines=[])) == []
+    def by_rote(_: Any, ids: torch.Tensor, n_new: int, **options: Any) -> torch.Tensor:
+        """Goes on as the text does, but for the last token of each row."""
+        asked.append(ids)
+        found = torch.stack([stream[row * C : row * C + ids.shape[1] + n_new] for row in range(len(ids))])
+        found[:, -1] += 1
+        return found
+
+    monkeypatch.setattr(overfit, "generate_ids", by_rote)
+    monkeypatch.setattr(overfit, "loss_of_rows", lambda *_: 0.25)
+    trained: Any = SimpleNamespace(
+        model=GPT(GPTConfig(1, 1, 8, block_size=C, vocab_size=tokenizer.vocab_size)),
+        tokenizer=tokenizer,
+        data=data,
+        cell=SimpleNamespace(measure={"documents": 3, "n_stories": 20}, config=None),
+        metrics={"failures": {"copied": 5, "duplicate": 2}},
+    )
+    found = overfit.by_heart(trained)
+    assert asked[0].tolist() == [stream[row * C : row * C + overfit.PROMPT].tolist() for row in range(3)]
+    share = 100 * (overfit.CONTINUED - 1) / overfit.CONTINUED
+    assert found == {"train_loss": 0.25, "by_heart": pytest.approx(share), "copied": 25.0}
+    assert n <= C
 
 
 def test_a_strategy_that_costs_no_diversity_is_told() -> None:
