@@ -1,4 +1,4 @@
-"""How much text a writer needs: quality against data, every size trained until it no longer gets better."""
+"""How much text a writer needs: quality against data, each amount read four times."""
 
 from __future__ import annotations
 

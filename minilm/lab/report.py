@@ -190,7 +190,8 @@ def threats(analysis: Analysis) -> list[str]:
     loads = [line["load"] for line in analysis.lines if line["kind"] == "timed"]
     if loads:
         found.append(
-            f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them)."
+            f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them). A "
+            "speed is the last that one short run logged: a tenth more or less tells nothing."
         )
     where = sorted({line["versions"]["processor"] for line in analysis.lines if line["kind"] == "paired"})
     if len(where) > 1:
