@@ -155,14 +155,15 @@ def _scores_of(model: GPT, packed: Packed | None, x: Tensor, targets: Tensor) ->
     """x (N, D), targets (N,) -> nats and whether each is the likeliest, (N,) both; LOGIT_BYTES of logits at most."""
     head = model.used_logits if packed is None else partial(packed.logits, model)
     most = LOGIT_BYTES if packed is None else PACKED_LOGIT_BYTES
-    V, sixteen = head(x[:1]).shape[-1], torch.is_autocast_enabled(x.device.type)
+    V, sixteen = len(model.head_rows()), torch.is_autocast_enabled(x.device.type)
     at_once = max(1, most // (V * (2 if sixteen else x.itemsize)))
     reduced = min(len(x), at_once if x.is_cuda else max(1, REDUCED_BYTES // (4 * V)))
-    # Written again and again: memory that is not in a cache takes longer than the exponentials.
-    wide, log_p = torch.empty(2, reduced, V, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     nats, is_top = [], []
     for first in range(0, len(x), at_once):
         logits = head(x[first : first + at_once])
+        if first == 0:  # written again and again: memory that is not in a cache takes longer than the exponentials
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            wide, log_p = torch.empty(2, reduced, logits.shape[-1], dtype=dtype, device=x.device)
         for some, wanted in zip(logits.split(reduced), targets[first : first + at_once].split(reduced), strict=True):
             n = len(some)
             torch.log_softmax(wide[:n].copy_(some), -1, out=log_p[:n])
