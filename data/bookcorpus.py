@@ -4,15 +4,11 @@ The original site is gone; this is Hugging Face's copy, whose authors were never
 The borders of books are lost in it, so a document is `--sentences` in a row.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import joined, lines, records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 
-def documents(files: Files, split: str, *, sentences: int = 1000) -> Iterator[str]:
+def documents(files: Files, split: str, *, sentences: int = 1000) -> Documents:
     rows = records(files, "train/*.parquet", columns=("text",))
     yield from joined(lines(files, "books_large_p*.txt"), sentences)
     yield from joined((row["text"] for row in rows), sentences)

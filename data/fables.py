@@ -1,15 +1,11 @@
 """Aesop's fables, one a document, its title the first line."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import lines
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import titled_sections
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for title, text in titled_sections(lines(files, "aesop.txt")):
         yield f"{title}\n\n{text}"
 

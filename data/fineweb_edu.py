@@ -1,17 +1,13 @@
 """FineWeb-Edu: the pages of FineWeb that a classifier found educational. `--subset` is a folder of the repository:
 sample/10BT, sample/100BT, data/CC-MAIN-2024-10, ..."""
 
-from collections.abc import Iterator
-
-from minilm.text.hub_files import HubFiles
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 COMMIT = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
 
-def documents(files: Files, split: str, *, subset: str = "sample/10BT") -> Iterator[str]:
+def documents(files: Files, split: str, *, subset: str = "sample/10BT") -> Documents:
     for row in records(files, "*.parquet", columns=("text",)):
         yield row["text"]
 

@@ -1,18 +1,14 @@
 """Haiku-shaped lines cut from the poetry of Project Gutenberg, three lines a document."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 HOME = (
     "https://raw.githubusercontent.com/docmarionum1/haikurnn/082f0e0708a721d405accd597bed418c7e09a25a/input/poems/raw/"
 )
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for row in records(files, "gutenberg.csv"):
         yield row["haiku"]
 

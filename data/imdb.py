@@ -1,14 +1,10 @@
 """IMDB: 50,000 film reviews, half for testing, the label neg or pos; `--unlabelled` adds 50,000 more to train."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records, whole
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 
-def documents(files: Files, split: str, *, unlabelled: bool = False) -> Iterator[Document]:
+def documents(files: Files, split: str, *, unlabelled: bool = False) -> Documents:
     kinds = ["neg", "pos", *(["unsup"] if unlabelled and split == "train" else [])]
     for file in files.find(*(f"{split}/{kind}/*.txt" for kind in kinds)):
         label = file.name.split("/")[-2]

@@ -1,15 +1,12 @@
 """OpenWebText: 8 million pages that Reddit linked to, ready-made; `--build DUMPS` makes it (build_corpus.py)."""
 
 import re
-from collections.abc import Iterator
 
-from minilm.text.download import Source
 from minilm.text.records import records, whole
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
         yield re.sub("\n\n\n+", "\n\n", whole(files, file)).strip()
     for row in records(files, "*.parquet", "*.jsonl", columns=("text",)):

@@ -1,14 +1,10 @@
 """text8: the first 100 MB of Wikipedia's text of 2006 in a-z and blanks; 90, 5 and 5 MB, each one document."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import portion
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("text8"):
         yield portion(file.open(), split, (90_000_000, 5_000_000, 5_000_000))
 

@@ -4,14 +4,10 @@ The first 90 % of its characters train, the rest validates, each as one document
 nanoGPT, so that losses compare.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
         text = file.text()
         border = int(len(text) * 0.9)

@@ -1,17 +1,13 @@
 """Yahoo! Answers: 1.46 million questions, each with its best answer; the label is one of ten topics."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 LABELS = ("society", "science", "health", "education", "computers", "sports", "business", "entertainment", "family",
           "politics")  # fmt: skip
 
 
-def documents(files: Files, split: str) -> Iterator[Document]:
+def documents(files: Files, split: str) -> Documents:
     for row in records(files, f"{split}.csv", columns=("class", "title", "content", "answer"), has_header=False):
         question = "\n".join(part for part in (row["title"], row["content"]) if part)
         text = f"{question}\n\n{row['answer']}".replace("\\n", "\n").replace("<br />", "\n")
