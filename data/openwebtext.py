@@ -5,6 +5,8 @@ import re
 from minilm.text.records import records, whole
 from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
+URL = "https://zenodo.org/record/3834942/files/openwebtext.tar.xz"
+
 
 def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
@@ -19,13 +21,7 @@ DATASET = Dataset(
     licence="CC0 for the collection; the pages are their authors'",
     citation="Gokaslan and Cohen 2019, OpenWebText Corpus",
     documents=documents,
-    sources=(
-        Source(
-            "https://zenodo.org/record/3834942/files/openwebtext.tar.xz",
-            bytes=12_880_027_468,
-            sha256="9fe39d154c5bc67da8c359415372b79510eb1e2edb0d035fe4f7fc3a732b9336",
-        ),
-    ),
+    sources=(Source(URL, 12_880_027_468, "9fe39d154c5bc67da8c359415372b79510eb1e2edb0d035fe4f7fc3a732b9336"),),
     in_gpt2="partly",
     splits=("train",),
     parts="row_groups",

@@ -3,6 +3,8 @@
 from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import portion
 
+URL = "https://mattmahoney.net/dc/text8.zip"
+
 
 def documents(files: Files, split: str) -> Documents:
     for file in files.find("text8"):
@@ -15,13 +17,7 @@ DATASET = Dataset(
     licence="GFDL",
     citation="Mahoney 2006, About the Test Data",
     documents=documents,
-    sources=(
-        Source(
-            "https://mattmahoney.net/dc/text8.zip",
-            bytes=31_344_016,
-            sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-        ),
-    ),
+    sources=(Source(URL, 31_344_016, "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"),),
     tokenizer="chars",
 )
 

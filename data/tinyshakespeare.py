@@ -6,6 +6,8 @@ nanoGPT, so that losses compare.
 
 from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
 
 def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
@@ -20,13 +22,7 @@ DATASET = Dataset(
     licence="public domain",
     citation="Karpathy 2015, The Unreasonable Effectiveness of Recurrent Neural Networks",
     documents=documents,
-    sources=(
-        Source(
-            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-            bytes=1_115_394,
-            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        ),
-    ),
+    sources=(Source(URL, 1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),),
     splits=("train", "val"),
 )
 
