@@ -9,8 +9,7 @@ from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 def documents(files: Files, split: str) -> Documents:
     yield from lines(files, "cc-stories*.txt")
-    for row in records(files, "*.parquet", columns=("text",)):
-        yield row["text"]
+    yield from (row["text"] for row in records(files, "*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(

@@ -8,8 +8,7 @@ COMMIT = "9bb295ddab0e05d785b879661af7260fed5140fc"
 
 
 def documents(files: Files, split: str, *, subset: str = "sample/10BT") -> Documents:
-    for row in records(files, "*.parquet", columns=("text",)):
-        yield row["text"]
+    yield from (row["text"] for row in records(files, "*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(

@@ -8,8 +8,7 @@ URL = f"https://raw.githubusercontent.com/docmarionum1/haikurnn/{COMMIT}/input/p
 
 
 def documents(files: Files, split: str) -> Documents:
-    for row in records(files, "gutenberg.csv"):
-        yield row["haiku"]
+    return (row["haiku"] for row in records(files, "gutenberg.csv"))
 
 
 DATASET = Dataset(

@@ -11,8 +11,7 @@ URL = "https://zenodo.org/record/3834942/files/openwebtext.tar.xz"
 def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
         yield re.sub("\n\n\n+", "\n\n", whole(files, file)).strip()
-    for row in records(files, "*.parquet", "*.jsonl", columns=("text",)):
-        yield row["text"]
+    yield from (row["text"] for row in records(files, "*.parquet", "*.jsonl", columns=("text",)))
 
 
 DATASET = Dataset(

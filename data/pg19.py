@@ -9,10 +9,8 @@ from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 def documents(files: Files, split: str) -> Documents:
     name = "validation" if split == "val" else split
-    for file in files.find(f"{name}/*.txt"):
-        yield whole(files, file)
-    for row in records(files, f"{name}-*.parquet", columns=("text",)):
-        yield row["text"]
+    yield from (whole(files, file) for file in files.find(f"{name}/*.txt"))
+    yield from (row["text"] for row in records(files, f"{name}-*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(
