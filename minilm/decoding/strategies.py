@@ -97,17 +97,9 @@ class Strategy:
         choices: Trie | None = None,
     ) -> History:
         """Of rows that begin with these prompts, with what this strategy's steps read."""
-        return History(
-            prompts,
-            vocab_size,
-            device,
-            counts=bool(self.presence_penalty or self.frequency_penalty),
-            seen=self.repetition_penalty != 1.0,
-            ngram=self.no_repeat_ngram,
-            mu=2 * self.mirostat,
-            ends=ends,
-            choices=choices,
-        )
+        counts, seen = bool(self.presence_penalty or self.frequency_penalty), self.repetition_penalty != 1.0
+        kept: dict[str, Any] = {"counts": counts, "seen": seen, "ngram": self.no_repeat_ngram, "mu": 2 * self.mirostat}
+        return History(prompts, vocab_size, device, ends=ends, choices=choices, **kept)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
