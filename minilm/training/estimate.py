@@ -135,8 +135,10 @@ class _RMSNorm(torch.autograd.Function):
         return torch.empty_like(x)
 
 
-def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    y: Tensor = _RMSNorm.apply(x, weight)
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    y: Tensor = _RMSNorm.apply(input, weight)
     return y
 
 
