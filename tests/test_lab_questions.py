@@ -15,7 +15,7 @@ from lab_helpers import light, shards
 
 from minilm.config import GPTConfig
 from minilm.errors import UsageError
-from minilm.lab import overfit, sampling, transfer
+from minilm.lab import components, leak, mixing, overfit, sampling, transfer
 from minilm.lab.analysis import Analysis, ArmResult, analyse, compare
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
@@ -28,6 +28,7 @@ from minilm.lab.theory import change_of_weights
 from minilm.lab.transfer import hernandez
 from minilm.lab.trial import run_cell
 from minilm.model.gpt import GPT
+from minilm.model.surgery import swap
 from minilm.text.mixture import MixedFolder, open_data
 from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
@@ -194,6 +195,53 @@ def test_known_by_heart_are_rows_as_training_reads_them(monkeypatch: pytest.Monk
     share = 100 * (overfit.CONTINUED - 1) / overfit.CONTINUED
     assert found == {"train_loss": 0.25, "by_heart": pytest.approx(share), "copied": 25.0}
     assert n <= C
+
+
+def test_a_mixture_is_judged_by_its_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen by validation stories, measured by fresh ones."""
+    tokenizer = get_tokenizer("bytes")
+    val = without_code(next(iter(stories(n=1, level=1, style=mixing.OWN, split="val"))))
+    for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0)):
+        model = GPT(GPTConfig(1, 1, 8, block_size=16, vocab_size=tokenizer.vocab_size))
+        torch.nn.init.constant_(model.wte.weight, loss)
+        folder = tmp_path / f"step_{step:06}"
+        model.save_pretrained(folder)
+        (folder / "state.json").write_text("{}")
+
+    def loss_of(model: GPT, _: Any, texts: list[str], code: str) -> float:
+        return model.wte.weight[0, 0].item() + (0.0 if texts[0] == val else 0.5)
+
+    asked = list[GPT]()
+
+    def told_by(model: GPT, *_: Any, **__: Any) -> list[str]:
+        asked.append(model)
+        return ["Who?"]
+
+    monkeypatch.setattr(mixing, "behind_code", loss_of)
+    monkeypatch.setattr(mixing, "sample_documents", told_by)
+    cell = SimpleNamespace(data={"level": 1}, measure={"documents": 2}, seed=0)
+    last: Any = SimpleNamespace(cell=cell, tokenizer=tokenizer, checkpoint=folder, model=model)
+    assert mixing.own_style(last) == {"own_loss": 1.5, "last_loss": 2.5, "kept_step": 10.0, "obeyed": 0.0}
+    assert asked[0].wte.weight[0, 0].item() == 1.0
+
+
+def test_a_story_is_longer_than_the_context_that_leak_reads_it_with() -> None:
+    data = open_shards(prepare("tales", tokenizer="words", level=1, megabytes=0.02))
+    shortest = min(len(data.splits["val"].document(i)) for i in range(data.splits["val"].n_documents))
+    contexts = {arm.measure["context"] for arm in leak.arms(load_question("leak").scale("laptop"))}
+    assert max(contexts) < shortest
+
+
+def test_every_part_but_one_has_a_place_for_a_pretrained_feed_forward() -> None:
+    scale = load_question("components").scale("smoke")
+    names = ("n_layer", "n_head", "n_embd", "block_size")
+    base = GPT(GPTConfig(**{name: scale.run[name] for name in names}, vocab_size=50))
+    fed = [name for name, _ in base.named_parameters() if ".mlp." in name and name.endswith("weight")]
+    for arm in components.arms(scale):
+        fields = {name: value for name, value in arm.run.items() if hasattr(base.config, name)}
+        kept = set(swap(base, **fields)[1].kept)
+        assert kept.issuperset(fed) == (arm.name != "SwiGLU")
+        assert (arm.name in components.SWITCHED) == (arm.name != "SwiGLU")
 
 
 def test_a_strategy_that_costs_no_diversity_is_told() -> None:
