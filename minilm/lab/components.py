@@ -44,7 +44,10 @@ def arms(scale: Scale) -> list[Arm]:
         run = {**_run(scale, name), **few}
         found.append(Arm(name, {**run, **LEFT_ALONE}, (), "switched", base=base))
         found.append(Arm(name, run, grid(1e-3), "recovered", base=base))
-    return found
+    # One norm's deviation after the other becomes a constant (Heimersheim 2024), three groups a block and the last.
+    every = max(few["max_steps"] // (3 * scale.run["n_layer"] + 3), 1)
+    in_turn = {**_run(scale, "GPT-2"), **few, "norm": "fixed", "fix_norms_every_steps": every}
+    return [*found, Arm("norms fixed in turn", in_turn, grid(1e-3), "recovered", base=base)]
 
 
 def _run(scale: Scale, name: str) -> dict[str, Any]:

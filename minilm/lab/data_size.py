@@ -32,10 +32,10 @@ QUESTION = Question(
     margin=2.0,
     reference="most",
     arms=arms,
-    minutes=45,
+    minutes=50,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
-        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),
+        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 1.1, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),
         "gpu": GPU.but(n_rates=3, extra={"megabytes": (2.0, 6.0, 20.0, 60.0, 200.0), "fewest_steps": 100}),
     },
     pictures=(

@@ -14,9 +14,11 @@ PARTS: dict[str, tuple[dict[str, Any], float]] = {  # fields of the run, middle 
     "norms": ({"train_only": ("norms",)}, 1e-2),
     "embeddings": ({"train_only": ("embeddings",)}, 5e-3),
     "last block": ({"train_only": ("top:1", "ln_f")}, 2e-3),
+    "last two blocks": ({"train_only": ("top:2", "ln_f")}, 2e-3),
     "feed-forwards": ({"train_only": ("mlp",)}, 2e-3),
     "lora 2": ({"lora_rank": 2, "lora_alpha": 4.0}, 5e-3),
     "lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3),
+    "lora 64": ({"lora_rank": 64, "lora_alpha": 128.0}, 5e-3),
 }
 
 

@@ -30,12 +30,13 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3),
 }
 COMPONENTS = {"embeddings": "wte", "attention": ".attn.", "feed-forwards": ".mlp.", "norms": "ln_"}
+MATRICES = tuple(COMPONENTS)[:3]  # a norm's weights have no rank
 STEPS_BETWEEN = 5  # points on the straight line, ends included
 
 
 def arms(scale: Scale) -> list[Arm]:
     common = {"megabytes": scale.extra["megabytes"], "vocabulary": "base"}
-    measure = {"documents": scale.extra["documents"]}
+    measure = {"documents": scale.extra["documents"], "rank": "of each component", "hump": "between the ends"}
     return [
         Arm(task, {**scale.extra["finetune"], **run}, grid(rate), method, {**common, **options}, measure)
         for method, (run, rate) in METHODS.items()
@@ -57,8 +58,9 @@ def changes(trained: Trained) -> dict[str, float]:
 
 
 def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-    """|change| / |weights| of each component, and the mean stable rank |A|_F^2 / |A|_2^2 of its matrices' changes."""
-    found, ranks = {}, []
+    """|change| / |weights| of each component, and the mean stable rank |A|_F^2 / |A|_2^2 of its matrices' changes,
+    where it has changed."""
+    found = {}
     for component, mark in COMPONENTS.items():
         names = [name for name in before if mark in name]
         difference = [after[name] - before[name] for name in names]
@@ -68,14 +70,11 @@ def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> di
                 for side in (difference, [before[n] for n in names])
             ]
             found[f"change_{component}"] = 100 * (of[0] / max(of[1], 1e-30)) ** 0.5
-        for d in difference:
-            if (
-                d.dim() == 2
-                and component != "embeddings"
-                and (top := float(torch.linalg.matrix_norm(d.detach(), 2))) > 0
-            ):
-                ranks.append(float(d.detach().square().sum()) / top**2)
-    return {**found, "stable_rank": sum(ranks) / len(ranks)} if ranks else found
+        moved = [d.detach() for d in difference if d.dim() == 2 and d.detach().any()]
+        if moved:
+            ranks = [float(d.square().sum() / torch.linalg.matrix_norm(d, 2) ** 2) for d in moved]
+            found[f"rank_{component}"] = sum(ranks) / len(ranks)
+    return found
 
 
 def told(analysis: Any) -> list[str]:
@@ -94,7 +93,8 @@ def told(analysis: Any) -> list[str]:
 
 @torch.no_grad()
 def hump(model: GPT, before: dict[str, Tensor], after: dict[str, Tensor], texts: list[str], trained: Trained) -> float:
-    """How far the loss rises above the straight line between its ends on the way from base to finetuned weights."""
+    """How far the loss rises above the straight line between its ends on the way from base to finetuned weights, at the
+    highest of the points between; below 0 where it sags at all of them."""
     start = {name: p.detach().clone() for name, p in before.items()}
     losses = []
     for i in range(STEPS_BETWEEN):
@@ -104,7 +104,8 @@ def hump(model: GPT, before: dict[str, Tensor], after: dict[str, Tensor], texts:
         losses.append(story_loss(model, trained.tokenizer, texts))
     for name, p in model.named_parameters():
         p.copy_(start[name])
-    return max(loss - losses[0] - (losses[-1] - losses[0]) * i / (STEPS_BETWEEN - 1) for i, loss in enumerate(losses))
+    straight = [losses[0] + (losses[-1] - losses[0]) * i / (STEPS_BETWEEN - 1) for i in range(STEPS_BETWEEN)]
+    return max(loss - line for loss, line in list(zip(losses, straight, strict=True))[1:-1])
 
 
 def gradient(model: GPT, data: ShardFolder) -> Tensor:
@@ -123,10 +124,8 @@ QUESTION = Question(
         FORGOTTEN,
         LOSS,
         *(Measure(f"change_{c}", f"change of {c}", "% of their norm", digits=2) for c in COMPONENTS),
-        Measure("stable_rank", "stable rank of matrices' changes", "", digits=1),
-        Measure(
-            "hump", "rise of the loss above the straight line between base and finetuned", "nats per token", digits=4
-        ),
+        *(Measure(f"rank_{c}", f"stable rank of the change of {c}", "", digits=1) for c in MATRICES),
+        Measure("hump", "highest rise above the straight line from base to finetuned", "nats per token", digits=4),
         Measure("alignment", "cosine of the two tasks' gradients at the base", "", "higher", 3),
     ),
     margin=0.01,
