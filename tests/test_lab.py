@@ -222,6 +222,15 @@ def test_answers_follow_the_numbers() -> None:
     assert "other: undecided here" in agreement(unclear, TWO.published[0])
 
 
+def test_what_no_seed_changes_is_told_with_its_difference() -> None:
+    found = analysed([2.0, 2.0, 2.0], [292.6, 292.6, 292.6])
+    assert "Measured once, no seed changing it: other (validation loss +290.6000 nats per token (one" in answer(found)
+    assert "undecided" not in answer(found).lower()
+    assert change_of_default(found) == "It has not come about."
+    better = analysed([2.0, 2.0, 2.0], [1.5, 1.5, 1.5])
+    assert change_of_default(better) == "It has not come about, and is not excluded."
+
+
 def test_a_claim_may_name_another_measure() -> None:
     found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
     by_steps = replace(TWO.published[0], measure="steps_to_reference", says={"other": "better"})

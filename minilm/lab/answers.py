@@ -36,6 +36,8 @@ def answer(analysis: Analysis) -> str:
     if same := analysis.among("same"):
         which = listed([c.arm.label for c in same])
         rest.append(f"no difference found that matters (none beyond {_margin(analysis)}): {which}")
+    if once := analysis.among("measured once"):
+        rest.append(f"measured once, no seed changing it: {_strongest(once, measure)}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
     if n_at_edge := sum(r.at_edge for r in analysis.arms):
@@ -55,7 +57,7 @@ def _strongest(comparisons: list[Comparison], measure: Measure) -> str:
 def told(comparison: Comparison, measure: Measure) -> str:
     """by 0.12 nats per token lower validation loss (95 % ... to ..., p ..., 3 seeds)."""
     effect, digits = comparison.effect, measure.digits
-    interval = "no interval from one seed" if effect.n == 1 else "no interval: all seeds measure the same"
+    interval = "no interval from one seed" if effect.n == 1 else "one measurement"
     if ends := effect.interval(digits):
         interval = f"95 % {ends}, p {told_p(comparison.p)}, {effect.n} seeds"
     return f"{measure.title} {effect.mean:+.{digits}f}{_unit(measure)} ({interval})"
@@ -69,7 +71,9 @@ def change_of_default(analysis: Analysis) -> str:
     decisive = [c for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
     if found := [c.arm.label for c in decisive if of in ("", c.arm.name)]:
         return f"By the first measure it has come about: {listed(found)}."
-    if analysis.missing or analysis.among("undecided"):
+    sign = -1 if analysis.question.measures[0].better == "lower" else 1
+    once = [c for c in analysis.among("measured once") if sign * c.effect.mean > 0]
+    if analysis.missing or analysis.among("undecided") or once:
         return "It has not come about, and is not excluded."
     return "It has not come about."
 
@@ -88,7 +92,7 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
             told_here = f"not {'compared' if here else 'measured'} here"
         elif all(verdict == says for verdict in verdicts):
             told_here = f"agrees ({says})"
-        elif set(verdicts) <= {says, "undecided"}:
+        elif set(verdicts) <= {says, "undecided", "measured once"}:
             told_here = "undecided here"
         else:
             each = [f"{n} times {verdict}" if n > 1 else verdict for verdict, n in Counter(verdicts).items()]

@@ -81,7 +81,8 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
             "An effect is the mean of paired differences with Student's 95 % interval; p is of a paired t-test, after "
             "Holm's correction over the comparisons of its question. *No difference found*: the "
             "interval lies within the margin that was set before: what difference there is does not matter. "
-            "*Undecided at this scale*: neither that nor p < 0.05."
+            "*Undecided at this scale*: neither that nor p < 0.05. *Measured once*: both sides are measured on models "
+            "that no seed changes, and differ by more than the margin."
         ),
     ]
     blocks.append(Text(" · ".join(f"[{name}](#{name})" for name in names)))
