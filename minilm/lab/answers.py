@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
+
 from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
 from minilm.lab.statistics import paired_effect, power_law, rank_correlation, told_p
@@ -88,11 +90,12 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
     for name, says in claim.says.items():
         here = labels.get(name, [])
         verdicts = [v for label in here if (v := analysis.verdict(label, claim.measure)) is not None]
+        fitting = {"better", "same"} if says == "not worse" else {says}
         if len(verdicts) < max(len(here), 1):
             told_here = f"not {'compared' if here else 'measured'} here"
-        elif all(verdict == says for verdict in verdicts):
+        elif set(verdicts) <= fitting:
             told_here = f"agrees ({says})"
-        elif set(verdicts) <= {says, "undecided", "measured once"}:
+        elif set(verdicts) <= {*fitting, "undecided", "measured once"}:
             told_here = "undecided here"
         else:
             each = [f"{n} times {verdict}" if n > 1 else verdict for verdict, n in Counter(verdicts).items()]
@@ -100,8 +103,10 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
         found.append(f"{name}: {told_here}{_edge(analysis, [*here, analysis.question.reference])}")
     by = next((f"by {m.title}: " for m in analysis.question.measures if m.name == claim.measure), "")
     parts = [by + "; ".join(found)] if found else []
-    parts += [_pair(analysis, *pair) for pair in claim.pairs]
-    return "; ".join(parts) or "not compared arm by arm: the sentences above and the table tell what was measured"
+    parts += [_pair(analysis, *pair, claim.within) for pair in claim.pairs]
+    if judge := analysis.question.judges.get(claim.source.partition(",")[0]):
+        parts.append("not all measured here yet" if analysis.missing else judge(analysis))
+    return "; ".join([*parts, *([f"not tested: {claim.untested}"] if claim.untested else [])])
 
 
 def _edge(analysis: Analysis, names: list[str]) -> str:
@@ -109,7 +114,7 @@ def _edge(analysis: Analysis, names: list[str]) -> str:
     return ", at an edge of the rates tried" if at_edge else ""
 
 
-def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says: str) -> str:
+def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says: str, within: float) -> str:
     """Two numbers, each of an arm, by seeds (the other's is zero where it is not named): not among the comparisons that
     Holm's correction counts."""
     named = {m.name: m for m in analysis.question.measures}
@@ -123,13 +128,32 @@ def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says:
         return f"{arm}{beside}: not measured here"
     effect = paired_effect(*zip(*pairs, strict=True))
     low, high = (effect.low, effect.high) if math.isfinite(effect.low) else (effect.mean, effect.mean)
-    nothing = 0.5 * 10.0**-shown.digits  # what is not shown
+    nothing = max(0.5 * 10.0**-shown.digits, within)  # what is not shown
+    published = f"{says}, within {within:g}" if within else says
     here = "lower" if high < -nothing else "higher" if low > nothing else "undecided"
     here = "same" if -nothing <= low and high <= nothing else here
-    agrees = "undecided here" if here == "undecided" else "agrees" if here == says else f"disagrees (published {says})"
+    agrees = "agrees" if here == says else f"disagrees (published {published})"
+    agrees = "undecided here" if here == "undecided" else agrees
     change = f"{shown.title} {effect.mean:+.{shown.digits}f}{_unit(shown)}"
     change += f" ({ends})" if (ends := effect.interval(shown.digits)) else ""
     return f"{arm}{beside}: {change}, {agrees}{_edge(analysis, [arm, other])}"
+
+
+def power(analysis: Analysis) -> str:
+    """Whether the loss is a power law in the arms' x, a straight line where both are logarithms: slope and bend are
+    fitted to the runs of each seed, and their 95 % intervals are over seeds."""
+    found = []
+    for group in dict.fromkeys(r.arm.group for r in analysis.arms):
+        mine = [r for r in analysis.arms if r.arm.group == group]
+        x, seeds = np.log([r.arm.x for r in mine]), np.log([r.values["val_loss"] for r in mine]).T
+        if len(mine) > 2 and np.isfinite(seeds).all():
+            fits = [[np.polyfit(x, y, degree)[0] for y in seeds] for degree in (1, 2)]
+            slope, bend = (paired_effect(of, np.zeros(len(of)).tolist()) for of in fits)
+            verdict = "agrees" if slope.high < 0 else "undecided here"
+            verdict = verdict if bend.low <= 0 <= bend.high else "disagrees: a line that bends is no power law"
+            told_bend = f"bend of the line in logarithms {bend.mean:+.4f} ({bend.interval(4)}), {verdict}"
+            found.append(f"{group} exponent {slope.mean:.3f} ({slope.interval(3)}), {told_bend}".lstrip())
+    return "; ".join(found) or "not measured here"
 
 
 def loss_and_text(analysis: Analysis) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
@@ -10,6 +11,7 @@ from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import tell_stories
 from minilm.lab.measures import SPEED, WRITES
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, grid, prose
+from minilm.lab.statistics import paired_effect
 from minilm.lab.trial import Trained, loss_of_rows
 from minilm.model.weights import load_pretrained
 
@@ -46,6 +48,15 @@ def greedy_text(trained: Trained) -> dict[str, float]:
     }
 
 
+def nearer(analysis: Any) -> str:
+    """How much of the way from the same model without a teacher to its teacher a distilled one goes."""
+    by = {r.arm.name: r.values for r in analysis.arms}
+    ways = by["cross-entropy"]["val_loss"], by["distilled"]["val_loss"], by["distilled"]["teacher_loss"]
+    e = paired_effect([100 * (a - b) / (a - c) for a, b, c in zip(*ways, strict=True)], [0.0] * len(ways[0]))
+    verdict = "agrees" if e.low > 50 else "disagrees" if e.high < 50 else "undecided here"
+    return f"distilled goes {e.mean:.0f} % of the way to its teacher ({e.interval(0)}; near: more than half), {verdict}"
+
+
 QUESTION = Question(
     **prose("loss"),
     measures=(
@@ -66,5 +77,6 @@ QUESTION = Question(
     },
     pictures=(Picture("points", "val_loss", "before"),),
     timed=True,
+    judges={"Sanh 2019": nearer},
     measure=greedy_text,
 )

@@ -25,8 +25,7 @@ def arms(scale: Scale) -> list[Arm]:
     few, many = scale.extra["few"], scale.extra["many"]
     own = {"style": OWN, "megabytes": few}
     words = {"vocabulary": {"style": ",".join((*OTHERS, OWN)), "megabytes": many}}
-    every = max(scale.run["max_steps"] // LOOKS, 1)
-    run = {"save_every_steps": every, "keep_checkpoints": LOOKS}
+    run = {"save_every_steps": max(scale.run["max_steps"] // LOOKS, 1), "keep_checkpoints": LOOKS}
     found = []
     for codes in (True, False):
         how = "codes" if codes else "no codes"

@@ -11,7 +11,6 @@ from minilm.lab.answers import correlations
 from minilm.lab.finetune import FORGOTTEN, UNSEEN, base, finetuning, forgetting
 from minilm.lab.measures import LOSS
 from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
-from minilm.lab.statistics import paired_effect
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.gpt import GPT
@@ -78,17 +77,8 @@ def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> di
 
 
 def told(analysis: Any) -> list[str]:
-    """What forgetting goes with over arms, and whether LoRA forgets less at each task."""
-    by = {(r.arm.name, r.arm.group): r.values["forgotten"] for r in analysis.arms}
-    found = []
-    for task in TASKS:
-        sides = [by.get((task, method), ()) for method in ("lora 16", "everything")]
-        if all(len(side) > 1 for side in sides):
-            e = paired_effect(*sides)
-            found.append(f"{task} {e.mean:+.4f} (95 % {e.interval(4)})")
-    names = ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)]
-    less = [f"LoRA forgets so many nats per token more than everything: {', '.join(found)}."] if found else []
-    return [correlations(analysis, names), *less]
+    """What forgetting goes with over arms."""
+    return [correlations(analysis, ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)])]
 
 
 @torch.no_grad()
