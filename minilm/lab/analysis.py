@@ -1,8 +1,8 @@
 """From lines of results to what they say: values by arm and seed, paired effects, verdicts.
 
 A verdict is one of five. same: the 95 % interval lies within the question's margin, whatever p is. better, worse: it
-does not, and p is below 0.05 after Holm's correction over all comparisons of the question. undecided: neither. measured
-once: no seed changes what either side measures, so that their difference has no interval, and it exceeds the margin.
+does not, and p is below 0.05 after Holm's correction over all comparisons of the question. measured once: no seed
+changes what either side measures, and they differ by more than the margin. undecided: none of these.
 """
 
 from __future__ import annotations

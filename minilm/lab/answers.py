@@ -73,8 +73,8 @@ def change_of_default(analysis: Analysis) -> str:
     decisive = [c for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
     if found := [c.arm.label for c in decisive if of in ("", c.arm.name)]:
         return f"By the first measure it has come about: {listed(found)}."
-    sign = -1 if analysis.question.measures[0].better == "lower" else 1
-    once = [c for c in analysis.among("measured once") if sign * c.effect.mean > 0]
+    lower = analysis.question.measures[0].better == "lower"
+    once = [c for c in analysis.among("measured once") if (c.effect.mean < 0) == lower]
     if analysis.missing or analysis.among("undecided") or once:
         return "It has not come about, and is not excluded."
     return "It has not come about."

@@ -31,8 +31,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "untied head": {"tie_embeddings": False},
 }
 SWITCHED = tuple(name for name in PARTS if name != "SwiGLU")
-"""Parts that a pretrained model can be given, which keeps what has a place in them: all but SwiGLU, whose three
-narrower matrices would leave nothing of a feed-forward. `gelu_fast` is no part: GPT-2's own function, factored."""
+"""Parts in which a pretrained model keeps what has a place there: of SwiGLU's three narrower matrices nothing would be
+kept. `gelu_fast` is no part: GPT-2's own function, factored."""
 
 
 def arms(scale: Scale) -> list[Arm]:

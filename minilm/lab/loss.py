@@ -22,12 +22,11 @@ TERMS: dict[str, dict[str, float]] = {
     "unlikelihood 0.5": {"unlikelihood": 0.5},
     "contrastive 1": {"contrastive": 1.0},
 }
-TOLD = {"teacher": "its loss too"}
 
 
 def arms(scale: Scale) -> list[Arm]:
-    teacher = Base(scale.extra["teacher"], {})
-    distilled = Arm("distilled", {"teacher": "base", "distill": 1.0}, grid(1e-2), base=teacher, measure=TOLD)
+    teacher, told = Base(scale.extra["teacher"], {}), {"teacher": "its loss too"}
+    distilled = Arm("distilled", {"teacher": "base", "distill": 1.0}, grid(1e-2), base=teacher, measure=told)
     return [*(Arm(name, terms, grid(1e-2)) for name, terms in TERMS.items()), distilled]
 
 

@@ -137,10 +137,8 @@ class Claim:
     """By which measure of the question; empty: by the first."""
     pairs: tuple[tuple[str, str, str, str, Literal["lower", "higher", "same"]], ...] = ()
     """(arm, measure, arm, measure, what the first is beside the second), where a reference is not what it speaks of."""
-    within: float = 0.0
-    """A difference of a pair that counts as none."""
-    untested: str = ""
-    """What of it our cells cannot test, and why."""
+    within: float = 0.0  # a difference of a pair that counts as none
+    untested: str = ""  # what of it our cells cannot test, and why
 
 
 def prose(name: str) -> Line:

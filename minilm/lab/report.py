@@ -232,8 +232,7 @@ def provenance(analysis: Analysis) -> str:
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
     shared = sum("run_for" in line for line in lines)
     cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")
-    more = ", more than the 15 meant for a question" if analysis.question.minutes > 15 else ""
-    stated = f" (stated for a laptop's two cores: {analysis.question.minutes} min{more})"
+    stated = f" (stated for a laptop's two cores: {analysis.question.minutes} min, where 15 are meant)"
     budget = stated if analysis.scale.name == "laptop" else ""
     return (
         f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all{budget}; "
