@@ -1,8 +1,10 @@
 """How near the planner's forecasts are: peak memory and seconds of 12 configurations, predicted and then measured.
 
     OMP_NUM_THREADS=1 python bench/planner.py --threads 1 --clock cpu
+    python bench/planner.py --device cuda
 
-Each configuration trains a few steps in a process of its own, eager, on random tokens. Memory is what tensors take at
+Each configuration trains a few steps in a process of its own (on a card one after the other in one), eager, on random
+tokens. Memory is what tensors take at
 their most, as torch's allocator reports it (a machine may reclaim resident pages behind a process's back); seconds are
 the fastest step's. --clock cpu counts processor seconds instead of the wall's, for a machine
 that others use: with one thread the two are the same on a quiet one.
@@ -47,16 +49,31 @@ CASES: dict[str, dict[str, Any]] = {
         "init": "gpt2",
     },
 }
+CARD_CASES: dict[str, dict[str, Any]] = {
+    "small, 8 rows": {"preset": "small", "batch_size": 8},
+    "small, 16 rows": {"preset": "small", "batch_size": 16},
+    "small, 32 rows": {"preset": "small", "batch_size": 32},
+    "small, 64 rows of 256": {"preset": "small", "batch_size": 64, "block_size": 256},
+    "small, 64 rows in parts of 16": {"preset": "small", "batch_size": 64, "micro_batch_size": 16},
+    "small, muon": {"preset": "small", "batch_size": 16, "optimizer": "muon"},
+    "small, adafactor": {"preset": "small", "batch_size": 16, "optimizer": "adafactor"},
+    "small, recompute": {"preset": "small", "batch_size": 32, "recompute": True},
+    "medium": {"preset": "medium", "batch_size": 16},
+    "large": {"preset": "large", "batch_size": 8},
+    "small, lora": {"preset": "lora", "batch_size": 32, "block_size": 1024, "init": "gpt2"},
+    "tiny": {"preset": "tiny", "batch_size": 256},
+}
+CASES |= CARD_CASES
 
 
 def config_of(name: str) -> Any:
     from minilm.options import build, read_preset
 
-    case = dict(CASES[name])
-    values = read_preset(case.pop("preset"), "cpu") | {"precision": "fp32", "compile": "off", "micro_batch_size": 0}
-    values |= case
+    case, on_card = dict(CASES[name]), name in CARD_CASES
+    values = read_preset(case.pop("preset"), "cpu") | {"compile": "off", "micro_batch_size": 0}
+    values |= {"precision": "bf16" if on_card else "fp32"} | case
     values["vocab_size"] = values.get("vocab_size") or 700
-    values["micro_batch_size"] = min(values["batch_size"], 16)
+    values["micro_batch_size"] = values["micro_batch_size"] or min(values["batch_size"], 64 if on_card else 16)
     return build(values)
 
 
@@ -66,6 +83,10 @@ def clock_of(kind: str) -> Any:
 
 def measure(name: str, clock: str) -> None:
     """In a process of its own: trains and prints what it took."""
+    print(json.dumps(measured(name, clock)))
+
+
+def measured(name: str, clock: str) -> dict[str, float]:
     import torch
 
     from minilm import runtime
@@ -77,24 +98,31 @@ def measure(name: str, clock: str) -> None:
     from minilm.training.setup import Setup, loss_function
 
     runtime.tune_allocator()
-    now, config = clock_of(clock), config_of(name)
-    model = GPT(config.model)
+    now, config, device = clock_of(clock), config_of(name), "cuda" if name in CARD_CASES else "cpu"
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    with torch.device(device):
+        model = GPT(config.model)
     adapt(model, config)
-    model.train()
+    model.to(device).train()
     optimizers = build_optimizers(model, config)
-    setup = Setup("cpu", "fp32", False, config.micro_batch_size, 1e11, config.recompute)
+    setup = Setup(device, config.precision, False, config.micro_batch_size, 1e11, config.recompute)
     loss_of = loss_function(Objective(model, config), setup)
     params = [p for p in model.parameters() if p.requires_grad]
     shape = (config.micro_batch_size, config.model.block_size)
 
     def step() -> None:
         for _ in range(config.batch_size // config.micro_batch_size):
-            ids = torch.randint(0, config.model.vocab_size, shape)
+            ids = torch.randint(0, config.model.vocab_size, shape, device=device)
             loss_of(ids, ids).sum().backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     seconds: list[float] = []
     for i in range(MOST_STEPS):
@@ -103,6 +131,9 @@ def measure(name: str, clock: str) -> None:
         started = now()
         step()
         seconds.append(now() - started)
+    if device == "cuda":
+        most = torch.cuda.max_memory_allocated() - before
+        return {"seconds": min(seconds[1:]), "bytes": most, "resident": most}
     held = sum(p.numel() * 4 for p in model.parameters()) + sum(p.numel() * 4 for p in params)
     held += sum(
         t.numel() * t.element_size()
@@ -113,18 +144,25 @@ def measure(name: str, clock: str) -> None:
     )
     most = peak_allocated(step)
     resident = runtime.peak_resident_bytes()
-    print(json.dumps({"seconds": min(seconds[1:]), "bytes": held + most, "resident": resident}))
+    return {"seconds": min(seconds[1:]), "bytes": held + most, "resident": resident}
 
 
 def predict(name: str, clock: str) -> None:
     """In a process of its own too, as `minilm plan` and `train.py` are."""
+    print(json.dumps(predicted(name, clock)))
+
+
+def predicted(name: str, clock: str) -> dict[str, float]:
     from minilm.lab.plan import forecast, this_machine
 
-    told = forecast(config_of(name), this_machine("cpu"), rows=0, clock=clock_of(clock))
-    print(json.dumps({"seconds": told.step_seconds, "bytes": told.tensors, "resident": told.bytes}))
+    machine = this_machine("cuda" if name in CARD_CASES else "cpu")
+    told = forecast(config_of(name), machine, rows=0, clock=clock_of(clock))
+    return {"seconds": told.step_seconds, "bytes": told.tensors, "resident": told.bytes}
 
 
 def asked(what: str, name: str, options: argparse.Namespace) -> dict[str, float]:
+    if name in CARD_CASES:
+        return {"predict": predicted, "measure": measured}[what](name, options.clock)
     words = [sys.executable, __file__, f"--{what}", name, "--clock", options.clock, "--threads", str(options.threads)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -133,6 +171,7 @@ def asked(what: str, name: str, options: argparse.Namespace) -> dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--measure", default="", help="this case, in this process")
@@ -153,7 +192,8 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     errors: dict[str, list[float]] = {"bytes": [], "resident": [], "seconds": []}
-    for name in CASES:
+    cases = [name for name in CASES if (name in CARD_CASES) == (options.device == "cuda")]
+    for name in cases:
         rounds = [(asked("predict", name, options), asked("measure", name, options)) for _ in range(ROUNDS)]
         told, found = ({key: min(side[key] for side in sides) for key in errors} for sides in zip(*rounds, strict=True))
         off = {key: 100 * (told[key] / found[key] - 1) for key in errors}
@@ -169,7 +209,7 @@ def main() -> None:
     within = {"bytes": 10, "resident": 10, "seconds": 20}
     titles = {"bytes": "Tensors", "resident": "The process", "seconds": f"Seconds ({options.clock} clock)"}
     told_within = [
-        f"{titles[key]}: {sum(e <= within[key] for e in errors[key])} of {len(CASES)} within {within[key]} %, "
+        f"{titles[key]}: {sum(e <= within[key] for e in errors[key])} of {len(cases)} within {within[key]} %, "
         f"worst {worst[key]:.0f} %"
         for key in errors
     ]

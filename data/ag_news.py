@@ -1,18 +1,15 @@
 """AG News: titles and first sentences of 127,600 news articles in four classes, which are their labels."""
 
 import html
-from collections.abc import Iterator
 
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 LABELS = ("world", "sports", "business", "science")
 HOME = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/"
 
 
-def documents(files: Files, split: str) -> Iterator[Document]:
+def documents(files: Files, split: str) -> Documents:
     for row in records(files, f"{split}.csv", columns=("class", "title", "text"), has_header=False):
         text = f"{row['title']}\n{row['text']}".replace("\\", " ")  # a backslash stands for a line end
         yield html.unescape(text.replace(" #", " &#")), LABELS[int(row["class"]) - 1]  # entities lost their ampersand

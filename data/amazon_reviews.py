@@ -1,11 +1,7 @@
 """Amazon reviews of one product category, the label its stars; as published in `--year` 2018 or 2023."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 HOME = "https://mcauleylab.ucsd.edu/public_datasets/data/"
 
@@ -16,7 +12,7 @@ def sources(category: str, year: int) -> tuple[Source, ...]:
     return (Source(HOME + path[year]),)
 
 
-def documents(files: Files, split: str, *, category: str = "All_Beauty", year: int = 2023) -> Iterator[Document]:
+def documents(files: Files, split: str, *, category: str = "All_Beauty", year: int = 2023) -> Documents:
     for row in records(files, f"{category}*.json", f"{category}*.jsonl"):
         title, text = row.get("title", row.get("summary")), row.get("text", row.get("reviewText"))
         stars = int(row["rating"] if "rating" in row else row["overall"])

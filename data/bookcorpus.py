@@ -4,15 +4,13 @@ The original site is gone; this is Hugging Face's copy, whose authors were never
 The borders of books are lost in it, so a document is `--sentences` in a row.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import joined, lines, records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
+
+URL = "https://storage.googleapis.com/huggingface-nlp/datasets/bookcorpus/bookcorpus.tar.bz2"
 
 
-def documents(files: Files, split: str, *, sentences: int = 1000) -> Iterator[str]:
+def documents(files: Files, split: str, *, sentences: int = 1000) -> Documents:
     rows = records(files, "train/*.parquet", columns=("text",))
     yield from joined(lines(files, "books_large_p*.txt"), sentences)
     yield from joined((row["text"] for row in rows), sentences)
@@ -24,13 +22,7 @@ DATASET = Dataset(
     licence="none: the authors' copyright",
     citation="Zhu et al. 2015, Aligning Books and Movies, arXiv:1506.06724",
     documents=documents,
-    sources=(
-        Source(
-            "https://storage.googleapis.com/huggingface-nlp/datasets/bookcorpus/bookcorpus.tar.bz2",
-            bytes=1_179_510_242,
-            sha256="03a29333b2b35e98a375b6ad7d2f1651835655cd348fb89c864136bce69a964c",
-        ),
-    ),
+    sources=(Source(URL, 1_179_510_242, "03a29333b2b35e98a375b6ad7d2f1651835655cd348fb89c864136bce69a964c"),),
     splits=("train",),
 )
 

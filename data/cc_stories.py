@@ -3,18 +3,13 @@
 The original was removed by its makers; this is spacemanidol's re-creation after their recipe.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.hub_files import HubFiles
 from minilm.text.records import lines, records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     yield from lines(files, "cc-stories*.txt")
-    for row in records(files, "*.parquet", columns=("text",)):
-        yield row["text"]
+    yield from (row["text"] for row in records(files, "*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(

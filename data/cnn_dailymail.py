@@ -1,11 +1,7 @@
 """CNN and Daily Mail: 312,085 news articles, each with its highlights behind "TL;DR:" (`--no-highlights`: without)."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records, whole
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import listed_files, news_story
 
 HUB = "https://huggingface.co/datasets/cnn_dailymail/resolve/11343c3752184397d56efc19a8a7cceb68089318/data/"
@@ -14,7 +10,7 @@ DAILY_MAIL = "ad69010002210b7c406718248ee66e65868b9f6820f163aa966369878d14147e"
 LISTS = "https://raw.githubusercontent.com/abisee/cnn-dailymail/master/url_lists/"
 
 
-def documents(files: Files, split: str, *, highlights: bool = True) -> Iterator[str]:
+def documents(files: Files, split: str, *, highlights: bool = True) -> Documents:
     for file in listed_files(files, f"all_{split}.txt", ".story"):
         yield news_story(whole(files, file), highlights)
     for row in records(files, f"{'validation' if split == 'val' else split}-*.parquet"):

@@ -1,14 +1,10 @@
 """enwik8: the first 100 MB of a Wikipedia dump of 2006, markup and all; 90, 5 and 5 MB, each one document."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import portion
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("enwik8"):
         yield portion(file.open(), split, (90_000_000, 5_000_000, 5_000_000))
 

@@ -1,19 +1,14 @@
 """FineWeb: 15 trillion tokens of filtered web pages. `--subset` is a folder of the repository: sample/10BT,
 sample/100BT, data/CC-MAIN-2024-10, ..."""
 
-from collections.abc import Iterator
-
-from minilm.text.hub_files import HubFiles
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 COMMIT = "9bb295ddab0e05d785b879661af7260fed5140fc"
 
 
-def documents(files: Files, split: str, *, subset: str = "sample/10BT") -> Iterator[str]:
-    for row in records(files, "*.parquet", columns=("text",)):
-        yield row["text"]
+def documents(files: Files, split: str, *, subset: str = "sample/10BT") -> Documents:
+    yield from (row["text"] for row in records(files, "*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(

@@ -4,15 +4,12 @@ Books are asked for one every two seconds, as the site wants it; `--source` take
 catalogue pg_catalog.csv where books are chosen by author or language.
 """
 
-from collections.abc import Iterator
-
 from minilm.text.gutenberg import book_sources, chosen_books, strip_boilerplate
 from minilm.text.records import whole
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, script_main
 
 
-def documents(files: Files, split: str, *, author: str = "", language: str = "en", ids: str = "") -> Iterator[Document]:
+def documents(files: Files, split: str, *, author: str = "", language: str = "en", ids: str = "") -> Documents:
     for file, book in chosen_books(files, author, language, ids):
         yield strip_boilerplate(whole(files, file)), book.author
 

@@ -1,20 +1,14 @@
 """Haiku-shaped lines cut from the poetry of Project Gutenberg, three lines a document."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
-HOME = (
-    "https://raw.githubusercontent.com/docmarionum1/haikurnn/082f0e0708a721d405accd597bed418c7e09a25a/input/poems/raw/"
-)
+COMMIT = "082f0e0708a721d405accd597bed418c7e09a25a"
+URL = f"https://raw.githubusercontent.com/docmarionum1/haikurnn/{COMMIT}/input/poems/raw/gutenberg.csv"
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
-    for row in records(files, "gutenberg.csv"):
-        yield row["haiku"]
+def documents(files: Files, split: str) -> Documents:
+    return (row["haiku"] for row in records(files, "gutenberg.csv"))
 
 
 DATASET = Dataset(
@@ -23,9 +17,7 @@ DATASET = Dataset(
     licence="public domain",
     citation="Markum 2018, haikurnn",
     documents=documents,
-    sources=(
-        Source(f"{HOME}gutenberg.csv", 541_231, "43d2fa272b97145f7aa812d0d0ebda96356dd27b22fd344866f324d50557d20a"),
-    ),
+    sources=(Source(URL, 541_231, "43d2fa272b97145f7aa812d0d0ebda96356dd27b22fd344866f324d50557d20a"),),
     splits=("train",),
 )
 

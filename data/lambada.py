@@ -1,13 +1,10 @@
 """LAMBADA: passages whose last word needs the whole passage. `--variant openai` (plain, test only) or original
 (tokenised, in lower case; train are 2,662 novels, val and test passages)."""
 
-from collections.abc import Iterator
 from typing import Literal
 
-from minilm.text.download import Source
 from minilm.text.records import lines, records, whole
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
 ORIGINAL = "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz"
@@ -18,7 +15,7 @@ SOURCES = {
 NAMES = {"val": "lambada_development_plain_text.txt", "test": "lambada_test_plain_text.txt"}
 
 
-def documents(files: Files, split: str, *, variant: Literal["openai", "original"] = "openai") -> Iterator[str]:
+def documents(files: Files, split: str, *, variant: Literal["openai", "original"] = "openai") -> Documents:
     if split == "train":
         yield from (whole(files, file) for file in files.find("train-novels/*.txt"))
         return

@@ -3,13 +3,9 @@
 Of the held-out parts the first is the test set, as in Jozefowicz et al. 2016, and the others validate.
 """
 
-from collections.abc import Iterator
-
 from minilm.text.detokenize import DETOKENIZERS
-from minilm.text.download import Source
 from minilm.text.records import lines
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 URL = "https://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output.tar.gz"
 PARTS = {
@@ -19,7 +15,7 @@ PARTS = {
 }
 
 
-def documents(files: Files, split: str, *, detokenize: bool = False) -> Iterator[str]:
+def documents(files: Files, split: str, *, detokenize: bool = False) -> Documents:
     sentences = lines(files, *PARTS[split])
     yield from map(DETOKENIZERS["lm1b"], sentences) if detokenize else sentences
 

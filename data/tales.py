@@ -5,10 +5,8 @@ dialogue, or several of them, told in turn: plain,fable. Validation has 0.5 MB f
 """
 
 import hashlib
-from collections.abc import Iterator
 
-from minilm.text.scripts import Dataset, Made, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Made, script_main
 from minilm.text.tales.stream import parallel_stories
 
 VAL_MEGABYTES = 0.5
@@ -16,7 +14,7 @@ VAL_MEGABYTES = 0.5
 
 def documents(
     files: Files, split: str, *, level: int = 1, style: str = "plain", seed: int = 0, megabytes: float = 50.0
-) -> Iterator[str]:
+) -> Documents:
     return parallel_stories(style, megabytes if split == "train" else VAL_MEGABYTES, seed, level, split)
 
 

@@ -1,14 +1,12 @@
 """text8: the first 100 MB of Wikipedia's text of 2006 in a-z and blanks; 90, 5 and 5 MB, each one document."""
 
-from collections.abc import Iterator
-
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import portion
 
+URL = "https://mattmahoney.net/dc/text8.zip"
 
-def documents(files: Files, split: str) -> Iterator[str]:
+
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("text8"):
         yield portion(file.open(), split, (90_000_000, 5_000_000, 5_000_000))
 
@@ -19,13 +17,7 @@ DATASET = Dataset(
     licence="GFDL",
     citation="Mahoney 2006, About the Test Data",
     documents=documents,
-    sources=(
-        Source(
-            "https://mattmahoney.net/dc/text8.zip",
-            bytes=31_344_016,
-            sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-        ),
-    ),
+    sources=(Source(URL, 31_344_016, "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"),),
     tokenizer="chars",
 )
 

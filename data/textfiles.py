@@ -4,14 +4,11 @@ txt, md, html, jsonl, csv, each also .gz, in whatever encoding. A tenth is held 
 `--field` (jsonl key, csv column), `--separator` (between a plain file's documents), `--encoding` (else detected).
 """
 
-from collections.abc import Iterator
-
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, script_main
 from minilm.text.userfiles import read_documents
 
 
-def documents(files: Files, split: str, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:
+def documents(files: Files, split: str, *, field: str = "", separator: str = "", encoding: str = "") -> Documents:
     return read_documents(files, field=field, separator=separator, encoding=encoding)
 
 

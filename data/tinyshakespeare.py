@@ -4,14 +4,12 @@ The first 90 % of its characters train, the rest validates, each as one document
 nanoGPT, so that losses compare.
 """
 
-from collections.abc import Iterator
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
-def documents(files: Files, split: str) -> Iterator[str]:
+def documents(files: Files, split: str) -> Documents:
     for file in files.find("*.txt"):
         text = file.text()
         border = int(len(text) * 0.9)
@@ -24,13 +22,7 @@ DATASET = Dataset(
     licence="public domain",
     citation="Karpathy 2015, The Unreasonable Effectiveness of Recurrent Neural Networks",
     documents=documents,
-    sources=(
-        Source(
-            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-            bytes=1_115_394,
-            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        ),
-    ),
+    sources=(Source(URL, 1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),),
     splits=("train", "val"),
 )
 

@@ -3,18 +3,14 @@
 `--source` also takes a raw dump (simplewiki-...-pages-articles.xml.bz2); its markup is turned into text here.
 """
 
-from collections.abc import Iterator
-
-from minilm.text.hub_files import HubFiles
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, HubFiles, script_main
 from minilm.text.wikipedia import dump_articles
 
 COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
 
 
-def documents(files: Files, split: str, *, language: str = "en") -> Iterator[str]:
+def documents(files: Files, split: str, *, language: str = "en") -> Documents:
     for row in records(files, "*.parquet", columns=("title", "text")):
         yield f"{row['title']}\n\n{row['text']}"
     for file in files.find("*.xml", "*pages-articles*"):

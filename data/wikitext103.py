@@ -3,13 +3,10 @@
 `--form` raw (every word kept) or tokenized (rare words are <unk>); `--detokenize` restores plain spacing.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 from minilm.text.detokenize import DETOKENIZERS
-from minilm.text.download import Source
-from minilm.text.scripts import Dataset, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import wikitext_files
 
 HOME = "https://wikitext.smerity.com/wikitext-103-"
@@ -22,7 +19,7 @@ SOURCES = {
 Form = Literal["raw", "tokenized"]
 
 
-def documents(files: Files, split: str, *, form: Form = "raw", detokenize: bool = False) -> Iterator[str]:
+def documents(files: Files, split: str, *, form: Form = "raw", detokenize: bool = False) -> Documents:
     articles = wikitext_files(files, split, form)
     yield from map(DETOKENIZERS["wikitext"], articles) if detokenize else articles
 

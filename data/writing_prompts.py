@@ -1,21 +1,18 @@
 """WritingPrompts: 303,358 stories that people wrote for a prompt on Reddit; the label is its tag (wp, eu, ...)."""
 
 import re
-from collections.abc import Iterator
 from itertools import chain
 
 from minilm.text.detokenize import DETOKENIZERS
-from minilm.text.download import Source
 from minilm.text.records import lines, records
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 from minilm.text.upstream import prompt_tag
 
 NEWLINE = re.compile(r" ?<newline> ?")
 NAMES = {"train": ("train", "train"), "val": ("valid", "validation"), "test": ("test", "test")}
 
 
-def documents(files: Files, split: str, *, detokenize: bool = False) -> Iterator[Document]:
+def documents(files: Files, split: str, *, detokenize: bool = False) -> Documents:
     fairseq, hub = NAMES[split]
     prompts = list(lines(files, f"{fairseq}.wp_source"))
     pairs = zip(prompts, lines(files, f"{fairseq}.wp_target"), strict=True) if prompts else iter(())

@@ -1,12 +1,9 @@
 """Yelp reviews with their stars (`--variant full`) or verdict (polarity) as label."""
 
-from collections.abc import Iterator
 from typing import Literal
 
-from minilm.text.download import Source
 from minilm.text.records import records
-from minilm.text.scripts import Dataset, Document, script_main
-from minilm.text.sources import Files
+from minilm.text.scripts import Dataset, Documents, Files, Source, script_main
 
 HOME = "https://s3.amazonaws.com/fast-ai-nlp/yelp_review_"
 SOURCES = {
@@ -16,7 +13,7 @@ SOURCES = {
 LABELS = {"full": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"), "polarity": ("neg", "pos")}
 
 
-def documents(files: Files, split: str, *, variant: Literal["full", "polarity"] = "full") -> Iterator[Document]:
+def documents(files: Files, split: str, *, variant: Literal["full", "polarity"] = "full") -> Documents:
     for row in records(files, f"{split}.csv", columns=("label", "text"), has_header=False):
         yield row["text"].replace("\\n", "\n").replace('\\"', '"'), LABELS[variant][int(row["label"]) - 1]
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minilm.config import GPTConfig, TrainConfig
 
 READ_BYTES = 1 << 28  # several times any cache
+CARD_STEPS = 5  # that a card is given before it is waited for, as between two logs of the loop
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Steps:
 
         self.device = runtime.pick_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = GPT(config.model)
+        with self.device:
+            self.model = GPT(config.model)
         adapt(self.model, config)
         self.model.to(self.device).train()
         self.setup, self.config = settle(config, self.model, self.device), config
@@ -110,8 +112,8 @@ class Steps:
         drawn = torch.randint(V, (n_rows, T + 1), generator=torch.Generator().manual_seed(0))
         self.ids, self.targets = drawn[:, :-1].to(self.device), drawn[:, 1:].to(self.device)
 
-    def step(self) -> float:
-        """One optimizer step; its loss, nats per token."""
+    def step(self) -> float | torch.Tensor:
+        """One optimizer step; its loss, nats per token. A card may still be at work then."""
         n_rows, params = self.setup.micro_batch_size, list(self.model.parameters())
         total: float | torch.Tensor = 0.0
         for at in range(0, len(self.ids), n_rows):
@@ -124,7 +126,7 @@ class Steps:
             for optimizer in self.optimizers:
                 optimizer.step()
         self.model.zero_grad(set_to_none=True)
-        return float(total)
+        return total
 
     def state_bytes(self) -> int:
         """Of the gradients of what is trained and the optimizer's state, after a step."""
@@ -142,7 +144,7 @@ def compilations() -> tuple[int, int]:
 
 
 def training(config: TrainConfig, n_steps: int = 8) -> Training:
-    """Trains on random tokens for 2 + n_steps steps."""
+    """Trains on random tokens for 2 + n_steps steps, on a card CARD_STEPS or more."""
     import torch
 
     on_card = runtime.pick_device(config.device).type == "cuda"
@@ -150,10 +152,12 @@ def training(config: TrainConfig, n_steps: int = 8) -> Training:
     breaks, _ = compilations()
     steps = Steps(config)
     seconds, graphs = [], []
-    for _ in range(2 + n_steps):
+    for n in (1, 1, *([CARD_STEPS] * (n_steps // CARD_STEPS) if on_card else [1] * n_steps)):
         start = time.perf_counter()
-        loss = steps.step()  # reads the loss: waits for the device
-        seconds.append(time.perf_counter() - start)
+        for _ in range(n):
+            last = steps.step()
+        loss = float(last)  # waits for the device
+        seconds.append((time.perf_counter() - start) / n)
         graphs.append(compilations()[1])
     speed = steps.targets.numel() / statistics.median(seconds[2:])
     highest = torch.cuda.max_memory_allocated() if on_card else runtime.peak_resident_bytes()
@@ -183,7 +187,9 @@ def decoding(
     from minilm.model.gpt import GPT
 
     torch.manual_seed(0)
-    model = GPT(config).to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    with device:
+        model = GPT(config)
+    model = model.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     accelerate(model, when="now")
     ids = torch.randint(config.vocab_size, (B, n_prompt), device=device)
     generate_ids(model, ids, n_new, temperature=0.0)  # compiles, on a card

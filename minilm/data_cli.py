@@ -30,14 +30,8 @@ minilm data train-tokenizer PATH ...   a vocabulary from your text (--help: opti
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the first word says; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    jobs = {
-        "list": _list,
-        "prepare": _prepare,
-        "show": _show,
-        "check": _check,
-        "overlap": _overlap,
-        "train-tokenizer": _train_tokenizer,
-    }
+    jobs = {"list": _list, "prepare": _prepare, "show": _show, "check": _check, "overlap": _overlap}
+    jobs |= {"train-tokenizer": _train_tokenizer}
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2

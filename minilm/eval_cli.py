@@ -101,15 +101,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--breakdown", action="store_true", help="loss by context, frequency, length of document too")
     parser.add_argument("--picture", metavar="FILE", help="draw the breakdown as svg, png or pdf")
     parser.add_argument("--protocols", action="store_true", help="the table of all protocols, as Markdown")
-    parser.add_argument(
-        "--out", metavar="FILE", help="write the perplexity with its protocol, or the table of --text, as JSON"
-    )
+    add("--out", metavar="FILE", help="write the perplexity with its protocol, or the table of --text, as JSON")
     add = parser.add_argument_group("benchmarks").add_argument
-    add(
-        "--benchmark",
-        metavar="B",
-        help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; by download or from --source",
-    )
+    add("--benchmark", metavar="B", help="lambada, lambada-openai, hellaswag, cbt-cn, cbt-ne; downloaded, or --source")
     add("--limit", type=whole(), default=0, metavar="N", help="ask the first N questions; 0: all")
     add = parser.add_argument_group("generated text").add_argument
     add("--text", dest="text_file", metavar="FILE", help="measure texts: jsonl with text, label, ended; or plain text")
@@ -119,11 +113,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--grade", metavar="FILE", help="judge a text file: a tale a line, or parted by blank lines or <|endoftext|>")
     add("--coherence", action="store_true", help="share of the model's own tales that the grader passes")
     add("--level", type=int, metavar="N", help="1 to 4 (--grade: found out; --coherence: the run's data's, else 1)")
-    add(
-        "--style",
-        metavar="S",
-        help="plain, fable, ... (--grade: the control code's; --coherence: the data's, else plain)",
-    )
+    add("--style", metavar="S", help="plain, fable, .. (--grade: the control code's; --coherence: the data's or plain)")
     add("--num_stories", type=int, default=200, metavar="N", help="sampled for --coherence (%(default)s)")
     add("--temperature", type=float, default=1.0, metavar="T", help="(%(default)s)")
     add("--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)")

@@ -42,14 +42,9 @@ def measure(options: argparse.Namespace) -> int:
     if options.model is not None:
         judge, tokenizer = loaded(options, options.model, "judge ")
     rows = quality(
-        samples,
-        reference,
-        judge=judge,
-        tokenizer=tokenizer,
-        train=shards.splits["train"] if shards else None,
-        train_tokenizer=shards.tokenizer() if shards else None,
-        mauve_tokens=options.mauve_tokens,
-    )
+        samples, reference, judge=judge, tokenizer=tokenizer, mauve_tokens=options.mauve_tokens,
+        train=shards.splits["train"] if shards else None, train_tokenizer=shards.tokenizer() if shards else None,
+    )  # fmt: skip
     if tales:
         try:
             rows.append(_coherent(samples, reference[: len(samples)], options.level))

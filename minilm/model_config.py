@@ -147,6 +147,10 @@ class GPTConfig:
         return self.n_unique_layer or self.n_layer
 
     @property
+    def rows_used(self) -> int:
+        return self.vocab_used or self.vocab_size
+
+    @property
     def vocab_rows(self) -> int:
         """Rows that the embedding really has: vocab_size padded to a multiple of vocab_multiple."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple

@@ -100,20 +100,12 @@ def _check_counting(config: TrainConfig, given: dict[str, Any]) -> None:
 def _show_help(defaults: TrainConfig) -> None:
     import tyro
 
-    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    how: dict[str, Any] = {"config": (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff), "use_underscores": True}
     description = (
         f"Train a model. Presets (--config NAME or FILE.toml): {', '.join(presets())}. Also: --resume [RUN], "
         "--overwrite, --dropout P (all three), --bias True|False (all three)."
     )
-    tyro.cli(
-        TrainConfig,
-        args=["--help"],
-        default=defaults,
-        config=settings,
-        use_underscores=True,
-        prog="train.py",
-        description=description,
-    )
+    tyro.cli(TrainConfig, args=["--help"], default=defaults, prog="train.py", description=description, **how)
 
 
 def _options(words: list[str]) -> dict[str, Any]:

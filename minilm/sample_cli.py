@@ -62,14 +62,10 @@ METHODS = [
     ("n_ahead", int, "N", "--draft, --lookup: guesses that are checked at once (5)"),
 ]
 LISTS = [
-    ("stop", "TEXT", r"end before this text; \n is a line end; may be given several times"),
-    ("stop_token", "ID", "end before this token; may be given several times"),
+    ("stop", "TEXT", r"end before this text; \n is a line end; may be repeated"),
+    ("stop_token", "ID", "end before this token; may be repeated"),
     ("choice", "TEXT", "the text becomes one of the choices; given once for each"),
-    (
-        "logit_bias",
-        "TEXT=X",
-        "X added to the logit of the token TEXT, or #ID; -inf forbids it; may be given several times",
-    ),
+    ("logit_bias", "TEXT=X", "X added to the logit of the token TEXT, or #ID; -inf forbids it; may be repeated"),
 ]
 COMPARED = 8  # texts a strategy that draws writes for --compare
 SMALL = 4_000_000  # parameters that fit a processor's cache in fp32: narrower weights and rows.cpp gain nothing there
@@ -142,9 +138,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--prompt", metavar="TEXT", help="text to continue; empty starts a new document")
     add("--prompt_file", metavar="FILE", help="file that holds the prompt, UTF-8; its last line end is left out")
     add(
-        "--prompts",
-        metavar="FILE",
-        help='JSON lines, each a text or {"prompt": .., "id": .., "seed": ..}; resumed if cut off',
+        "--prompts", metavar="FILE", help='JSON lines: text or {"prompt": .., "id": .., "seed": ..}; resumed if cut off'
     )
     add("--out", metavar="FILE", help="where --prompts puts its results (FILE.results.jsonl)")
     add("--alternatives", type=int, metavar="N", help="--prompts: log-probability of each token and of the N likeliest")
@@ -160,24 +154,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         add(f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
     add("--amateur", metavar="X", help="contrastive decoding: a weaker model, whose log-probabilities are subtracted")
     add("--draft", metavar="X", help="speculative decoding: a smaller model with the same tokenizer that guesses ahead")
-    add(
-        "--bag",
-        action="append",
-        default=[],
-        metavar="X",
-        help="PPLM towards a bag of words: a file with a word a line, or words with commas; may be given several times",
-    )
-    add(
-        "--attribute",
-        metavar="LABEL",
-        help="PPLM towards a class of a discriminator (train.py --discriminator DATASET)",
-    )
-    add(
-        "--steer",
-        default="",
-        metavar="NAME=X,..",
-        help="PPLM's settings: step_size, n_iterations, window, kl_scale, ..",
-    )
+    bag = "PPLM towards a bag of words: a file with a word a line, or words with commas; may be repeated"
+    add("--bag", action="append", default=[], metavar="X", help=bag)
+    add("--attribute", metavar="LABEL", help="PPLM towards a discriminator's class (train.py --discriminator DATASET)")
+    add("--steer", default="", metavar="NAME=X,..", help="for PPLM: step_size, n_iterations, window, kl_scale, ..")
     for name, value, metavar, text in METHODS:
         if value is None:
             add(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)

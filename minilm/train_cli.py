@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> CommandLine:
     """The parsed command line: a resumed run's own config, or a preset on top of `--init`'s model."""
     from minilm import runtime
+    from minilm.model.hub import newest_run
 
     device_words = [w for a, w in pairwise(argv) if a == "--device"]
     kind = runtime.pick_device(device_words[-1] if device_words else "auto").type
@@ -78,7 +79,7 @@ def _command(argv: Sequence[str]) -> CommandLine:
     command = parse(argv, kind, base=base)
     if command.resume_from is None:
         return command
-    run = _run_to_resume(command)
+    run = Path(command.resume_from or command.config.out_dir or newest_run())
     if not (run / "config.toml").is_file():
         raise UsageError(f"{run} holds no run to resume: start it without --resume")
     words = expand(argv)
@@ -94,16 +95,9 @@ def _command(argv: Sequence[str]) -> CommandLine:
     return replace(again, config=replace(again.config, out_dir=str(run), existing="resume"))
 
 
-def _run_to_resume(command: CommandLine) -> Path:
-    from minilm.model.hub import newest_run
-
-    if command.resume_from:
-        return Path(command.resume_from)
-    return Path(command.config.out_dir) if command.config.out_dir else newest_run()
-
-
 def _prepared(command: CommandLine) -> TrainConfig:
     """The config with a prepared data folder and a run folder."""
+    from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
     from minilm.text.mixture import parse_mixture, prepare_mixture
 
     config = command.config
@@ -115,16 +109,10 @@ def _prepared(command: CommandLine) -> TrainConfig:
     codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
     name = "+".join(_name_of(part.name) for part in parse_mixture(config.data))
-    measures = tuple(map(_with_file, config.eval_metrics))
+    # hellaswag as hellaswag@FILE, which is downloaded where it is not there
+    measures = tuple(f"{m}@{benchmark_file(m)}" if m in ORIGINS else m for m in config.eval_metrics)
     out_dir = config.out_dir or f"runs/{Path(command.preset).stem}-{name}"
     return replace(config, data=data, eval_metrics=measures, out_dir=out_dir)
-
-
-def _with_file(measure: str) -> str:
-    """hellaswag as hellaswag@FILE, which is downloaded where it is not there; anything else as it is."""
-    from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
-
-    return f"{measure}@{benchmark_file(measure)}" if measure in ORIGINS else measure
 
 
 def warn_of(config: TrainConfig) -> str:

@@ -17,12 +17,12 @@ from minilm import bench, runtime
 from minilm.config import GPTConfig, Parallel, TrainConfig
 from minilm.decoding.engine import generate
 from minilm.decoding.rows import accelerate
+from minilm.lab.plan import tensor_bytes
 from minilm.log import read_metrics
 from minilm.model import losses
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import get_tokenizer
 from minilm.training import loop
-from minilm.training.estimate import memory
 from minilm.training.loop import Result, train
 from minilm.training.muon import product_dtype
 from minilm.training.objective import Objective
@@ -116,7 +116,7 @@ def test_logits_in_chunks_are_the_whole_and_break_no_graph(
     compiled = train(config_of(sums, tmp_path / "compiled", compile="on", **changes))
     assert eager.losses == pytest.approx(whole.losses, abs=1e-4)
     assert compiled.losses == pytest.approx(whole.losses, abs=1e-3)
-    assert bench.compilations() == (breaks, graphs + 1 + ON_CARD)  # a block, and on a card the loss of a chunk
+    assert bench.compilations() == (breaks, graphs + 1)  # a block; on a card a chunk's loss is a kernel
 
 
 @pytest.mark.skipif(not ON_CARD, reason="a CPU waits for nothing")
@@ -174,7 +174,7 @@ def test_a_step_takes_the_memory_that_was_estimated(precision: str, recompute: b
     if missing(precision):
         pytest.skip(f"this card has no {precision}")
     model_config = GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=512, vocab_size=8192)
-    config = TrainConfig(model=model_config, recompute=recompute)
+    config = TrainConfig(model=model_config, recompute=recompute, compile="off")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     model = GPT(model_config).cuda()
@@ -187,7 +187,8 @@ def test_a_step_takes_the_memory_that_was_estimated(precision: str, recompute: b
         for optimizer in optimizers:
             optimizer.step()
     taken = torch.cuda.max_memory_allocated() - before
-    assert memory(model, config, precision, 8).total == pytest.approx(taken, rel=0.35)
+    predicted, _ = tensor_bytes(model, config, precision, 8, card=True)
+    assert predicted == pytest.approx(taken, rel=0.25)
 
 
 @pytest.mark.skipif(not ON_CARD, reason="a card's choice")

@@ -176,7 +176,7 @@ def test_what_a_card_replays_is_the_model_compiled(variant: dict[str, Any]) -> N
 
 
 def same_by_graphs(model: GPT, backend: str) -> None:
-    quick = Graphs(backend)
+    quick = Graphs(model, backend)
     ids = torch.tensor([[0, 0, 3], [4, 5, 6]])
     with torch.inference_mode():
         caches = [Cache(model.config, 2, 24, starts=torch.tensor([2, 0])) for _ in range(2)]

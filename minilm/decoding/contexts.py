@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilm.decoding.rows import logits_of, read
+from minilm.decoding.rows import graphed, logits_of, read
 from minilm.errors import UsageError
 from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
@@ -69,6 +69,7 @@ class Contexts:
         self.rows = [list(row[-self.block_size :]) for row in rows]
         check_memory(model, max(map(len, self.rows)), n_slots if use_cache else 0)
         self.cache = self._new_cache(len(rows), n_slots) if use_cache else None
+        self.read_ahead: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,12 +85,25 @@ class Contexts:
             return logits.to(self.device)
 
     @torch.inference_mode()
+    def ahead(self, tokens: Tensor) -> None:
+        """Has a card read each row's next token (B,) before anybody knows which it is; `advance` with the same tokens
+        takes it back where a row leaves or joins. Does nothing where that cannot be."""
+        cache, longest = self.cache, max(map(len, self.rows))
+        if cache is None or not graphed(self.model) or longest == self.block_size or cache.length == cache.max_tokens:
+            return
+        with evaluating(self.model):
+            self.read_ahead = read(self.model, tokens.clamp(min=0)[:, None], cache)
+
+    @torch.inference_mode()
     def advance(self, kept: list[int], tokens: Sequence[int], joining: Sequence[Sequence[int]] = ()) -> None:
         """Keeps these rows (some perhaps twice), adds a token to each; cuts contexts too long to its last half.
 
         joining: prompts whose rows stand behind those that are kept.
         """
         dropped = kept != list(range(len(self.rows)))
+        if self.cache is not None and self.read_ahead is not None and (dropped or joining):
+            self.read_ahead = None
+            self.cache.length -= 1
         self.rows = [list(self.rows[i]) for i in kept]
         unread: list[int] = []
         moved: list[int] = []
@@ -106,6 +120,9 @@ class Contexts:
 
     def _read(self) -> Tensor:
         """Hidden states (B, T, D) of the tokens that no cache holds yet."""
+        if self.read_ahead is not None:
+            hidden, self.read_ahead = self.read_ahead, None
+            return hidden
         if self.cache is not None and self.cache.length:
             return read(self.model, self._tensor([row[-1:] for row in self.rows]), self.cache)
         ids, starts = self._padded(self.rows)

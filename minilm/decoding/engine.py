@@ -175,10 +175,10 @@ def stream_batch(model: GPT, tokenizer: Tokenizer, prompts: list[str], **options
 
 
 def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: Strategy, until: Until) -> Job:
-    if tokenizer.vocab_size > _vocab_used(model):
+    if tokenizer.vocab_size > model.config.rows_used:
         raise UsageError(
             f"the tokenizer ({tokenizer.name}) has {tokenizer.vocab_size} tokens and the model only "
-            f"{_vocab_used(model)}: use the tokenizer that the model was trained with"
+            f"{model.config.rows_used}: use the tokenizer that the model was trained with"
         )
     rows = [encode_prompt(prompt, tokenizer, until.begin_document) for prompt in prompts]
     _check_ids(model, [*rows, list(until.stop_tokens), list(strategy.logit_bias)])
@@ -198,20 +198,9 @@ def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: St
             del texts[row]
         return text, stopped
 
-    return Job(
-        model,
-        rows,
-        row_seeds(until.seed, len(prompts)),
-        strategy,
-        until.max_new_tokens,
-        tuple(ends),
-        tokenizer.vocab_size,
-        _trie(until, tokenizer),
-        until.alternatives,
-        watch,
-        until.use_cache,
-        until.rolling == "shift",
-    )
+    seeds, choices = row_seeds(until.seed, len(prompts)), _trie(until, tokenizer)
+    limits = (until.max_new_tokens, tuple(ends), tokenizer.vocab_size, choices, until.alternatives)
+    return Job(model, rows, seeds, strategy, *limits, watch, until.use_cache, until.rolling == "shift")
 
 
 def generate_ids(
@@ -324,12 +313,8 @@ def _one_token(key: int | str, tokenizer: Tokenizer) -> int:
     return int(tokens[0])
 
 
-def _vocab_used(model: GPT) -> int:
-    return model.config.vocab_used or model.config.vocab_size
-
-
 def _check_ids(model: GPT, rows: list[list[int]]) -> None:
-    V = _vocab_used(model)
+    V = model.config.rows_used
     for row in rows:
         wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < V), None)
         if wrong is not None:

@@ -57,12 +57,11 @@ class Fused:
         B, c, starts = len(x), self.config, None if cache.starts is None else cache.starts.long().contiguous()
         x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         scratch = x.new_empty(B * (6 * c.n_embd + c.inner_width))
-        scale = (c.head_width**-0.5 if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
         self.call(
             ctypes.addressof(self.fixed),
             *(t.data_ptr() for t in (x, y, scratch, cache.keys[layer], cache.values[layer])),
             None if starts is None else starts.data_ptr(),
-            scale,
+            scale_of(c, layer),
             B,
             cache.length,
             cache.max_tokens,
@@ -85,16 +84,27 @@ def with_linears(module: Any, made: Callable[[nn.Linear], nn.Module]) -> Any:
     return new
 
 
-def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:
-    """The block as one call where it is GPT-2's, in fp32 apart from the weights of products; else the block itself."""
-    plain = config.position in ("learned", "sinusoidal", "none") and not (config.qk_norm or config.window)
-    own = type(block) is Block and type(block.attn) is Attention and type(block.mlp) is MLP
-    if not (plain and own and block.mlp.act is gelu_tanh and config.kv_heads == config.n_head):
-        return block
+def scale_of(config: GPTConfig, layer: int) -> float:
+    """Of a layer's scores."""
+    scale = config.head_width**-0.5 if config.attn_scale else 1.0
+    return float(scale / (layer + 1 if config.attn_scale_by_layer else 1))
+
+
+def is_gpt2(block: Any) -> bool:
+    """Whether a block is of GPT-2's form, with linear layers of any kind, and nothing listens to it."""
+    if not (type(block) is Block and type(block.attn) is Attention and type(block.mlp) is MLP):
+        return False
+    c = block.attn.config
+    plain = c.position in ("learned", "sinusoidal", "none") and not (c.qk_norm or c.window)
     between = (block.ln_1_out, block.ln_1_post, block.ln_2_out, block.ln_2_post)
     norms = type(block.ln_1) is type(block.ln_2) is LayerNorm and all(isinstance(m, nn.Identity) for m in between)
-    layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-    ours = all(hasattr(layer, "fixed") for layer in layers) and not any(map(hooked, block.modules()))
-    if not (norms and ours) or block.attn.c_attn.weight.dtype != torch.float32:
+    same = block.mlp.act is gelu_tanh and c.kv_heads == c.n_head and not any(map(hooked, block.modules()))
+    return plain and norms and same
+
+
+def fused(block: Any, config: GPTConfig, call: Callable[..., None]) -> Any:
+    """The block as one call where it is GPT-2's, in fp32 apart from the weights of products; else the block itself."""
+    if not is_gpt2(block) or block.attn.c_attn.weight.dtype != torch.float32:
         return block
-    return Fused(block, config, call)
+    layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+    return Fused(block, config, call) if all(hasattr(layer, "fixed") for layer in layers) else block

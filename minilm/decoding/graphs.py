@@ -10,7 +10,8 @@ B batch (rows), S slots of the cache, D width.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry
 from minilm.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from minilm.decoding.card import OneRow
 
 WARM_UPS = 3  # CUDA's libraries set themselves up before a capture
 
@@ -37,8 +41,14 @@ class _Slots(Cache):
 class Graphs:
     """What reads single tokens of a model's rows: `hidden`, as the model's."""
 
-    def __init__(self, backend: str = "inductor") -> None:
+    def __init__(self, model: GPT, backend: str = "inductor") -> None:
+        self.one: OneRow | None = None
+        if model.device.type == "cuda" and find_spec("triton") is not None:
+            from minilm.decoding.card import one_row
+
+            self.one = one_row(model)
         self.step: Any = torch.compile(_step, fullgraph=True, backend=backend)
+        self.warm: set[torch.Size] = set()  # shapes of caches
         self.captured: weakref.WeakKeyDictionary[Cache, tuple[Any, list[Tensor], Any, Tensor]] = (
             weakref.WeakKeyDictionary()
         )
@@ -57,20 +67,26 @@ class Graphs:
         cache.length += 1
         return x
 
+    def head(self, model: GPT, x: Tensor) -> Tensor:
+        """x (N, D) -> logits of the rows in use (N, V)."""
+        return model.used_logits(x) if self.one is None or len(x) > 1 else self.one.head(model, x)
+
     def _replayed(self, model: GPT, inputs: list[Tensor], cache: Cache) -> Tensor:
         found = self.captured.get(cache)
         memory = cache.keys.data_ptr(), cache.values.data_ptr(), inputs[0].shape
         if found is None or found[0] != memory:
+            step: Any = self.one if self.one is not None and len(inputs[0]) == 1 and cache.starts is None else self.step
             fixed = [t.clone() for t in inputs]
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):  # each writes the same keys and values into the same slot
-                    self.step(model, *fixed, cache.keys, cache.values)
+                for _ in range(0 if cache.keys.shape in self.warm else WARM_UPS):  # each fills the same slot alike
+                    step(model, *fixed, cache.keys, cache.values)
             torch.cuda.current_stream().wait_stream(side)
+            self.warm.add(cache.keys.shape)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                x = self.step(model, *fixed, cache.keys, cache.values)
+                x = step(model, *fixed, cache.keys, cache.values)
             found = self.captured[cache] = (memory, fixed, graph, x)
         _, fixed, graph, x = found
         for there, here in zip(fixed, inputs, strict=True):

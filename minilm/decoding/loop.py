@@ -21,7 +21,8 @@ from torch import Tensor
 from minilm.decoding.contexts import Contexts, capacity
 from minilm.decoding.parallel import shares, spread
 from minilm.decoding.penalties import History, Trie
-from minilm.decoding.strategies import Strategy, choose
+from minilm.decoding.strategies import NOT_NUMBERS, Strategy, choose, choose_unseen
+from minilm.errors import MinilmError
 from minilm.model.gpt import GPT
 
 CACHE_BYTES = 1 << 30  # cache and logits of the rows that are decoded together stay below this
@@ -114,8 +115,11 @@ def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]
         logits = contexts.logits()[:, :V]
         if job.beside is not None:
             logits = job.beside.combine(logits, others[0].logits()[:, :V].to(logits.device))
-        uniforms = torch.tensor([r.random() for r in random], dtype=torch.float64, device=logits.device)
-        tokens = choose(logits, job.strategy, uniforms, history).tolist()
+        uniforms = torch.tensor([r.random() for r in random], dtype=torch.float64)
+        if logits.is_cuda:
+            tokens = _chosen_on_card(logits, job.strategy, uniforms, history, contexts if not others else None)
+        else:
+            tokens = choose(logits, job.strategy, uniforms, history).tolist()
         history.add(tokens)
         scores = None if job.alternatives is None else _scores(logits, tokens, job.alternatives)
         for i, token in enumerate(tokens):
@@ -139,6 +143,24 @@ def _decode_rows(job: Job, rows: Sequence[int], n_bytes: int) -> Iterator[Piece]
         members = [members[i] for i in kept] + joining
         random = [random[i] for i in kept] + [np.random.Generator(np.random.Philox(job.seeds[r])) for r in joining]
         done = [done[i] for i in kept] + [False] * len(joining)
+
+
+def _chosen_on_card(
+    logits: Tensor, strategy: Strategy, uniforms: Tensor, history: History, contexts: Contexts | None
+) -> list[int]:
+    """As `choose`, and the card goes on with the tokens while they are on their way here."""
+    chosen = choose_unseen(logits, strategy, uniforms.pin_memory().to(logits.device, non_blocking=True), history)
+    here = torch.empty(len(chosen), dtype=torch.long, pin_memory=True)
+    here.copy_(chosen, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(logits.device))
+    if contexts is not None:
+        contexts.ahead(chosen)
+    arrived.synchronize()
+    tokens = here.tolist()
+    if min(tokens) < 0:
+        raise MinilmError(NOT_NUMBERS)
+    return tokens
 
 
 def slots(model: GPT, prompts: list[list[int]], max_new_tokens: int) -> int:

@@ -102,10 +102,8 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
     """The job's pieces by this method; negative: tokens of the negative prompt. Raises UsageError where they clash."""
     _check_read(method)
     for name, model in (("amateur", method.amateur), ("draft", method.draft)):
-        if model is not None and _used(model) < job.n_tokens:
-            raise UsageError(
-                f"the {name} model has {_used(model)} tokens, not {job.n_tokens}: it must share the tokenizer"
-            )
+        if model is not None and (used := model.config.rows_used) < job.n_tokens:
+            raise UsageError(f"the {name} model has {used} tokens, not {job.n_tokens}: it must share the tokenizer")
     strategy, name = job.strategy, next(iter(method.chosen), "")
     if name in ("n_beams", "penalty_alpha"):
         cuts = [cut for cut, step in CUTS.items() if getattr(strategy, cut) != step.neutral]
@@ -153,7 +151,3 @@ def run(job: Job, method: Method, negative: list[int]) -> Iterator[Piece]:
             assert method.steering is not None
             return steered(job, method.steering)
     return decode(job)
-
-
-def _used(model: GPT) -> int:
-    return model.config.vocab_used or model.config.vocab_size

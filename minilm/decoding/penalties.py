@@ -143,11 +143,12 @@ class History:
 
     def add(self, tokens: Sequence[int]) -> None:
         """One new token for each row."""
-        at = torch.tensor(tokens, device=self.mu.device).view(-1, 1)
-        if self.counts is not None:
-            self.counts.scatter_add_(1, at, torch.ones_like(at, dtype=torch.int32))
-        if self.seen is not None:
-            self.seen.scatter_(1, at, True)
+        if self.counts is not None or self.seen is not None:
+            at = torch.tensor(tokens, device=self.mu.device).view(-1, 1)
+            if self.counts is not None:
+                self.counts.scatter_add_(1, at, torch.ones_like(at, dtype=torch.int32))
+            if self.seen is not None:
+                self.seen.scatter_(1, at, True)
         for row, token in enumerate(tokens):
             self.n_new[row] += 1
             if self.ngram:

@@ -102,9 +102,15 @@ def read(model: GPT, ids: Tensor, cache: Cache) -> Tensor:
 
 
 def logits_of(model: GPT, x: Tensor) -> Tensor:
-    """What the head reads (N, D) -> logits of the vocabulary in use (N, V), by rows.cpp where it serves."""
-    quick = fast(model, len(x))
+    """What the head reads (N, D) -> logits of the vocabulary in use (N, V), by what `accelerate` found."""
+    found = _READY.get(model)
+    quick = found if isinstance(found, Graphs) else fast(model, len(x))
     return model.used_logits(x) if quick is None else quick.head(model, x)
+
+
+def graphed(model: GPT) -> bool:
+    """Whether single tokens are read by a graph, which does not wait for them to be known."""
+    return isinstance(_READY.get(model), Graphs)
 
 
 def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
@@ -115,7 +121,7 @@ def accelerate(model: GPT, kind: str = "", when: str = "background") -> str:
     weights must not change afterwards. Raises MinilmError where "now" fails. On a card, "now" compiles (`graphs.py`).
     """
     if model.device.type == "cuda" and when == "now":
-        _READY[model] = Graphs()
+        _READY[model] = Graphs(model)
         return "compiled, a CUDA graph"
     if why := unsupported(model):
         return f"eager ({why})"

@@ -154,7 +154,10 @@ class Steered:
         """What the head reads at each token (B, T, D), and the past behind them."""
         tape = Tape(self.model.config, past)
         hidden = self.model.hidden(ids, cache=tape)
-        return (hidden, tape.grown()) if ids.is_floating_point() else (hidden.detach(), _detached(tape.grown()))
+        keys, values = tape.grown()
+        if ids.is_floating_point():
+            return hidden, (keys, values)
+        return hidden.detach(), (keys.detach(), values.detach())
 
     def _log_p(self, hidden: Tensor) -> Tensor:
         return widened(self.model.used_logits(hidden[:, -1])).log_softmax(-1)
@@ -192,7 +195,3 @@ def _rows(job: Job, steering: Steering, rows: list[int]) -> Iterator[Piece]:
             rows, random = [rows[i] for i in going], [random[i] for i in going]
             texts.keep(going)
             history.keep(going)
-
-
-def _detached(past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return past[0].detach(), past[1].detach()

@@ -97,17 +97,9 @@ class Strategy:
         choices: Trie | None = None,
     ) -> History:
         """Of rows that begin with these prompts, with what this strategy's steps read."""
-        return History(
-            prompts,
-            vocab_size,
-            device,
-            counts=bool(self.presence_penalty or self.frequency_penalty),
-            seen=self.repetition_penalty != 1.0,
-            ngram=self.no_repeat_ngram,
-            mu=2 * self.mirostat,
-            ends=ends,
-            choices=choices,
-        )
+        counts, seen = bool(self.presence_penalty or self.frequency_penalty), self.repetition_penalty != 1.0
+        kept: dict[str, Any] = {"counts": counts, "seen": seen, "ngram": self.no_repeat_ngram, "mu": 2 * self.mirostat}
+        return History(prompts, vocab_size, device, ends=ends, choices=choices, **kept)
 
 
 def temperature(logits: Tensor, value: float) -> Tensor:
@@ -212,6 +204,7 @@ CUTS: dict[str, Step] = {
 AFTER: dict[str, Step] = {"temperature": _filter(temperature, 1.0), **CUTS}
 STEPS: dict[str, Step] = {**BEFORE, **AFTER}
 _NO_HISTORY = History([], 0)
+NOT_NUMBERS = "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
 
 
 def filtered(logits: Tensor, strategy: Strategy, history: History = _NO_HISTORY) -> Tensor:
@@ -237,9 +230,18 @@ def choose(
     +inf, or nothing but -inf.
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
-        raise MinilmError(
-            "the model's logits are not numbers (NaN or infinite): its weights are damaged or its training diverged"
-        )
+        raise MinilmError(NOT_NUMBERS)
+    return _chosen(logits, strategy, uniforms, history)
+
+
+def choose_unseen(logits: Tensor, strategy: Strategy, uniforms: Tensor, history: History) -> Tensor:
+    """As `choose`, without waiting for a card: -1 where logits are not numbers."""
+    numbers = logits.amax(dim=-1).isfinite()
+    tokens = _chosen(torch.where(numbers[:, None], logits, 0.0), strategy, uniforms, history)
+    return torch.where(numbers, tokens, -1)
+
+
+def _chosen(logits: Tensor, strategy: Strategy, uniforms: Tensor | None, history: History) -> Tensor:
     logits = penalised(logits, strategy, history)
     if strategy.temperature == 0.0:
         return logits.argmax(dim=-1)
@@ -282,7 +284,7 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     tokens = span * _SPAN + token
     # Sums that round may point at a token of probability 0, or just past its span; it is still never drawn.
     impossible = probabilities.gather(-1, tokens) == 0.0
-    if bool(impossible.any()):
+    if tokens.is_cuda or bool(impossible.any()):  # asking would wait for a card
         tokens = torch.where(impossible, probabilities.argmax(dim=-1, keepdim=True), tokens)
     return tokens[:, 0]
 

@@ -22,16 +22,10 @@ class Origin(NamedTuple):
     member: str
 
 
-_CBT = Source(
-    "http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz",
-    120_547_669,
-    "932df0cadc1337b2a12b4c696b1041c1d1c6d4b6bd319874c6288f02e4a61e92",
-)
-_HELLASWAG = Source(
-    "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
-    12_246_618,
-    "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
-)
+CBT_URL = "http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz"
+HELLASWAG_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+_CBT = Source(CBT_URL, 120_547_669, "932df0cadc1337b2a12b4c696b1041c1d1c6d4b6bd319874c6288f02e4a61e92")
+_HELLASWAG = Source(HELLASWAG_URL, 12_246_618, "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588")
 ORIGINS = {
     "lambada": Origin(LAMBADA["original"], "lambada_test_plain_text.txt"),
     "lambada-openai": Origin(LAMBADA["openai"], "lambada_test.jsonl"),

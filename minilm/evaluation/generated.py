@@ -212,20 +212,20 @@ def _of_copies(samples: list[Sample], real: list[Sample], train: Split, tokenize
 
 
 def _of_judge(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer) -> list[Row]:
-    def of(side: list[str]) -> tuple[Estimate, np.ndarray, np.ndarray]:
+    def of(side: list[str]) -> Estimate:
         nats, tokens = likeness.document_nats(judge, tokenizer, side)
-        return bootstrap(nats.tolist(), tokens.tolist()), nats, tokens
+        return bootstrap(nats.tolist(), tokens.tolist())
 
-    mine = of(texts)[0]
+    mine, note = of(texts), "per token, each text from its beginning"
     if not reference:
-        return [Row("perplexity under the judge", _exp(mine), None, "per token, each text from its beginning")]
-    theirs = of(reference)[0]
-    rows = [Row("perplexity under the judge", _exp(mine), _exp(theirs), "per token, each text from its beginning")]
+        return [Row("perplexity under the judge", _exp(mine), None, note)]
+    theirs = of(reference)
     # Independent samples: the intervals' half widths add in squares.
     gap = mine.value - theirs.value
     low = gap - float(np.hypot(mine.value - mine.low, theirs.high - theirs.value))
     high = gap + float(np.hypot(mine.high - mine.value, theirs.value - theirs.low))
-    return [*rows, Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real")]
+    row = Row("perplexity under the judge", _exp(mine), _exp(theirs), note)
+    return [row, Row("gap, nats per token", Estimate(gap, low, high), None, "generated less real")]
 
 
 def _of_mauve(texts: list[str], reference: list[str], judge: GPT, tokenizer: Tokenizer, mauve_tokens: int) -> list[Row]:

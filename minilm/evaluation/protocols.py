@@ -196,48 +196,25 @@ _MEGATRON = (
 _NANOGPT = "nanoGPT's config/eval_gpt2.py: eval_iters 500 of batch_size 8, random windows; it prints nats per token"
 
 _HF_LOOP = Protocol("", data="wikitext2", text="rows", context=1024, targets_inside=True, source=_HF)
-_ROLLING = Protocol(
-    "",
-    data="wikitext2",
-    text="wikitext",
-    documents="each",
-    first="after_eot",
-    last_window="full",
-    words="pieces",
-    source=_LM_EVAL,
-)
+_EACH = Protocol("", documents="each", first="after_eot")
+_ROLLING = replace(_EACH, data="wikitext2", text="wikitext", last_window="full", words="pieces", source=_LM_EVAL)
+_BY_WORD = Protocol("", data="wikitext103", text="wikitext", unit="word")
+_STREAM = Protocol("", split="val", documents="stream")
 _ALL = (
-    Protocol("minilm", split="val", documents="each", first="after_eot", source="this library's own"),
-    Protocol("training", split="val", documents="stream", source="validation of this library's runs, the whole split"),
+    replace(_EACH, name="minilm", split="val", source="this library's own"),
+    replace(_STREAM, name="training", source="validation of this library's runs, the whole split"),
     Protocol("gpt2-paper-wikitext2", data="wikitext2", text="wikitext", source=_PAPER),
-    Protocol("gpt2-paper-wikitext103", data="wikitext103", text="wikitext", unit="word", source=_PAPER),
+    replace(_BY_WORD, name="gpt2-paper-wikitext103", source=_PAPER),
     Protocol("gpt2-paper-ptb", data="ptb", text="ptb", unit="word", source=_PAPER),
-    Protocol("gpt2-paper-lm1b", data="lm1b", documents="each", first="after_eot", unit="word", source=_PAPER),
+    replace(_EACH, name="gpt2-paper-lm1b", data="lm1b", unit="word", source=_PAPER),
     Protocol("gpt2-paper-enwik8", data="enwik8", unit="byte", source=_PAPER),
     Protocol("gpt2-paper-text8", data="text8", unit="character", source=_PAPER),
     replace(_HF_LOOP, name="hf-stride-512", stride=512),
     replace(_HF_LOOP, name="hf-stride-1024", stride=1024),
     replace(_ROLLING, name="lm-eval", unit="word"),
     replace(_ROLLING, name="lm-eval-byte", unit="byte"),
-    Protocol(
-        "megatron",
-        data="wikitext103",
-        text="wikitext",
-        context=1024,
-        stride=32,
-        unit="word",
-        words="spaces",
-        source=_MEGATRON,
-    ),
-    Protocol(
-        "nanogpt",
-        data="openwebtext",
-        split="val",
-        documents="stream",
-        random_windows=4000,
-        precision="bf16",
-        source=_NANOGPT,
-    ),
+    replace(_BY_WORD, name="megatron", context=1024, stride=32, words="spaces", source=_MEGATRON),
+    replace(_STREAM, name="nanogpt", data="openwebtext", random_windows=4000, precision="bf16", source=_NANOGPT),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
 """Named ones. docs/evaluation.md has them as a table."""

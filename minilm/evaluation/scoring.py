@@ -92,7 +92,7 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _check(model: GPT, request: Request) -> None:
-    n_read, V = len(request.ids) - 1, model.config.vocab_used or model.config.vocab_size
+    n_read, V = len(request.ids) - 1, model.config.rows_used
     if n_read > model.wpe.max_tokens:
         raise UsageError(
             f"a window reads {n_read} tokens and the model's position table has {model.wpe.max_tokens}: set a "

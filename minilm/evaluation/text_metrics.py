@@ -90,14 +90,15 @@ def coherence(
     """
     if n_stories < 1:
         raise UsageError(f"n_stories must be 1 or more, not {n_stories}")
-    real = _real_lengths(tokenizer, level, style)
+    real, settled = _real_lengths(tokenizer, level, style), _settled(**filters)
     texts = tell_stories(model, tokenizer, level=level, style=style, n_stories=n_stories, seed=seed, **filters)
+    named = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settled.items()]
     return judge(
         texts,
         train=copy_check(train, tokenizer),
         level=level,
         style=style,
-        sampler=_sampler(seed, **filters),
+        sampler=", ".join([*named, f"seed {seed}"]),
         # End-of-text stands before a story, and its last token is never read.
         beyond_context=sum(n > model.config.block_size for n in real) / N_REAL,
     )
@@ -163,12 +164,6 @@ def _real_stories(level: int, style: str) -> tuple[str, ...]:
 def _settled(**filters: Any) -> dict[str, Any]:
     """Plain sampling, spelt out, under the filters; a strategy's name says all by itself."""
     return filters if "strategy" in filters else {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | filters
-
-
-def _sampler(seed: int, **filters: Any) -> str:
-    settled = _settled(**filters)
-    named = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settled.items()]
-    return ", ".join([*named, f"seed {seed}"])
 
 
 def sample_documents(model: GPT, tokenizer: Tokenizer, start: str, n: int, **options: Any) -> list[str]:

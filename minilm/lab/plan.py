@@ -166,21 +166,27 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     the activations, or that moment's where it holds more."""
     c, n_targets, V = model.config, n_sequences * model.config.block_size, len(model.head_rows())
     whole = fits_at_once(n_targets, V, card)
-    step = memory(model, config, precision, n_sequences, head=whole or card)
-    # The loss's backward holds two gradients as large as the logits; of chunks, three such (on a CPU, where no loss is
-    # compiled, four), the head's gradient and, on a CPU, gradients that wait for it.
-    chunk = 4 * V * chunk_rows(n_targets, V, card, compiled=True)
-    waiting = 0 if card else min(WAITING_BYTES, (4 if precision == "fp32" else 2) * n_targets * V)
-    beside = 8 * n_targets * V if whole else waiting + (4 - card) * chunk + 4 * V * c.n_embd
+    step = memory(model, config, precision, n_sequences, head=whole, card=card)
+    # The loss's backward holds two gradients as large as the logits; of chunks, three such (on a CPU four; a card's
+    # kernel puts it in the logits' place), the head's gradient and, on a CPU, gradients that wait for it, on a card its
+    # table in 16 bits and a chunk's product.
+    size, kernel = 4 if precision == "fp32" else 2, card and config.compile != "off"
+    chunk = V * chunk_rows(n_targets, V, card, compiled=kernel) * (size if kernel else 12 if card else 16)
+    waiting = 2 * size * V * c.n_embd if card else min(WAITING_BYTES, size * n_targets * V)
+    beside = 8 * n_targets * V if whole else waiting + chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time
         two, one = (
             kept_for_backward(
-                replace(c, n_layer=n, n_unique_layer=0, skip_attn=(), skip_mlp=()), precision, False, n_sequences
+                replace(c, n_layer=n, n_unique_layer=0, skip_attn=(), skip_mlp=()),
+                precision,
+                False,
+                n_sequences,
+                card=card,
             )
             for n in (2, 1)
         )
         beside = max(beside, two - one)
-        kept = memory(model, replace(config, recompute=False), precision, n_sequences, head=False).activations
+        kept = memory(model, replace(config, recompute=False), precision, n_sequences, False, card).activations
         return step.total + beside, max(step.activations, beside, RECOMPUTED_SHARE * kept)
     return step.total + beside, max(step.activations, beside)
 

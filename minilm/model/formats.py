@@ -46,16 +46,8 @@ _OTHER_HEAD = re.compile(r"^(multiple_choice_head|score|classifier|qa_outputs|v_
 _STATE_KEYS = ("model", "model_state", "model_state_dict", "state_dict")
 _CONFIG_KEYS = ("model_args", "config")
 # What other trainers call a setting.
-_STATED = {
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "dim_embedding": "n_embd",
-    "seq_length": "block_size",
-    "dropout_rate": "dropout",
-    "embd_pdrop": "embd_dropout",
-    "attn_pdrop": "attn_dropout",
-    "resid_pdrop": "resid_dropout",
-}
+_STATED = {"num_layers": "n_layer", "num_heads": "n_head", "dim_embedding": "n_embd", "seq_length": "block_size"}
+_STATED |= {f"{part}_pdrop": f"{part}_dropout" for part in ("embd", "attn", "resid")} | {"dropout_rate": "dropout"}
 # Heads of minGPT's named sizes, which its saved settings leave out.
 _MINGPT_HEADS = {"gpt-nano": 3, "gpt-micro": 4, "gpt-mini": 6, "gopher-44m": 16, "openai-gpt": 12}
 _MINGPT_HEADS |= {"gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25}

@@ -92,16 +92,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: float, dr
     mask = geometry.mask
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=geometry.is_causal,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, geometry.is_causal, scale=scale, enable_gqa=gqa)
 
 
 def _reads_fast(q: Tensor, k: Tensor, geometry: Geometry, dropout: float) -> bool:

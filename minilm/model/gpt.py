@@ -193,12 +193,12 @@ class GPT(nn.Module):
     def head_rows(self) -> Tensor:
         """The head's rows that are multiplied: those in use, up to a multiple of vocab_multiple."""
         c = self.config
-        used = -(-(c.vocab_used or c.vocab_size) // c.vocab_multiple) * c.vocab_multiple
+        used = -(-c.rows_used // c.vocab_multiple) * c.vocab_multiple
         return self.head_weight[: min(c.vocab_rows, used)]
 
     def finish_logits(self, logits: Tensor) -> Tensor:
         """What follows the head's product: rows not in use cut off, the soft cap."""
-        used, c = self.config.vocab_used or self.config.vocab_size, self.config.logit_softcap
+        used, c = self.config.rows_used, self.config.logit_softcap
         logits = logits[..., :used] if used < logits.shape[-1] else logits  # a cut's gradient is a copy
         return c * torch.tanh(logits / c) if c else logits
 
@@ -239,7 +239,7 @@ class GPT(nn.Module):
         and a shared block counts as often as it runs. L: layers with attention.
         """
         c, repeats = self.config, self.config.n_layer // len(self.h)
-        unused = (c.vocab_size - (c.vocab_used or c.vocab_size)) * self.wte.embedding_dim
+        unused = (c.vocab_size - c.rows_used) * self.wte.embedding_dim
         N = self.num_params() - sum(p.numel() for p in self.wpe.parameters())
         N -= unused * (1 if c.tie_embeddings else 2)
         N += (repeats - 1) * sum(p.numel() for p in self.h.parameters())

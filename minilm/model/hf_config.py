@@ -15,22 +15,11 @@ from minilm.config import GPTConfig
 from minilm.errors import UsageError
 
 # Ours -> GPT-2's: the same meaning on both sides.
-_KEYS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-    "norm_eps": "layer_norm_epsilon",
-    "attn_scale": "scale_attn_weights",
-    "attn_scale_by_layer": "scale_attn_by_inverse_layer_idx",
-    "attn_upcast": "reorder_and_upcast_attn",
-    "tie_embeddings": "tie_word_embeddings",
-    "embd_dropout": "embd_pdrop",
-    "attn_dropout": "attn_pdrop",
-    "resid_dropout": "resid_pdrop",
-    "init_std": "initializer_range",
-}
+_KEYS = {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+_KEYS |= {"block_size": "n_positions", "norm_eps": "layer_norm_epsilon", "tie_embeddings": "tie_word_embeddings"}
+_KEYS |= {"attn_scale": "scale_attn_weights", "attn_scale_by_layer": "scale_attn_by_inverse_layer_idx"}
+_KEYS |= {"attn_upcast": "reorder_and_upcast_attn", "init_std": "initializer_range"}
+_KEYS |= {f"{part}_dropout": f"{part}_pdrop" for part in ("embd", "attn", "resid")}
 # Second names that transformers maps to the first ones, and the context's name before 2020.
 _ALIASES = {
     "n_layer": ("num_hidden_layers",),

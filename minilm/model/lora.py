@@ -24,17 +24,9 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model.transformer."  # PEFT's, before GPT-2's own names
 # What PEFT can do besides and this cannot: any other value than these is refused.
-_PLAIN: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "layer_replication": None,
-    "lora_bias": False,
-}
+_PLAIN: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
+_PLAIN |= {"modules_to_save": None, "layer_replication": None}
+_PLAIN |= dict.fromkeys(("use_rslora", "use_dora", "lora_bias"), False)
 
 
 class LoRALinear(nn.Linear):

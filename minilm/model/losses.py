@@ -27,8 +27,9 @@ CARD_PLAIN_BYTES, CARD_CHUNK_BYTES, COMPILED_CHUNK_BYTES = 256 << 20, 256 << 20,
 COLUMNS = 64  # rows of 50,257 begin at odd addresses, which products read slower (tensor cores not at all): padded
 LEAST = 1e-5  # 1 - p is not taken smaller, as in the code of Welleck 2020
 
-TokenLoss = Callable[[Tensor, slice], Tensor]
-"""logits (n, V) in the products' precision and which of the N rows they are -> K sums over these rows, in fp32."""
+TokenLoss = Callable[[Tensor, slice], Tensor | tuple[Tensor, Tensor]]
+"""logits (n, V) in the products' precision and which of the N rows they are -> K sums over these rows, in fp32; or, of
+K = 1, the sum and its gradient, which may stand in the logits' place (`kernels.py`)."""
 Wanted = tuple[bool, bool]
 """Whether a gradient is, of (x, weight)."""
 
@@ -82,6 +83,7 @@ def over_tokens(
     by = torch.tensor(factors, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if fits(len(x), len(weight), x.is_cuda):
         sums = loss(finish(F.linear(x, weight)), slice(0, len(x)))
+        assert isinstance(sums, Tensor), "a loss that makes its own gradient is for chunks"
         return (by * sums).sum(), sums.detach()
     return _chunked(x, weight, lambda logits, rows: loss(finish(logits), rows), by, compiled)
 
@@ -108,6 +110,9 @@ class _Chunked(torch.autograd.Function):
             logits = (rows[part] @ table.t()).requires_grad_(any(wanted))
             with torch.set_grad_enabled(any(wanted)):
                 terms = loss(logits, part)
+                if isinstance(terms, tuple):
+                    sums.add_(terms[0])
+                    return terms[1].detach() if any(wanted) else None
                 total = (factors * terms).sum()
             sums.add_(terms.detach())
             return torch.autograd.grad(total, logits)[0] if any(wanted) else None

@@ -122,7 +122,7 @@ def add_tokens(model: GPT, n: int) -> range:
     if n < 1:
         raise UsageError(f"add_tokens takes 1 token or more, not {n}")
     c = model.config
-    used = c.vocab_used or c.vocab_size
+    used = c.rows_used
     size = max(c.vocab_size, used + n)
     config = replace(c, vocab_size=size, vocab_used=0 if size == used + n else used + n)
     for table in (model.wte, model.lm_head):

@@ -173,13 +173,8 @@ def _repair(part: str, value: str) -> Step:
     """Mojibake, control characters and line ends, by ftfy (Speer 2019); what an author may have meant (curly quotes,
     ligatures, wide letters, entities) stays."""
     ftfy = needed("ftfy")
-    config = ftfy.TextFixerConfig(
-        unescape_html=False,
-        uncurl_quotes=False,
-        fix_latin_ligatures=False,
-        fix_character_width=False,
-        normalization=None,
-    )
+    off = dict.fromkeys(("unescape_html", "uncurl_quotes", "fix_latin_ligatures", "fix_character_width"), False)
+    config = ftfy.TextFixerConfig(normalization=None, **off)
     return Step(lambda text: str(ftfy.fix_text(text, config)))
 
 

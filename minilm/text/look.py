@@ -6,14 +6,15 @@ Overlap is counted as GPT-2's authors did (Radford 2019, section 4): n-grams of 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from minilm.errors import UsageError
+from minilm.text.long_text import text_key
 from minilm.text.packing import document_segments
 from minilm.text.shards import Split
 from minilm.text.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class Hasher:
     def __init__(self, n: int) -> None:
         if n < 1:
             raise UsageError(f"n-grams need n of at least 1, not {n}")
-        self.n, self._words = n, dict[str, int]()
+        self.n, self._word = n, cache(lambda word: text_key([word.encode("utf-8", "replace")]))
 
     def ngrams(self, text: str) -> np.ndarray:
         """(places,) uint64."""
@@ -90,13 +91,6 @@ class Hasher:
             for j in range(self.n):
                 total = total * FACTOR + hashes[j : j + places]
         return total
-
-    def _word(self, word: str) -> int:
-        known = self._words.get(word)
-        if known is None:
-            known = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-            self._words[word] = known
-        return known
 
 
 def overlap(corpus: Iterable[str], probe: Iterable[str], n: int = 8) -> Overlap:

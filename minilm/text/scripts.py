@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,12 +27,16 @@ from minilm.options import truth
 from minilm.text.download import Source
 from minilm.text.folders import slug
 from minilm.text.hub_files import HubFiles
+from minilm.text.sources import Files
+
+__all__ = ["Dataset", "Document", "Documents", "Files", "HubFiles", "Made", "Source", "script_main"]  # for scripts
 
 TEXT_FILES = "textfiles"  # the script that reads a user's own text
 
-
 Document = str | tuple[str, str]
 """A text, or a text and its label."""
+Documents = Iterator[Document]
+"""What a script yields of a split."""
 
 
 class Made(NamedTuple):

@@ -11,18 +11,8 @@ from typing import IO, Any
 import numpy as np
 
 from minilm.errors import UsageError
-from minilm.text.shard_format import (
-    BUFFER_TOKENS,
-    HEADER_BYTES,
-    INDEX_TYPE,
-    KINDS,
-    MAX_TOKENS,
-    UINT16_VOCAB_SIZE,
-    Header,
-    ShardMeta,
-    SplitMeta,
-    Vocabulary,
-)
+from minilm.text import shard_format as form
+from minilm.text.shard_format import Header, ShardMeta, SplitMeta, Vocabulary
 from minilm.text.sources import file_sha256
 
 SHARD_TOKENS = 100_000_000
@@ -37,11 +27,11 @@ class ShardWriter:
     def __init__(
         self, folder: str | Path, split: str, *, tokenizer: Vocabulary, shard_tokens: int = SHARD_TOKENS
     ) -> None:
-        if not 2 < shard_tokens <= MAX_TOKENS:
-            raise UsageError(f"shard_tokens must lie between 3 and {MAX_TOKENS}, not {shard_tokens}")
+        if not 2 < shard_tokens <= form.MAX_TOKENS:
+            raise UsageError(f"shard_tokens must lie between 3 and {form.MAX_TOKENS}, not {shard_tokens}")
         self.folder, self.split, self.shard_tokens = Path(folder), split, shard_tokens
         self.vocab_size, self.eot = tokenizer.vocab_size, tokenizer.eot
-        self.kind = list(KINDS)[self.vocab_size > UINT16_VOCAB_SIZE]
+        self.kind = list(form.KINDS)[self.vocab_size > form.UINT16_VOCAB_SIZE]
         self._shards: list[ShardMeta] = []
         self._file: IO[bytes] | None = None
         self._buffer: list[np.ndarray] = []
@@ -104,9 +94,9 @@ class ShardWriter:
                 if not self._path(f"{suffix}.partial").exists():
                     self._path(suffix).replace(self._path(f"{suffix}.partial"))
             self._file = self._path(".partial").open("r+b")
-            self._file.truncate(HEADER_BYTES + self._n_tokens * KINDS[self.kind].itemsize)
+            self._file.truncate(form.HEADER_BYTES + self._n_tokens * form.KINDS[self.kind].itemsize)
             self._file.seek(0, os.SEEK_END)
-            starts = np.frombuffer(self._path(".idx.partial").read_bytes(), INDEX_TYPE)
+            starts = np.frombuffer(self._path(".idx.partial").read_bytes(), form.INDEX_TYPE)
             self._starts = [starts[: self._n_documents]]
 
     def close(self, *, n_bytes: int, n_words: int) -> SplitMeta:
@@ -141,21 +131,21 @@ class ShardWriter:
         """Whole documents, end-of-text before each."""
         ends = np.cumsum(lengths)
         starts = np.concatenate(([0], ends[:-1])) if len(ends) else ends
-        self._starts.append((self._n_tokens + starts + np.arange(len(lengths))).astype(INDEX_TYPE))
+        self._starts.append((self._n_tokens + starts + np.arange(len(lengths))).astype(form.INDEX_TYPE))
         self._n_documents += len(lengths)
         self._push(np.insert(flat, starts, self.eot))
 
     def _push(self, ids: np.ndarray) -> None:
-        self._buffer.append(ids.astype(KINDS[self.kind]))
+        self._buffer.append(ids.astype(form.KINDS[self.kind]))
         self._n_buffered += len(ids)
         self._n_tokens += len(ids)
-        if self._n_buffered >= BUFFER_TOKENS:
+        if self._n_buffered >= form.BUFFER_TOKENS:
             self._flush()
 
     def _flush(self) -> IO[bytes]:
         if self._file is None:
             self._file = self._path(".partial").open("wb")
-            self._file.write(bytes(HEADER_BYTES))
+            self._file.write(bytes(form.HEADER_BYTES))
         self._file.write(np.concatenate(self._buffer).tobytes() if self._buffer else b"")
         self._buffer, self._n_buffered = [], 0
         return self._file

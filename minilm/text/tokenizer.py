@@ -23,19 +23,8 @@ import numpy as np
 from minilm import runtime
 from minilm.config import nearest
 from minilm.errors import MinilmError, UsageError
+from minilm.text import tokenizer_engines as engines
 from minilm.text import vocabulary
-from minilm.text.tokenizer_engines import (
-    BytesEngine,
-    ByteStream,
-    CharsEngine,
-    Engine,
-    GigatokenEngine,
-    LibraryEngine,
-    Stream,
-    TiktokenEngine,
-    WindowStream,
-    WordsEngine,
-)
 from minilm.text.train_vocabulary import check_text, train_spec
 from minilm.text.vocabulary import Spec
 from minilm.text.vocabulary_files import download_gpt2, gpt2_folder, read, what_to_put
@@ -93,7 +82,7 @@ class Tokenizer:
         which cost more than the encoding where gigatoken does it."""
         for text in texts:
             check_text(text)
-        if isinstance(self._engine, GigatokenEngine):
+        if isinstance(self._engine, engines.GigatokenEngine):
             return self._engine.encode_flat(list(texts))
         all_ids = self._engine.encode_batch(list(texts))
         lengths = np.fromiter(map(len, all_ids), np.int64, len(all_ids))
@@ -101,7 +90,7 @@ class Tokenizer:
 
     def check_sample(self, texts: Sequence[str]) -> None:
         """Compares the fast engine with the slow one. Raises MinilmError where an id differs."""
-        if isinstance(self._engine, GigatokenEngine) and not self._engine.matches(list(texts)):
+        if isinstance(self._engine, engines.GigatokenEngine) and not self._engine.matches(list(texts)):
             raise MinilmError("gigatoken gives other ids than tiktoken: pip uninstall gigatoken, and tiktoken does it")
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -112,9 +101,11 @@ class Tokenizer:
             return str(self._reader.library.decode(flat, skip_special_tokens=False))
         return b"".join([self._bytes[i] for i in flat]).decode(errors="replace")
 
-    def stream_decoder(self) -> Stream:
+    def stream_decoder(self) -> engines.Stream:
         """A decoder for ids that come one at a time."""
-        return WindowStream(self.decode) if self._bytes is None else ByteStream(self._bytes, self._check_ids)
+        if self._bytes is None:
+            return engines.WindowStream(self.decode)
+        return engines.ByteStream(self._bytes, self._check_ids)
 
     def count_unknown(self, ids: Iterable[int]) -> int:
         """How many of `ids` stand for something outside the vocabulary."""
@@ -150,8 +141,8 @@ class Tokenizer:
         return Tokenizer, (self.spec, self.end_token)  # engines do not pickle; data workers need the tokenizer
 
     @cached_property
-    def _reader(self) -> LibraryEngine:
-        return LibraryEngine(self.spec, special=True)
+    def _reader(self) -> engines.LibraryEngine:
+        return engines.LibraryEngine(self.spec, special=True)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
@@ -169,16 +160,16 @@ class Tokenizer:
             table[i] = bytes(map(byte.__getitem__, token)) if byte.keys() >= set(token) else token.encode()
         return table
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self) -> engines.Engine:
         if self.name == "bytes":
-            return BytesEngine()
+            return engines.BytesEngine()
         if self.name == "chars":
-            return CharsEngine(self.spec["model"]["vocab"], self._ids[vocabulary.UNKNOWN])
+            return engines.CharsEngine(self.spec["model"]["vocab"], self._ids[vocabulary.UNKNOWN])
         rank = self._ranks()
         if rank is not None:
-            return GigatokenEngine(self.spec, rank) if find_spec("gigatoken") else TiktokenEngine(rank)
-        library = LibraryEngine(self.spec, special=False)
-        return WordsEngine(library.encode) if self.name == "words" else library
+            return engines.GigatokenEngine(self.spec, rank) if find_spec("gigatoken") else engines.TiktokenEngine(rank)
+        library = engines.LibraryEngine(self.spec, special=False)
+        return engines.WordsEngine(library.encode) if self.name == "words" else library
 
     def _ranks(self) -> dict[bytes, int] | None:
         """tiktoken's form of this vocabulary, where it gives the same ids."""

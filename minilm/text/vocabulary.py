@@ -43,17 +43,9 @@ def byte_chars() -> list[str]:
 
 def _spec(model: Spec, split: Spec, decoder: Spec, special: dict[str, int]) -> Spec:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": token, **flags, "special": True} for token, i in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": split,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
+    added = [{"id": i, "content": token, **flags, "special": True} for token, i in special.items()]
+    spec: Spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
+    return spec | {"pre_tokenizer": split, "post_processor": None, "decoder": decoder, "model": model}
 
 
 def _byte_level(use_regex: bool) -> Spec:
@@ -63,17 +55,8 @@ def _byte_level(use_regex: bool) -> Spec:
 def bpe_spec(vocab: dict[str, int], merges: list[str], *, end: str = EOT, use_regex: bool = True) -> Spec:
     """Byte-level BPE over GPT-2's split (none where `use_regex` is off). `end` gets the next id where it has none."""
     vocab = vocab if end in vocab else {**vocab, end: len(vocab)}
-    model: Spec = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "",
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "vocab": vocab,
-        "merges": merges,
-    }
+    model: Spec = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
+    model |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": merges}
     return _spec(model, _byte_level(use_regex), _byte_level(True), {end: vocab[end]})
 
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import MinilmError
+from minilm.model import geometry
 from minilm.model.gpt import GPT
 from minilm.model.lora import add as add_adapters
 from minilm.training.optim import split_parameters
@@ -48,7 +49,9 @@ class Memory:
         return f"{self.total / GIB:.2g} GiB ({told})"
 
 
-def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: int, head: bool = True) -> Memory:
+def memory(
+    model: GPT, config: TrainConfig, precision: str, micro_batch_size: int, head: bool = True, card: bool = False
+) -> Memory:
     """What a step of `config` takes on one device; what is frozen has neither gradient nor optimizer state. head:
     whether activations hold all logits."""
     width = 2 if precision in STORED else 4
@@ -60,7 +63,9 @@ def memory(model: GPT, config: TrainConfig, precision: str, micro_batch_size: in
         weights=width * sum(p.numel() for p in model.parameters()),
         gradients=width * trained,
         optimizer=width * optimizer_numbers(model, config) + rest,
-        activations=kept_for_backward(model.config, precision, config.recompute, micro_batch_size, lora, frozen, head),
+        activations=kept_for_backward(
+            model.config, precision, config.recompute, micro_batch_size, lora, frozen, head, card
+        ),
     )
 
 
@@ -91,10 +96,11 @@ def kept_for_backward(
     lora: tuple[Any, ...] = (),
     frozen: tuple[str, ...] = (),
     head: bool = True,
+    card: bool = False,
 ) -> int:
     """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside. lora: targets,
     rank, alpha and dropout of adapters, whose dropped inputs are kept too. frozen: parameters whose layers need not
-    keep what they read. head: else up to what the head reads."""
+    keep what they read. head: else up to what the head reads. card: attention is a kernel at every length."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
@@ -112,10 +118,22 @@ def kept_for_backward(
             p.requires_grad_(name not in frozen)
         ids = torch.zeros(n_sequences, config.block_size, dtype=torch.long)
         blocks = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if recompute else None
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast("cpu", precision):
+        watched = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+        with _by_kernel(card), watched, autocast("cpu", precision):
             _ = model.loss(ids, ids, reduction="sum", blocks=blocks) if head else model.hidden(ids, blocks=blocks)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(n_bytes for address, n_bytes in kept.items() if address not in weights)
+
+
+@contextmanager
+def _by_kernel(card: bool) -> Iterator[None]:
+    """Fake tensors are a CPU's, whose attention is by hand where contexts are short."""
+    before = geometry.CPU_BY_HAND_TOKENS
+    geometry.CPU_BY_HAND_TOKENS = 0 if card else before
+    try:
+        yield
+    finally:
+        geometry.CPU_BY_HAND_TOKENS = before
 
 
 @contextmanager

@@ -162,15 +162,11 @@ class Measures:
 
     def _quality(self, model: GPT, word: str, samples: list[Sample]) -> dict[str, float]:
         judge_model, judge_tokenizer = self.judges[word] or (model, self.tokenizer)
+        train, only = head(self.shards.splits["train"], COPY_TOKENS), [word.partition("@")[0]]
         rows = quality(
-            samples,
-            self._real,
-            judge=judge_model,
-            tokenizer=judge_tokenizer,
-            train=head(self.shards.splits["train"], COPY_TOKENS),
-            train_tokenizer=self.tokenizer,
-            only=[word.partition("@")[0]],
-        )
+            samples, self._real, judge=judge_model, tokenizer=judge_tokenizer, train=train,
+            train_tokenizer=self.tokenizer, only=only,
+        )  # fmt: skip
         found = [row.generated.value for row in rows if math.isfinite(row.generated.value)]
         if not found:
             raise UsageError("the sampled texts have no such number: they are too short or empty")

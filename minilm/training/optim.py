@@ -65,64 +65,49 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     return optimizers
 
 
-# --- optimizers: (groups by kind, config) -> what shares them out
+# --- optimizers: what shares out the groups by kind
+
+Shared = list[torch.optim.Optimizer | None]
 
 
-def _adamw(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """AdamW (Loshchilov & Hutter 2019), torch's fused kernel."""
-    return [_on(groups, torch.optim.AdamW, config, betas=_betas(config), eps=config.eps, fused=True)]
+def _one(kind: Any, options: Callable[[TrainConfig], dict[str, Any]]) -> Callable[[Groups, TrainConfig], Shared]:
+    """One optimizer on all groups."""
+    return lambda groups, config: [_on(groups, kind, config, **options(config))]
 
 
-def _adam(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """Adam (Kingma & Ba 2015); weight_decay is L2, added to the gradient."""
-    return [_on(groups, torch.optim.Adam, config, betas=_betas(config), eps=config.eps, fused=True)]
+def _adam(config: TrainConfig) -> dict[str, Any]:
+    return {"betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
 
 
-def _sgd(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """SGD with momentum, Nesterov's or heavy ball; weight_decay is L2."""
-    nesterov = config.nesterov and config.momentum > 0
+def _sgd(config: TrainConfig) -> dict[str, Any]:
     # torch's fused kernel cannot have tensors with and without a momentum in one group, as unfreezing makes them, and
     # none that are spread over ranks.
     fused = not config.unfreeze_every_steps and config.parallel != "fsdp"
-    return [_on(groups, torch.optim.SGD, config, momentum=config.momentum, nesterov=nesterov, fused=fused)]
+    return {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0, "fused": fused}
 
 
-def _adagrad(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """Adagrad (Duchi 2011); weight_decay is L2."""
-    return [_on(groups, torch.optim.Adagrad, config, eps=config.eps)]
+def _adafactor(config: TrainConfig) -> dict[str, Any]:
+    beta1 = config.beta1 if config.adafactor_first_moment else None
+    return {"beta1": beta1, "clip": config.adafactor_clip, "relative_step": config.adafactor_relative_step}
 
 
-def _rmsprop(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    """RMSprop (Hinton 2012), the second moment's decay is beta2; weight_decay is L2."""
-    return [_on(groups, torch.optim.RMSprop, config, alpha=config.beta2, eps=config.eps)]
-
-
-def _muon(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
+def _muon(groups: Groups, config: TrainConfig) -> Shared:
     """Muon on the matrices of blocks; AdamW on tables and vectors; one peak rate serves both."""
     options = {"momentum": config.momentum, "nesterov": config.nesterov}
     muon = _on({"matrices": groups["matrices"]}, Muon, config, **options)
-    return [muon, *_adamw({**groups, "matrices": []}, config)]
+    return [muon, *OPTIMIZERS["adamw"]({**groups, "matrices": []}, config)]
 
 
-def _adafactor(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    beta1 = config.beta1 if config.adafactor_first_moment else None
-    clip, relative = config.adafactor_clip, config.adafactor_relative_step
-    return [_on(groups, Adafactor, config, beta1=beta1, clip=clip, relative_step=relative)]
-
-
-def _lion(groups: Groups, config: TrainConfig) -> list[torch.optim.Optimizer | None]:
-    return [_on(groups, Lion, config, betas=_betas(config))]
-
-
-OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], list[torch.optim.Optimizer | None]]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
-    "adagrad": _adagrad,
-    "rmsprop": _rmsprop,
+OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig], Shared]] = {
+    "adamw": _one(torch.optim.AdamW, _adam),  # Loshchilov & Hutter 2019
+    # Of these weight_decay is L2, added to the gradient.
+    "adam": _one(torch.optim.Adam, _adam),  # Kingma & Ba 2015
+    "sgd": _one(torch.optim.SGD, _sgd),  # with momentum, Nesterov's or heavy ball
+    "adagrad": _one(torch.optim.Adagrad, lambda config: {"eps": config.eps}),  # Duchi 2011
+    "rmsprop": _one(torch.optim.RMSprop, lambda config: {"alpha": config.beta2, "eps": config.eps}),  # Hinton 2012
     "muon": _muon,
-    "adafactor": _adafactor,
-    "lion": _lion,
+    "adafactor": _one(Adafactor, _adafactor),
+    "lion": _one(Lion, lambda config: {"betas": (config.beta1, config.beta2)}),
 }
 
 
@@ -130,10 +115,6 @@ def _on(groups: Groups, kind: Any, config: TrainConfig, **options: Any) -> torch
     """An optimizer on all groups, or None where there are none."""
     parts = [group for of_kind in groups.values() for group in of_kind]
     return kind(parts, lr=config.lr, **options) if parts else None
-
-
-def _betas(config: TrainConfig) -> tuple[float, float]:
-    return (config.beta1, config.beta2)
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

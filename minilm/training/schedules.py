@@ -56,16 +56,8 @@ def wsd(x: float, config: TrainConfig) -> float:
     return _between(min(1.0, (1.0 - x) / config.decay_share), config)
 
 
-SCHEDULES: dict[str, Callable[[float, TrainConfig], float]] = {
-    "cosine": cosine,
-    "linear": linear,
-    "constant": constant,
-    "cosine_restarts": cosine_restarts,
-    "inverse_sqrt": inverse_sqrt,
-    "polynomial": polynomial,
-    "step": step,
-    "wsd": wsd,
-}
+_ALL = (cosine, linear, constant, cosine_restarts, inverse_sqrt, polynomial, step, wsd)
+SCHEDULES: dict[str, Callable[[float, TrainConfig], float]] = {schedule.__name__: schedule for schedule in _ALL}
 
 
 def warmup_steps(config: TrainConfig) -> int:

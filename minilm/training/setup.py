@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ def micro_batch_size(
     weights are yet to be put on; 0: what is free now), and on a CPU whose work takes seconds."""
     T = config.model.block_size
     if device.type == "cuda":
-        one = memory(model, config, precision, 1)
         shares = world if config.parallel == "fsdp" else 1
         V, D = model.head_weight.shape
         whole = fits(config.batch_size * T, V, card=True)
+        one = memory(model, config, precision, 1, head=whole, card=True)
         chunks = 0.0 if whole else 1.5 * COMPILED_CHUNK_BYTES + 4 * V * D  # of the loss
         kept = (one.gradients + one.optimizer) / shares + chunks  # weights are there
         left = card_bytes - one.weights if card_bytes else torch.cuda.mem_get_info(device)[0]
@@ -142,7 +143,7 @@ def loss_function(
     if on_cpu or not fits(setup.micro_batch_size * model.config.block_size, len(model.head_rows()), card=True):
         options = _cpu_options() if on_cpu else None
         blocks = [torch.compile(block, dynamic=False, options=options) for block in model.h]
-        how = {} if on_cpu else {"nats": torch.compile(model.nats, dynamic=False)}
+        how = {} if on_cpu else {"nats": _nats(model)}
         compiled: LossFunction = partial(plain, blocks=blocks, **how)
     else:
         compiled = torch.compile(plain, dynamic=False)
@@ -162,6 +163,16 @@ def loss_function(
         return loss
 
     return first_compiled
+
+
+def _nats(model: GPT) -> Callable[..., Any]:
+    """Loss and gradient of a chunk of logits on a card: a kernel, or compiled where it has none for the model."""
+    c = model.config
+    if c.logit_softcap or model.device.type != "cuda" or find_spec("triton") is None:
+        return torch.compile(model.nats, dynamic=False)
+    from minilm.model.kernels import nats_and_gradient
+
+    return partial(nats_and_gradient, n_used=c.vocab_used or c.vocab_size)
 
 
 def _recomputing(on_cpu: bool) -> AbstractContextManager[object]:

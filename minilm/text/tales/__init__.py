@@ -10,17 +10,5 @@ from minilm.text.tales.grammar import LEVELS, STYLES
 from minilm.text.tales.tell import SPLITS, Beat, mixed_stories, stories, story, trace
 from minilm.text.tales.world import RULES
 
-__all__ = [
-    "LEVELS",
-    "RULES",
-    "SPLITS",
-    "STYLES",
-    "Beat",
-    "CopyCheck",
-    "Verdict",
-    "grade",
-    "mixed_stories",
-    "stories",
-    "story",
-    "trace",
-]
+__all__ = ["LEVELS", "RULES", "SPLITS", "STYLES", "Beat", "CopyCheck", "Verdict"]
+__all__ += ["grade", "mixed_stories", "stories", "story", "trace"]
