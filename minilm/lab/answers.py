@@ -195,8 +195,8 @@ def fits(analysis: Analysis) -> list[str]:
         if picture.kind != "lines" or picture.y != "val_loss" or not picture.log:
             continue
         for group in dict.fromkeys(r.arm.group for r in analysis.arms):
-            points = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
-            points = [point for point in points if all(map(math.isfinite, point))]
+            pairs = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
+            points = [pair for pair in pairs if all(map(math.isfinite, pair))]
             falls = all(later < earlier for (_, earlier), (_, later) in pairwise(sorted(points)))
             if len({x for x, _ in points}) < max(5, len(points)) or not falls:
                 continue
@@ -209,33 +209,19 @@ def fits(analysis: Analysis) -> list[str]:
 
 
 def reached(analysis: Analysis) -> list[str]:
-    """The smallest arm of each group that reaches the question's goal, and what it costs."""
-    goal = analysis.question.goal
-    if goal is None:
+    """The smallest arm of each group that reaches the question's goal, else the one that comes nearest."""
+    if analysis.question.goal is None:
         return []
-    measure = next(m for m in analysis.question.measures if m.name == goal[0])
-    found = []
+    (name, goal), found = analysis.question.goal, []
+    measure = next(m for m in analysis.question.measures if m.name == name)
     for group in dict.fromkeys(r.arm.group for r in analysis.arms):
         mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
-        there = [r for r in mine if r.mean(goal[0]) >= goal[1]]
-        told_group = f"{group}: " if group else ""
-        if not there:
-            best = max(mine, key=lambda r: r.mean(goal[0]))
-            found.append(
-                f"{told_group}no arm reaches {goal[1]:g} {measure.unit} {measure.title}; the most is "
-                f"{best.mean(goal[0]):.{measure.digits}f}{f' ({best.arm.name})' if best.mean(goal[0]) else ''}."
-            )
-            continue
-        least = there[0]
-        costs = [
-            f"{least.mean(m.name):,.{m.digits}f} {m.unit or m.title}"
-            for m in analysis.question.measures
-            if m.name in ("parameters", "teraflops", "seconds_alone") and math.isfinite(least.mean(m.name))
-        ]
-        found.append(
-            f"{told_group}the smallest arm with {goal[1]:g} {measure.unit} {measure.title} is {least.arm.name} "
-            f"({least.mean(goal[0]):.{measure.digits}f} {measure.unit}; {', '.join(costs)})."
-        )
+        there = [r for r in mine if r.mean(name) >= goal]
+        r = there[0] if there else max(mine, key=lambda r: r.mean(name))
+        which = f"{r.arm.name} ({r.mean(name):.{measure.digits}f} {measure.unit})"
+        told_goal = f"{goal:g} {measure.unit} {measure.title}"
+        told_arm = f"the smallest arm with {told_goal} is" if there else f"no arm reaches {told_goal}; the most has"
+        found.append(f"{group + ': ' if group else ''}{told_arm} {which}.")
     return found
 
 

@@ -10,26 +10,14 @@ from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SPEED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Question, Scale, grid, prose
 
 GPT2 = {"position": "learned", "qk_norm": False, "bias": True, "init_scheme": "normal"}
-PARTS: dict[str, dict[str, Any]] = {
-    "GPT-2": {},
-    "exact GELU": {"activation": "gelu"},
-    "quick GELU": {"activation": "gelu_quick"},
-    "ReLU": {"activation": "relu"},
-    "squared ReLU": {"activation": "relu2"},
-    "SwiGLU": {"activation": "swiglu"},
-    "RMSNorm": {"norm": "rmsnorm"},
-    "DyT": {"norm": "dyt"},
-    "no norms": {"norm": "none"},
-    "norms after": {"norm_position": "post"},
-    "norms around": {"norm_position": "sandwich"},
-    "norm on embeddings": {"embd_norm": True},
-    "no biases": {"bias": False},
-    "rope": {"position": "rope"},
-    "alibi": {"position": "alibi"},
-    "no positions": {"position": "none"},
-    "norms on q and k": {"qk_norm": True},
-    "untied head": {"tie_embeddings": False},
-}
+PARTS: dict[str, dict[str, Any]] = {"GPT-2": {}, "exact GELU": {"activation": "gelu"}}
+PARTS |= {"quick GELU": {"activation": "gelu_quick"}, "ReLU": {"activation": "relu"}}
+PARTS |= {"squared ReLU": {"activation": "relu2"}, "SwiGLU": {"activation": "swiglu"}}
+PARTS |= {"RMSNorm": {"norm": "rmsnorm"}, "DyT": {"norm": "dyt"}, "no norms": {"norm": "none"}}
+PARTS |= {"norms after": {"norm_position": "post"}, "norms around": {"norm_position": "sandwich"}}
+PARTS |= {"norm on embeddings": {"embd_norm": True}, "no biases": {"bias": False}, "rope": {"position": "rope"}}
+PARTS |= {"alibi": {"position": "alibi"}, "no positions": {"position": "none"}}
+PARTS |= {"norms on q and k": {"qk_norm": True}, "untied head": {"tie_embeddings": False}}
 SWITCHED = tuple(name for name in PARTS if name != "SwiGLU")
 """Parts in which a pretrained model keeps what has a place there: of SwiGLU's three narrower matrices nothing would be
 kept. `gelu_fast` is no part: GPT-2's own function, factored."""

@@ -11,13 +11,8 @@ from minilm.lab.question import Arm, Question, Scale, grid, prose
 from minilm.lab.statistics import paired_effect
 from minilm.lab.trial import Trained
 
-DOMAINS: dict[str, dict[str, Any]] = {
-    "known style": {"style": "fable"},
-    "new style": {"style": UNSEEN},
-    "harder tales": {"style": "plain", "level": 3},
-    "manual": {"local": "manual"},
-    "code": {"local": "code"},
-}
+DOMAINS: dict[str, dict[str, Any]] = {"known style": {"style": "fable"}, "new style": {"style": UNSEEN}}
+DOMAINS |= {"harder tales": {"style": "plain", "level": 3}, "manual": {"local": "manual"}, "code": {"local": "code"}}
 
 
 def arms(scale: Scale) -> list[Arm]:

@@ -15,13 +15,9 @@ from minilm.lab.statistics import paired_effect
 from minilm.lab.trial import Trained, loss_of_rows
 from minilm.model.weights import load_pretrained
 
-TERMS: dict[str, dict[str, float]] = {
-    "cross-entropy": {},
-    "label smoothing 0.1": {"label_smoothing": 0.1},
-    "z-loss 1e-4": {"z_loss": 1e-4},
-    "unlikelihood 0.5": {"unlikelihood": 0.5},
-    "contrastive 1": {"contrastive": 1.0},
-}
+TERMS: dict[str, dict[str, float]] = {"cross-entropy": {}, "label smoothing 0.1": {"label_smoothing": 0.1}}
+TERMS |= {"z-loss 1e-4": {"z_loss": 1e-4}, "unlikelihood 0.5": {"unlikelihood": 0.5}}
+TERMS |= {"contrastive 1": {"contrastive": 1.0}}
 
 
 def arms(scale: Scale) -> list[Arm]:

@@ -10,15 +10,9 @@ from minilm.lab.answers import power
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SECONDS_ALONE, SPEED, TERAFLOPS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
-SHAPES = {  # layers, heads, width; parameters in blocks are about 12 x layers x width^2
-    "width 24": (2, 1, 24),
-    "width 48": (3, 2, 48),
-    "width 96": (3, 3, 96),
-    "width 128": (3, 4, 128),
-    "width 192": (3, 3, 192),
-    "width 256": (4, 4, 256),
-    "width 384": (5, 6, 384),
-}
+# Layers, heads, width; parameters in blocks are about 12 x layers x width^2.
+SHAPES = {"width 24": (2, 1, 24), "width 48": (3, 2, 48), "width 96": (3, 3, 96), "width 128": (3, 4, 128)}
+SHAPES |= {"width 192": (3, 3, 192), "width 256": (4, 4, 256), "width 384": (5, 6, 384)}
 CONTEXT = {1: 128, 2: 192, 3: 256, 4: 384}
 """Level -> the longest story and a little more."""
 STUDY = Path(__file__).resolve().parents[2] / "bench" / "results" / "tales_models.jsonl"

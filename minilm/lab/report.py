@@ -9,8 +9,8 @@ import html
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from minilm.lab.analysis import Analysis, ArmResult, analyse, another_base, reference_of
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
@@ -35,33 +35,25 @@ svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; } code { font-si
 """
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     text: str
     level: int
 
 
-@dataclass(frozen=True)
-class Text:
-    text: str
-    """`code` and **bold** in it."""
+class Text(NamedTuple):
+    text: str  # `code` and **bold** in it
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     items: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Table:
-    rows: tuple[tuple[str, ...], ...]
-    """The first is the head."""
+class Table(NamedTuple):
+    rows: tuple[tuple[str, ...], ...]  # the first is the head
 
 
-@dataclass(frozen=True)
-class Drawing:
-    name: str
-    """Of its file."""
+class Drawing(NamedTuple):
+    name: str  # of its file
     title: str
     svg: str
 

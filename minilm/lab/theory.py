@@ -19,15 +19,9 @@ from minilm.model.weights import load_pretrained
 from minilm.text.batches import eval_batches
 from minilm.text.shards import ShardFolder
 
-TASKS: dict[str, dict[str, Any]] = {
-    "same text": {"style": "plain"},
-    "new style": {"style": UNSEEN},
-    "manual": {"local": "manual"},
-}
-METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "everything": ({}, 1e-3),
-    "lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3),
-}
+TASKS = {"same text": {"style": "plain"}, "new style": {"style": UNSEEN}, "manual": {"local": "manual"}}
+METHODS: dict[str, tuple[dict[str, Any], float]] = {"everything": ({}, 1e-3)}
+METHODS |= {"lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3)}
 COMPONENTS = {"embeddings": "wte", "attention": ".attn.", "feed-forwards": ".mlp.", "norms": "ln_"}
 MATRICES = tuple(COMPONENTS)[:3]  # a norm's weights have no rank
 STEPS_BETWEEN = 5  # points on the straight line, ends included

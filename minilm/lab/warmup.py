@@ -24,10 +24,6 @@ QUESTION = Question(
     reference="3 %",
     arms=arms,
     minutes=30,
-    scales={
-        "smoke": SMOKE.but(n_rates=1, n_stories=1),
-        "laptop": LAPTOP,
-        "gpu": GPU,
-    },
+    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP, "gpu": GPU},
     pictures=(Picture("lines", "warmup, % of the run", "val_loss"),),
 )
