@@ -173,6 +173,8 @@ def page(whole: Values) -> str:
     left = {name: whole["missing"].get(name, "not run") for name in PARTS if name not in parts}
     rows += [f"\nNot measured: {name} ({why})." for name, why in left.items()]
     head = f"{versions['processor']}, torch {versions['torch']}, {whole['date']}, commit {commits}; bf16."
+    batches = ", ".join(f"{size} {values[-1]}" for size, values in SIZES.items())
+    head += f" Rows of 1,024 tokens in a batch: {batches}. Decoding: one row, 256 tokens after 32."
     return "\n".join([f"# Benchmarks on a GPU\n\nMade by `python bench/gpu.py`. {head}\n", *rows, ""])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from minilm.decoding.rows import accelerate
 from minilm.lab.plan import tensor_bytes
 from minilm.log import read_metrics
 from minilm.model import losses
+from minilm.model.cache import Cache
 from minilm.model.gpt import GPT
 from minilm.text.tokenizer import get_tokenizer
 from minilm.training import loop
@@ -37,6 +39,10 @@ pytestmark = [
 ]
 PRECISIONS = [p for p in runtime.PRECISIONS if p not in (() if ON_CARD else ("tf32",))]
 NARROW: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "block_size": 16} if not ON_CARD else {}
+# On a CPU Triton interprets them where TRITON_INTERPRET is 1.
+needs_kernels = pytest.mark.skipif(
+    find_spec("triton") is None or not (ON_CARD or os.environ.get("TRITON_INTERPRET")), reason="no Triton"
+)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +222,75 @@ def test_decoding_by_a_graph_is_eager(n_rows: int) -> None:
     plain = generate(model, get_tokenizer("bytes"), texts, **options)
     assert accelerate(model, when="now") == ("compiled, a CUDA graph" if ON_CARD else "products of rows.cpp")
     assert generate(model, get_tokenizer("bytes"), texts, **options) == plain
+
+
+@needs_kernels
+@pytest.mark.parametrize(("n_columns", "n_used", "dtype"), [(64, 50, torch.float32), (9024, 8999, torch.bfloat16)])
+def test_the_kernel_of_a_chunk_is_cross_entropy(n_columns: int, n_used: int, dtype: torch.dtype) -> None:
+    from minilm.model.kernels import nats_and_gradient
+
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(5, n_columns + 8, device=CARD)).to(dtype)[:, :n_columns]  # rows apart
+    targets = torch.randint(n_used, (5,), device=CARD)
+    targets[1] = losses.IGNORE
+    plain = logits[:, :n_used].float().requires_grad_()
+    expected = losses.cross_entropy(plain[None], targets[None], "sum")
+    expected.backward()
+    assert plain.grad is not None
+    nats, gradient = nats_and_gradient(logits, targets, n_used)
+    assert nats.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(
+        gradient[:, :n_used].float(), plain.grad, atol=1e-6 if dtype.itemsize == 4 else 4e-3, rtol=0
+    )
+    assert not gradient[:, n_used:].any()
+
+
+FORMS: list[dict[str, Any]] = [
+    {"n_inner": 90},
+    {"attn_bias": False, "mlp_bias": False, "norm_bias": False, "tie_embeddings": False},
+    {"position": "sinusoidal", "attn_scale_by_layer": True, "embd_norm": True},
+    {"norm_scale": False, "vocab_used": 90, "logit_softcap": 5.0, "n_factor": 16},
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("form", FORMS)
+def test_five_kernels_a_block_are_the_model(form: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from minilm.decoding import card
+
+    monkeypatch.setattr(card, "COLUMNS", 32)  # so that a product takes several
+    monkeypatch.setattr(card, "SLOTS", 4)
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"n_layer": 2, "n_head": 3, "n_embd": 60, "block_size": 24, "vocab_size": 101}
+    model = GPT(GPTConfig(**size, init_std=0.3, **form)).to(CARD).eval()
+    one = card.one_row(model)
+    assert one is not None
+    ids = torch.randint(90, (1, 12), device=CARD)
+    caches = [Cache(model.config, 1, 24, device=CARD) for _ in range(2)]
+    with torch.inference_mode():
+        for cache in caches:
+            model.hidden(ids[:, :9], cache=cache)
+        for at in range(9, 12):
+            new, slot = ids[:, at : at + 1], torch.full((1,), at, device=CARD)
+            expected = model.hidden(new, cache=caches[0])
+            x = one(model, new, slot, slot, caches[1].keys, caches[1].values)
+            torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
+            logits = one.head(model, x[:, 0])
+            torch.testing.assert_close(logits, model.used_logits(expected[:, 0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(caches[1].keys, caches[0].keys, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("other", [{"norm": "rmsnorm"}, {"position": "rope"}, {"n_kv_head": 1}, {"window": 4}])
+def test_other_models_have_no_kernels_of_a_block(other: dict[str, Any]) -> None:
+    from minilm.decoding.card import one_row
+    from minilm.model.lora import add
+
+    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "vocab_size": 11}
+    assert one_row(GPT(GPTConfig(**sizes, **other))) is None
+    adapted = GPT(GPTConfig(**sizes))
+    add(adapted, ("attention",), 2, 2.0, 0.0)
+    assert one_row(adapted) is None
 
 
 @pytest.mark.skipif(ON_CARD and torch.cuda.device_count() < 2, reason="needs two cards")

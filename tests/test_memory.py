@@ -140,7 +140,7 @@ def test_other_errors_pass(data: Path, tmp_path: Path) -> None:
 
 def test_micro_batches_fill_a_card_and_divide_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = GPT(MODEL), replace(tiny_config(Path("x"), Path("y")), model=MODEL, batch_size=96)
-    one = memory(model, config, "fp32", 1)
+    one = memory(model, config, "fp32", 1, card=True)
     fixed = one.gradients + one.optimizer
     for fit, chosen in ((0.5, 1), (1.5, 1), (7.9, 6), (8.1, 8), (500.0, 96)):
         free = int((fixed + fit * one.activations) / CUDA_SHARE)

@@ -20,10 +20,12 @@ from minilm import sample_cli
 from minilm.cli import run_door
 from minilm.config import GPTConfig
 from minilm.decoding import rows
+from minilm.decoding.contexts import Contexts
 from minilm.decoding.engine import generate, generate_ids, stream_batch
 from minilm.decoding.fused import Fused
 from minilm.decoding.graphs import Graphs
 from minilm.decoding.rows import Fast, Rows, accelerate, fast, round_weights, unsupported
+from minilm.decoding.strategies import Strategy, choose, choose_unseen
 from minilm.errors import MinilmError
 from minilm.model.cache import Cache
 from minilm.model.geometry import locate
@@ -176,6 +178,7 @@ def test_what_a_card_replays_is_the_model_compiled(variant: dict[str, Any]) -> N
 
 
 def same_by_graphs(model: GPT, backend: str) -> None:
+    torch._dynamo.reset()  # it compiles one function so often and no more
     quick = Graphs(model, backend)
     ids = torch.tensor([[0, 0, 3], [4, 5, 6]])
     with torch.inference_mode():
@@ -190,6 +193,40 @@ def same_by_graphs(model: GPT, backend: str) -> None:
             torch.testing.assert_close(quick.hidden(model, new, caches[1]), expected, atol=TOLERANCE, rtol=TOLERANCE)
         assert counters["stats"]["unique_graphs"] == 1
         torch.testing.assert_close(caches[1].keys, caches[0].keys, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_tokens_read_ahead_are_those_read_later(monkeypatch: pytest.MonkeyPatch, use_cache: bool) -> None:
+    """Rows that leave, join, or fill their context take back what was read too early."""
+    torch._dynamo.reset()
+    model, prompts = tiny(), [[1, 2, 3], [4, 5], [6, 7, 8]]
+    n_slots = model.config.block_size
+    plain, early = (Contexts(model, prompts, n_slots, use_cache) for _ in range(2))
+    monkeypatch.setitem(rows._READY, model, Graphs(model, "eager"))  # of both: they read alike
+    n_ahead = 0
+    for step in range(2 * n_slots):
+        logits = plain.logits()
+        torch.testing.assert_close(early.logits(), logits, atol=TOLERANCE, rtol=TOLERANCE)
+        tokens = logits.argmax(-1)
+        early.ahead(tokens)
+        n_ahead += early.read_ahead is not None
+        kept = [1, 2] if step == 3 else list(range(len(tokens)))
+        joining = [[9, 10, 11, 12]] if step == 6 else []
+        for contexts in (plain, early):
+            contexts.advance(kept, [int(tokens[i]) for i in kept], joining)
+    assert (n_ahead > n_slots) == use_cache
+
+
+def test_a_card_chooses_what_a_cpu_does() -> None:
+    logits, uniforms = torch.randn(4, 50), torch.rand(4, dtype=torch.float64)
+    for strategy in (Strategy(temperature=0.0), Strategy(top_p=0.9)):
+        history = strategy.history([[1]] * 4, 50, "cpu", (), None)
+        expected = choose(logits, strategy, uniforms, history)
+        assert torch.equal(choose_unseen(logits, strategy, uniforms, history), expected)
+        broken = logits.clone()
+        broken[1, 3], broken[2] = math.nan, -math.inf
+        told = choose_unseen(broken, strategy, uniforms, history)
+        assert told.tolist() == [int(expected[0]), -1, -1, int(expected[3])]
 
 
 def test_a_model_in_bf16_keeps_its_own_weights(built: Path) -> None:

@@ -6,13 +6,14 @@ added up. Kernels' own scratch memory and fragmentation are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -100,7 +101,7 @@ def kept_for_backward(
 ) -> int:
     """Bytes of the tensors that autograd keeps of one micro-batch's cross-entropy, parameters aside. lora: targets,
     rank, alpha and dropout of adapters, whose dropped inputs are kept too. frozen: parameters whose layers need not
-    keep what they read. head: else up to what the head reads. card: attention is a kernel at every length."""
+    keep what they read. head: else up to what the head reads. card: attention and RMS norms are kernels."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
 
@@ -125,15 +126,33 @@ def kept_for_backward(
     return sum(n_bytes for address, n_bytes in kept.items() if address not in weights)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """What a card's kernel keeps: its input, its weight, a number a row. A CPU's parts keep the input twice in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, x[..., :1].float())
+        return torch.empty_like(x)
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    y: Tensor = _RMSNorm.apply(input, weight)
+    return y
+
+
 @contextmanager
 def _by_kernel(card: bool) -> Iterator[None]:
-    """Fake tensors are a CPU's, whose attention is by hand where contexts are short."""
-    before = geometry.CPU_BY_HAND_TOKENS
-    geometry.CPU_BY_HAND_TOKENS = 0 if card else before
+    """Fake tensors are a CPU's, where short attention is by hand and an RMS norm in parts; a card has kernels."""
+    before = geometry.CPU_BY_HAND_TOKENS, F.rms_norm
+    if card:
+        geometry.CPU_BY_HAND_TOKENS = 0
+        F.rms_norm = _rms_norm
     try:
         yield
     finally:
-        geometry.CPU_BY_HAND_TOKENS = before
+        geometry.CPU_BY_HAND_TOKENS, F.rms_norm = before
 
 
 @contextmanager
