@@ -9,8 +9,6 @@ from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Quest
 from minilm.lab.statistics import ALPHA, holm, paired_effect, told_p
 from minilm.lab.trial import Trained, loss_of_rows
 
-NOISES = (0.0, 0.2)
-
 
 def arms(scale: Scale) -> list[Arm]:
     return [
@@ -23,7 +21,7 @@ def arms(scale: Scale) -> list[Arm]:
             measure={"train_loss": "rows"},
             x=width,
         )
-        for noise in NOISES
+        for noise in (0.0, 0.2)
         for width in scale.extra["widths"]
     ]
 

@@ -35,10 +35,6 @@ def gap_and_strides(trained: Trained) -> dict[str, float]:
     }
 
 
-def _scale(scale: Scale, megabytes: float, documents: int) -> Scale:
-    return scale.but({}, {"megabytes": megabytes}, extra={"documents": documents})
-
-
 QUESTION = Question(
     **prose("leak"),
     measures=(
@@ -54,9 +50,9 @@ QUESTION = Question(
     minutes=20,
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, 2),
-        "laptop": _scale(LAPTOP, 0.5, 100),
-        "gpu": _scale(GPU, 10.0, 500),
+        "smoke": SMOKE.but({}, {"megabytes": 0.02}, n_rates=1, n_stories=1, extra={"documents": 2}),
+        "laptop": LAPTOP.but({}, {"megabytes": 0.5}, extra={"documents": 100}),
+        "gpu": GPU.but({}, {"megabytes": 10.0}, extra={"documents": 500}),
     },
     measure=gap_and_strides,
 )

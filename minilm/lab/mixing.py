@@ -60,10 +60,6 @@ def own_style(trained: Trained) -> dict[str, float]:
     }
 
 
-def _scale(scale: Scale, few: float, many: float, documents: int) -> Scale:
-    return scale.but(extra={"few": few, "many": many, "documents": documents})
-
-
 QUESTION = Question(
     **prose("mixing"),
     measures=(OWN_LOSS, LAST_LOSS, Measure("kept_step", "step of the lowest", "", digits=0), OBEYED, LOSS),
@@ -72,9 +68,9 @@ QUESTION = Question(
     chosen_by="own_loss",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=0), 0.02, 0.03, 2),
-        "laptop": _scale(LAPTOP.but(n_stories=0), 0.1, 3.0, 200),
-        "gpu": _scale(GPU.but(n_stories=0), 1.0, 60.0, 500),
+        "smoke": SMOKE.but(n_rates=1, n_stories=0, extra={"few": 0.02, "many": 0.03, "documents": 2}),
+        "laptop": LAPTOP.but(n_stories=0, extra={"few": 0.1, "many": 3.0, "documents": 200}),
+        "gpu": GPU.but(n_stories=0, extra={"few": 1.0, "many": 60.0, "documents": 500}),
     },
     measure=own_style,
 )
