@@ -12,12 +12,9 @@ from minilm.errors import MinilmError, UsageError
 from minilm.lab.places import Places
 from minilm.lab.question import SCALES
 
-READ = {  # by each job, beside --folder
-    "list": ("names", "scale"),
-    "run": ("names", "scale", "processes", "engine", "address"),
-    "report": ("names", "scale", "out"),
-    "present": ("models",),
-}
+# By each job, beside --folder.
+READ = {"list": ("names", "scale"), "run": ("names", "scale", "processes", "engine", "address")}
+READ |= {"report": ("names", "scale", "out"), "present": ("models",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from minilm.lab.analysis import Analysis, analyse
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
 from minilm.lab.cells import all_cells, best_rate, done_cells, paired, ready, sweep, timed, total_flops
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, STEPS_TO_REFERENCE
+from minilm.lab.pictures import pictures
 from minilm.lab.places import Places
 from minilm.lab.question import (
     CORE_FLOPS,
@@ -126,7 +127,8 @@ def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest
     known = {m.name for m in question.measures}
     for picture in question.pictures:
         assert picture.y in known
-        assert picture.kind == "lines" or picture.x in known
+        assert picture.kind != "points" or picture.x in known
+        assert picture.kind != "curves" or "epochs" in known
     cells = [cell for arm in arms for cell in [*sweep(question, at, arm), *paired(question, at, arm, 1e-3)]]
     if name == "defaults":  # its arms differ in what is searched: until then they are the same
         cells = [cell for cell in cells if cell.arm.startswith("rate searched")]
@@ -140,9 +142,15 @@ def test_questions_are_whole_and_fair(name: str, scale: str, monkeypatch: pytest
         assert total_flops(question, at) <= question.minutes * 60 * 2 * CORE_FLOPS
     labels = {arm.label for arm in question.arms(question.scale("laptop"))} | {a.name for a in arms}
     assert all(label in labels for claim in question.published for label in claim.says)
+    assert all(claim.says or claim.pairs or claim.untested or judged(question, claim) for claim in question.published)
+    assert len(question.judges) == sum(judged(question, claim) for claim in question.published)
     for arm, measure, other, by, _ in (pair for claim in question.published for pair in claim.pairs):
         assert {arm, other} <= labels | {""}
         assert {measure, by} <= known | {""}
+
+
+def judged(question: Question, claim: Claim) -> bool:
+    return claim.source.partition(",")[0] in question.judges
 
 
 def fake(question: Question, scale: Scale, losses: dict[str, list[float]], tuned: dict[str, float]) -> dict[str, Line]:
@@ -222,6 +230,15 @@ def test_answers_follow_the_numbers() -> None:
     assert "other: undecided here" in agreement(unclear, TWO.published[0])
 
 
+def test_what_no_seed_changes_is_told_with_its_difference() -> None:
+    found = analysed([2.0, 2.0, 2.0], [292.6, 292.6, 292.6])
+    assert "Measured once, no seed changing it: other (validation loss +290.6000 nats per token (one" in answer(found)
+    assert "undecided" not in answer(found).lower()
+    assert change_of_default(found) == "It has not come about."
+    better = analysed([2.0, 2.0, 2.0], [1.5, 1.5, 1.5])
+    assert change_of_default(better) == "It has not come about, and is not excluded."
+
+
 def test_a_claim_may_name_another_measure() -> None:
     found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
     by_steps = replace(TWO.published[0], measure="steps_to_reference", says={"other": "better"})
@@ -252,7 +269,34 @@ def test_a_claim_may_compare_any_two_numbers() -> None:
     )
     assert told(("plain", "val_loss", "third", "val_loss", "lower")) == "plain beside third: not measured here"
     assert told((*pair, "lower"), (*pair, "lower")).count("agrees") == 2
-    assert agreement(found, claim).startswith("not compared arm by arm")
+    wide, narrow = (agreement(found, replace(claim, within=w, pairs=((*pair, "same"),))) for w in (0.6, 0.1))
+    assert wide == f"other beside plain: {effect}, agrees{edge}"
+    assert narrow.endswith(f"disagrees (published same, within 0.1){edge}")
+
+
+def test_a_claim_may_have_a_judge_or_a_reason_why_it_has_none() -> None:
+    found = analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51])
+    claim = replace(TWO.published[0], says={}, untested="no arm does it")
+    assert agreement(found, claim) == "not tested: no arm does it"
+    counting = replace(TWO, judges={"Someone 1999": lambda analysis: f"{len(analysis.arms)} arms"})
+    judged = replace(found, question=counting)
+    assert agreement(judged, replace(claim, source="Someone 1999, table 3")) == "2 arms; not tested: no arm does it"
+    waiting = replace(judged, missing=("third",))
+    assert agreement(waiting, claim).startswith("not all measured here yet; ")
+    general = replace(claim, untested="", says={"other": "not worse"})
+    edge = ", at an edge of the rates tried"
+    assert agreement(found, general) == f"other: agrees (not worse){edge}"
+    assert agreement(analysed([2.0, 2.5, 3.0], [2.001, 2.502, 2.999]), general).startswith("other: agrees (not worse)")
+    assert "here worse)" in agreement(analysed([1.5, 1.99, 2.51], [2.0, 2.5, 3.0]), general)
+    assert "undecided here" in agreement(analysed([2.0, 2.5, 3.0], [2.3, 2.1, 3.2]), general)
+
+
+def test_curves_are_drawn_over_seeds() -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the extra `lab`")
+    drawn = replace(TWO, pictures=(Picture("curves", "passes", "val_loss"),))
+    (_, _), (title, svg) = pictures(replace(analysed([2.0, 2.5, 3.0], [1.5, 1.99, 2.51]), question=drawn))
+    assert title == "validation loss against passes, mean over seeds"
+    assert {"plain", "other"} <= set(re.findall(r">(\w+)</text>", svg))
 
 
 def test_steps_to_the_references_loss() -> None:

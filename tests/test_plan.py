@@ -103,10 +103,10 @@ def test_blocks_that_are_not_timed_are_as_long_as_the_second() -> None:
 
 
 def test_per_rank_bytes_on_paper() -> None:
-    model = {"weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "activations": 2.0}
+    model = {"weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "activations": 2.0, "block": 0.5}
     assert plan.per_rank(model, 4, sharded=False) == {"held": 18.0, "sent": 6.0}
-    assert plan.per_rank(model, 4, sharded=True) == {"held": 6.0, "sent": 9.0}
-    assert plan.per_rank(model, 1, sharded=True) == {"held": 18.0, "sent": 0.0}
+    assert plan.per_rank(model, 4, sharded=True) == {"held": 6.5, "sent": 9.0}
+    assert plan.per_rank(model, 1, sharded=True) == {"held": 18.5, "sent": 0.0}
 
 
 def test_warnings(monkeypatch: pytest.MonkeyPatch) -> None:

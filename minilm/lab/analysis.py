@@ -1,7 +1,8 @@
 """From lines of results to what they say: values by arm and seed, paired effects, verdicts.
 
-A verdict is one of four. same: the 95 % interval lies within the question's margin, whatever p is. better, worse: it
-does not, and p is below 0.05 after Holm's correction over all comparisons of the question. undecided: neither.
+A verdict is one of five. same: the 95 % interval lies within the question's margin, whatever p is. better, worse: it
+does not, and p is below 0.05 after Holm's correction over all comparisons of the question. measured once: no seed
+changes what either side measures, and they differ by more than the margin. undecided: none of these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from minilm.lab.cells import Chosen, Results, base_address, best_rate, chosen_by
 from minilm.lab.question import Arm, Line, Measure, Question, Scale
 from minilm.lab.statistics import ALPHA, Effect, crossing, holm, paired_effect
 
-Verdict = Literal["better", "worse", "same", "undecided"]
+Verdict = Literal["better", "worse", "same", "undecided", "measured once"]
 TIMED = ("tokens_per_second",)  # what other work on the machine would change: from timed cells only
 
 
@@ -172,9 +173,13 @@ def compare(question: Question, found: list[ArmResult], measure: Measure, margin
 
 
 def verdict_of(effect: Effect, p: float, margin: float, better: str) -> Verdict:
-    """p: after correction. NaN, from one pair, decides nothing."""
-    if -margin <= effect.low and effect.high <= margin:
+    """p: after correction. NaN, from one pair, decides nothing; from copies of one it is a measurement."""
+    once = effect.n > 1 and math.isnan(effect.p)
+    low, high = (effect.mean, effect.mean) if once else (effect.low, effect.high)
+    if -margin <= low and high <= margin:
         return "same"
+    if once:
+        return "measured once"
     if p < ALPHA:
         return "better" if (effect.mean < 0) == (better == "lower") else "worse"
     return "undecided"

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
+
 from minilm.lab.analysis import Analysis, Comparison
 from minilm.lab.question import Claim, Measure
 from minilm.lab.statistics import paired_effect, power_law, rank_correlation, told_p
@@ -36,6 +38,8 @@ def answer(analysis: Analysis) -> str:
     if same := analysis.among("same"):
         which = listed([c.arm.label for c in same])
         rest.append(f"no difference found that matters (none beyond {_margin(analysis)}): {which}")
+    if once := analysis.among("measured once"):
+        rest.append(f"measured once, no seed changing it: {_strongest(once, measure)}")
     if open_ := analysis.among("undecided"):
         rest.append(f"undecided at this scale: {_strongest(open_, measure)}")
     if n_at_edge := sum(r.at_edge for r in analysis.arms):
@@ -55,7 +59,7 @@ def _strongest(comparisons: list[Comparison], measure: Measure) -> str:
 def told(comparison: Comparison, measure: Measure) -> str:
     """by 0.12 nats per token lower validation loss (95 % ... to ..., p ..., 3 seeds)."""
     effect, digits = comparison.effect, measure.digits
-    interval = "no interval from one seed" if effect.n == 1 else "no interval: all seeds measure the same"
+    interval = "no interval from one seed" if effect.n == 1 else "one measurement"
     if ends := effect.interval(digits):
         interval = f"95 % {ends}, p {told_p(comparison.p)}, {effect.n} seeds"
     return f"{measure.title} {effect.mean:+.{digits}f}{_unit(measure)} ({interval})"
@@ -69,7 +73,9 @@ def change_of_default(analysis: Analysis) -> str:
     decisive = [c for verdict in analysis.question.changes_when for c in analysis.among(verdict)]
     if found := [c.arm.label for c in decisive if of in ("", c.arm.name)]:
         return f"By the first measure it has come about: {listed(found)}."
-    if analysis.missing or analysis.among("undecided"):
+    lower = analysis.question.measures[0].better == "lower"
+    once = [c for c in analysis.among("measured once") if (c.effect.mean < 0) == lower]
+    if analysis.missing or analysis.among("undecided") or once:
         return "It has not come about, and is not excluded."
     return "It has not come about."
 
@@ -84,11 +90,12 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
     for name, says in claim.says.items():
         here = labels.get(name, [])
         verdicts = [v for label in here if (v := analysis.verdict(label, claim.measure)) is not None]
+        fitting = {"better", "same"} if says == "not worse" else {says}
         if len(verdicts) < max(len(here), 1):
             told_here = f"not {'compared' if here else 'measured'} here"
-        elif all(verdict == says for verdict in verdicts):
+        elif set(verdicts) <= fitting:
             told_here = f"agrees ({says})"
-        elif set(verdicts) <= {says, "undecided"}:
+        elif set(verdicts) <= {*fitting, "undecided", "measured once"}:
             told_here = "undecided here"
         else:
             each = [f"{n} times {verdict}" if n > 1 else verdict for verdict, n in Counter(verdicts).items()]
@@ -96,8 +103,10 @@ def agreement(analysis: Analysis, claim: Claim) -> str:
         found.append(f"{name}: {told_here}{_edge(analysis, [*here, analysis.question.reference])}")
     by = next((f"by {m.title}: " for m in analysis.question.measures if m.name == claim.measure), "")
     parts = [by + "; ".join(found)] if found else []
-    parts += [_pair(analysis, *pair) for pair in claim.pairs]
-    return "; ".join(parts) or "not compared arm by arm: the sentences above and the table tell what was measured"
+    parts += [_pair(analysis, *pair, claim.within) for pair in claim.pairs]
+    if judge := analysis.question.judges.get(claim.source.partition(",")[0]):
+        parts.append("not all measured here yet" if analysis.missing else judge(analysis))
+    return "; ".join([*parts, *([f"not tested: {claim.untested}"] if claim.untested else [])])
 
 
 def _edge(analysis: Analysis, names: list[str]) -> str:
@@ -105,7 +114,7 @@ def _edge(analysis: Analysis, names: list[str]) -> str:
     return ", at an edge of the rates tried" if at_edge else ""
 
 
-def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says: str) -> str:
+def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says: str, within: float) -> str:
     """Two numbers, each of an arm, by seeds (the other's is zero where it is not named): not among the comparisons that
     Holm's correction counts."""
     named = {m.name: m for m in analysis.question.measures}
@@ -119,13 +128,32 @@ def _pair(analysis: Analysis, arm: str, measure: str, other: str, by: str, says:
         return f"{arm}{beside}: not measured here"
     effect = paired_effect(*zip(*pairs, strict=True))
     low, high = (effect.low, effect.high) if math.isfinite(effect.low) else (effect.mean, effect.mean)
-    nothing = 0.5 * 10.0**-shown.digits  # what is not shown
+    nothing = max(0.5 * 10.0**-shown.digits, within)  # what is not shown
+    published = f"{says}, within {within:g}" if within else says
     here = "lower" if high < -nothing else "higher" if low > nothing else "undecided"
     here = "same" if -nothing <= low and high <= nothing else here
-    agrees = "undecided here" if here == "undecided" else "agrees" if here == says else f"disagrees (published {says})"
+    agrees = "agrees" if here == says else f"disagrees (published {published})"
+    agrees = "undecided here" if here == "undecided" else agrees
     change = f"{shown.title} {effect.mean:+.{shown.digits}f}{_unit(shown)}"
     change += f" ({ends})" if (ends := effect.interval(shown.digits)) else ""
     return f"{arm}{beside}: {change}, {agrees}{_edge(analysis, [arm, other])}"
+
+
+def power(analysis: Analysis) -> str:
+    """Whether the loss is a power law in the arms' x, a straight line where both are logarithms: slope and bend are
+    fitted to the runs of each seed, and their 95 % intervals are over seeds."""
+    found = []
+    for group in dict.fromkeys(r.arm.group for r in analysis.arms):
+        mine = [r for r in analysis.arms if r.arm.group == group]
+        x, seeds = np.log([r.arm.x for r in mine]), np.log([r.values["val_loss"] for r in mine]).T
+        if len(mine) > 2 and np.isfinite(seeds).all():
+            fits = [[np.polyfit(x, y, degree)[0] for y in seeds] for degree in (1, 2)]
+            slope, bend = (paired_effect(of, np.zeros(len(of)).tolist()) for of in fits)
+            verdict = "agrees" if slope.high < 0 else "undecided here"
+            verdict = verdict if bend.low <= 0 <= bend.high else "disagrees: a line that bends is no power law"
+            told_bend = f"bend of the line in logarithms {bend.mean:+.4f} ({bend.interval(4)}), {verdict}"
+            found.append(f"{group} exponent {slope.mean:.3f} ({slope.interval(3)}), {told_bend}".lstrip())
+    return "; ".join(found) or "not measured here"
 
 
 def loss_and_text(analysis: Analysis) -> str:
@@ -167,8 +195,8 @@ def fits(analysis: Analysis) -> list[str]:
         if picture.kind != "lines" or picture.y != "val_loss" or not picture.log:
             continue
         for group in dict.fromkeys(r.arm.group for r in analysis.arms):
-            points = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
-            points = [point for point in points if all(map(math.isfinite, point))]
+            pairs = [(r.arm.x, r.mean("val_loss")) for r in analysis.arms if r.arm.group == group]
+            points = [pair for pair in pairs if all(map(math.isfinite, pair))]
             falls = all(later < earlier for (_, earlier), (_, later) in pairwise(sorted(points)))
             if len({x for x, _ in points}) < max(5, len(points)) or not falls:
                 continue
@@ -181,33 +209,19 @@ def fits(analysis: Analysis) -> list[str]:
 
 
 def reached(analysis: Analysis) -> list[str]:
-    """The smallest arm of each group that reaches the question's goal, and what it costs."""
-    goal = analysis.question.goal
-    if goal is None:
+    """The smallest arm of each group that reaches the question's goal, else the one that comes nearest."""
+    if analysis.question.goal is None:
         return []
-    measure = next(m for m in analysis.question.measures if m.name == goal[0])
-    found = []
+    (name, goal), found = analysis.question.goal, []
+    measure = next(m for m in analysis.question.measures if m.name == name)
     for group in dict.fromkeys(r.arm.group for r in analysis.arms):
         mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
-        there = [r for r in mine if r.mean(goal[0]) >= goal[1]]
-        told_group = f"{group}: " if group else ""
-        if not there:
-            best = max(mine, key=lambda r: r.mean(goal[0]))
-            found.append(
-                f"{told_group}no arm reaches {goal[1]:g} {measure.unit} {measure.title}; the most is "
-                f"{best.mean(goal[0]):.{measure.digits}f}{f' ({best.arm.name})' if best.mean(goal[0]) else ''}."
-            )
-            continue
-        least = there[0]
-        costs = [
-            f"{least.mean(m.name):,.{m.digits}f} {m.unit or m.title}"
-            for m in analysis.question.measures
-            if m.name in ("parameters", "teraflops", "seconds_alone") and math.isfinite(least.mean(m.name))
-        ]
-        found.append(
-            f"{told_group}the smallest arm with {goal[1]:g} {measure.unit} {measure.title} is {least.arm.name} "
-            f"({least.mean(goal[0]):.{measure.digits}f} {measure.unit}; {', '.join(costs)})."
-        )
+        there = [r for r in mine if r.mean(name) >= goal]
+        r = there[0] if there else max(mine, key=lambda r: r.mean(name))
+        which = f"{r.arm.name} ({r.mean(name):.{measure.digits}f} {measure.unit})"
+        told_goal = f"{goal:g} {measure.unit} {measure.title}"
+        told_arm = f"the smallest arm with {told_goal} is" if there else f"no arm reaches {told_goal}; the most has"
+        found.append(f"{group + ': ' if group else ''}{told_arm} {which}.")
     return found
 
 

@@ -29,10 +29,6 @@ def rows_and_stories(trained: Trained) -> dict[str, float]:
     }
 
 
-def _scale(scale: Scale, documents: int) -> Scale:
-    return scale.but(extra={"documents": documents})
-
-
 QUESTION = Question(
     **prose("chunking"),
     measures=(
@@ -49,9 +45,9 @@ QUESTION = Question(
     chosen_by="story_loss",
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but({"block_size": 48}, n_rates=1), 3),
-        "laptop": _scale(LAPTOP, 200),
-        "gpu": _scale(GPU, 1000),
+        "smoke": SMOKE.but({"block_size": 48}, n_rates=1, extra={"documents": 3}),
+        "laptop": LAPTOP.but(extra={"documents": 200}),
+        "gpu": GPU.but(extra={"documents": 1000}),
     },
     timed=True,
     measure=rows_and_stories,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minilm.lab.answers import power
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Picture, Question, Scale, grid, prose
 
@@ -32,12 +33,13 @@ QUESTION = Question(
     margin=2.0,
     reference="most",
     arms=arms,
-    minutes=45,
+    minutes=50,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
-        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),
+        "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 1.1, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),
         "gpu": GPU.but(n_rates=3, extra={"megabytes": (2.0, 6.0, 20.0, 60.0, 200.0), "fewest_steps": 100}),
     },
+    judges={"Kaplan 2020": power},
     pictures=(
         Picture("lines", "text, bytes", "val_loss", log=True),
         Picture("lines", "text, bytes", "before", log=True),

@@ -8,14 +8,9 @@ from minilm.lab.finetune import finetuning, gpt2, pretrained, unseen
 from minilm.lab.measures import BEFORE, LOSS, TRAINED
 from minilm.lab.question import Arm, Question, Scale, prose
 
-WIDE: dict[str, tuple[Any, ...]] = {
-    "lr": ("log", 1e-4, 3e-2),
-    "weight_decay": ("log", 1e-3, 1.0),
-    "warmup_share": ("of", 0.0, 0.06, 0.2),
-    "schedule": ("of", "linear", "cosine", "constant"),
-    "beta2": ("of", 0.95, 0.99, 0.999),
-    "layer_lr_decay": ("of", 1.0, 0.8, 0.6),
-}
+WIDE: dict[str, tuple[Any, ...]] = {"lr": ("log", 1e-4, 3e-2), "weight_decay": ("log", 1e-3, 1.0)}
+WIDE |= {"warmup_share": ("of", 0.0, 0.06, 0.2), "schedule": ("of", "linear", "cosine", "constant")}
+WIDE |= {"beta2": ("of", 0.95, 0.99, 0.999), "layer_lr_decay": ("of", 1.0, 0.8, 0.6)}
 
 
 def arms(scale: Scale) -> list[Arm]:

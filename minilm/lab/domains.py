@@ -8,15 +8,11 @@ from typing import Any
 from minilm.lab.finetune import FORGOTTEN, UNSEEN, base, finetuning, forgetting
 from minilm.lab.measures import BITS, LOSS, STEPS_TO_REFERENCE
 from minilm.lab.question import Arm, Question, Scale, grid, prose
+from minilm.lab.statistics import paired_effect
 from minilm.lab.trial import Trained
 
-DOMAINS: dict[str, dict[str, Any]] = {
-    "known style": {"style": "fable"},
-    "new style": {"style": UNSEEN},
-    "harder tales": {"style": "plain", "level": 3},
-    "manual": {"local": "manual"},
-    "code": {"local": "code"},
-}
+DOMAINS: dict[str, dict[str, Any]] = {"known style": {"style": "fable"}, "new style": {"style": UNSEEN}}
+DOMAINS |= {"harder tales": {"style": "plain", "level": 3}, "manual": {"local": "manual"}, "code": {"local": "code"}}
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -35,6 +31,21 @@ def forgotten(trained: Trained) -> dict[str, float]:
     return forgetting(trained) if trained.cell.arm.startswith("finetuned") else {}
 
 
+def gains(analysis: Any) -> str:
+    """What finetuning takes off the base's own loss, with the most text, and whether it is most where text is far."""
+    amount, found = f", {max(analysis.scale.extra['megabytes']):g} MB", dict[str, list[float]]()
+    for line in analysis.lines:
+        if line["kind"] == "paired" and line["arm"].startswith("finetuned") and line["arm"].endswith(amount):
+            m, domain = line["metrics"], line["arm"].removeprefix("finetuned / ").removesuffix(amount)
+            gain = (m["curve"][0][1] - m["val_loss"]) * m["bits_per_byte"] / m["val_loss"]
+            found.setdefault(domain, []).append(gain)
+    effects = {domain: paired_effect(of, [0.0] * len(of)) for domain, of in found.items()}
+    each = ", ".join(f"{domain} {e.mean:.3f} ({e.interval(3)})" for domain, e in effects.items())
+    far, near = ([e for d, e in effects.items() if ("local" in DOMAINS[d]) == there] for there in (True, False))
+    ordered = min(e.low for e in far) > max(e.high for e in near) and min(e.low for e in near) > 0
+    return f"bits per byte that finetuning takes off: {each}: {'agrees' if ordered else 'not all in that order'}"
+
+
 QUESTION = Question(
     **prose("domains"),
     measures=(LOSS, STEPS_TO_REFERENCE, BITS, FORGOTTEN),
@@ -45,4 +56,5 @@ QUESTION = Question(
     minutes=30,
     base=base,
     measure=forgotten,
+    judges={"Gururangan 2020": gains},
 )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 from minilm.lab.measures import LOSS, PARAMETERS, TRAIN_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, prose
+from minilm.lab.statistics import ALPHA, holm, paired_effect, told_p
 from minilm.lab.trial import Trained, loss_of_rows
-
-NOISES = (0.0, 0.2)
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -23,7 +21,7 @@ def arms(scale: Scale) -> list[Arm]:
             measure={"train_loss": "rows"},
             x=width,
         )
-        for noise in NOISES
+        for noise in (0.0, 0.2)
         for width in scale.extra["widths"]
     ]
 
@@ -42,19 +40,20 @@ def by_epochs(trained: Trained) -> dict[str, float]:
     }
 
 
-def told(analysis: Any) -> list[str]:
-    """How the loss goes from width to width, in each group."""
+def peak(analysis: Any) -> str:
+    """Whether an inner width's loss stands above the narrowest's and the widest's: p is the larger of the two, after
+    Holm's correction over the inner widths, of which the highest is told."""
     found = []
     for group in dict.fromkeys(r.arm.group for r in analysis.arms):
-        mine = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
-        steps = [f"{b.mean('val_loss') - a.mean('val_loss'):+.4f} to width {b.arm.x:g}" for a, b in pairwise(mine)]
-        losses = [r.mean("val_loss") for r in mine]
-        peaks = [i for i in range(1, len(losses) - 1) if losses[i] > max(losses[i - 1], losses[i + 1])]
-        falls_first = [i for i in peaks if min(losses[:i]) < losses[0]]
-        rises = "it rises to a peak and falls, without a fall before" if peaks else "no width stands above both sides"
-        shape = "there is a rise between two falls" if falls_first else rises
-        found.append(f"{group}: validation loss by width {', '.join(steps)}: {shape}.")
-    return found
+        low, *inner, high = sorted((r for r in analysis.arms if r.arm.group == group), key=lambda r: r.arm.x)
+        pairs = [[paired_effect(r.values["val_loss"], end.values["val_loss"]) for end in (low, high)] for r in inner]
+        adjusted = holm([max(e.p if e.mean > 0 else 1.0 for e in both) for both in pairs])
+        p, r, both = max(zip(adjusted, inner, pairs, strict=True), key=lambda one: one[1].mean("val_loss"))
+        each = zip(both, ("narrowest", "widest"), strict=True)
+        beside = ", ".join(f"{e.mean:+.3f} beside the {end} ({e.interval(3)})" for e, end in each)
+        verdict = "agrees" if p < ALPHA else "disagrees" if any(e.high < 0 for e in both) else "undecided here"
+        found.append(f"{group}: highest at {r.arm.name}, {beside}, p {told_p(p)}, {verdict}")
+    return "; ".join(found)
 
 
 def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], **run: Any) -> Scale:
@@ -84,7 +83,8 @@ QUESTION = Question(
     pictures=(
         Picture("lines", "width", "val_loss", log=True),
         Picture("lines", "width", "train_loss", log=True),
+        Picture("curves", "passes over the text", "val_loss"),
     ),
     measure=by_epochs,
-    tells=told,
+    judges={"Nakkiran 2019": peak},
 )

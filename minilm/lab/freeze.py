@@ -8,16 +8,13 @@ from minilm.lab.finetune import FORGOTTEN, finetuning, forgetting, pretrained, u
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, SPEED, TRAINED
 from minilm.lab.question import Arm, Picture, Question, Scale, grid, prose
 
-PARTS: dict[str, tuple[dict[str, Any], float]] = {  # fields of the run, middle of its rates
-    "everything": ({}, 1e-3),
-    "biases": ({"train_only": ("biases",)}, 1e-2),
-    "norms": ({"train_only": ("norms",)}, 1e-2),
-    "embeddings": ({"train_only": ("embeddings",)}, 5e-3),
-    "last block": ({"train_only": ("top:1", "ln_f")}, 2e-3),
-    "feed-forwards": ({"train_only": ("mlp",)}, 2e-3),
-    "lora 2": ({"lora_rank": 2, "lora_alpha": 4.0}, 5e-3),
-    "lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3),
-}
+# Fields of the run, middle of its rates.
+PARTS: dict[str, tuple[dict[str, Any], float]] = {"everything": ({}, 1e-3)}
+PARTS |= {name: ({"train_only": (name,)}, 1e-2) for name in ("biases", "norms")}
+PARTS |= {"embeddings": ({"train_only": ("embeddings",)}, 5e-3)}
+PARTS |= {"last block": ({"train_only": ("top:1", "ln_f")}, 2e-3), "feed-forwards": ({"train_only": ("mlp",)}, 2e-3)}
+PARTS |= {"last two blocks": ({"train_only": ("top:2", "ln_f")}, 2e-3)}
+PARTS |= {f"lora {rank}": ({"lora_rank": rank, "lora_alpha": 2.0 * rank}, 5e-3) for rank in (2, 16, 64)}
 
 
 def arms(scale: Scale) -> list[Arm]:

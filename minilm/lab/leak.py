@@ -16,27 +16,23 @@ def arms(scale: Scale) -> list[Arm]:
     for share in (2, 4, 16):
         ways[f"stride T/{share}"] = {"packing": "sliding", "stride": T // share}
     ways |= {"stride 1": {"packing": "sliding", "stride": 1}, "begin anywhere": {"order": "random"}}
-    return [Arm(name, run, grid(1e-2), measure={"documents": scale.extra["documents"]}) for name, run in ways.items()]
+    measure = {"documents": scale.extra["documents"], "context": T // 4}  # stories of level 1 have 43 to 65 tokens
+    return [Arm(name, run, grid(1e-2), measure=measure) for name, run in ways.items()]
 
 
 def gap_and_strides(trained: Trained) -> dict[str, float]:
-    """How much better training stories are predicted than new ones; and new ones read by half contexts, of which half
-    or all but one token was read before."""
-    n, half = trained.cell.measure["documents"], trained.model.config.block_size // 2
+    """How much better training stories are predicted than new ones; and new ones read by contexts shorter than they
+    are, of which none or all but one token was read before."""
+    n, C = trained.cell.measure["documents"], trained.cell.measure["context"]
     model, tokenizer = trained.model, trained.tokenizer
     new = validation_stories(trained.data, tokenizer, n)
     there = story_loss(model, tokenizer, new)
-    few = new[: max(n // 5, 1)]
     return {
         "story_loss": there,
         "gap": there - story_loss(model, tokenizer, some_stories(trained.data, tokenizer, n, "train")),
-        "stride_1": story_loss(model, tokenizer, few, context=half, stride=1),
-        "stride_all": story_loss(model, tokenizer, few, context=half, stride=half),
+        "stride_1": story_loss(model, tokenizer, new, context=C, stride=1),
+        "stride_all": story_loss(model, tokenizer, new, context=C, stride=C),
     }
-
-
-def _scale(scale: Scale, megabytes: float, documents: int) -> Scale:
-    return scale.but({}, {"megabytes": megabytes}, extra={"documents": documents})
 
 
 QUESTION = Question(
@@ -45,8 +41,8 @@ QUESTION = Question(
         STORY_LOSS,
         Measure("gap", "loss of new stories, more than of training stories", "nats per token", digits=4),
         LOSS,
-        Measure("stride_1", "loss read at stride 1, context T/2", "nats per token", digits=4),
-        Measure("stride_all", "loss read at stride T/2, context T/2", "nats per token", digits=4),
+        Measure("stride_1", "loss read at stride 1, context T/4", "nats per token", digits=4),
+        Measure("stride_all", "loss read at stride T/4, context T/4", "nats per token", digits=4),
         BEFORE,
     ),
     margin=0.01,
@@ -54,9 +50,9 @@ QUESTION = Question(
     minutes=20,
     arms=arms,
     scales={
-        "smoke": _scale(SMOKE.but(n_rates=1, n_stories=1), 0.02, 2),
-        "laptop": _scale(LAPTOP, 0.5, 100),
-        "gpu": _scale(GPU, 10.0, 500),
+        "smoke": SMOKE.but({}, {"megabytes": 0.02}, n_rates=1, n_stories=1, extra={"documents": 2}),
+        "laptop": LAPTOP.but({}, {"megabytes": 0.5}, extra={"documents": 100}),
+        "gpu": GPU.but({}, {"megabytes": 10.0}, extra={"documents": 500}),
     },
     measure=gap_and_strides,
 )

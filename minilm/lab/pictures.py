@@ -29,7 +29,7 @@ def pictures(analysis: Analysis) -> list[tuple[str, str]]:
         if analysis.comparisons:
             found.append((f"Effect of each arm against {analysis.question.reference}", _svg(_effects(plt, analysis))))
         for picture in analysis.question.pictures:
-            drawn = _lines(plt, analysis, picture) if picture.kind == "lines" else _points(plt, analysis, picture)
+            drawn = {"lines": _lines, "points": _points, "curves": _curves}[picture.kind](plt, analysis, picture)
             if drawn is not None:
                 found.append(drawn)
     return found
@@ -111,6 +111,20 @@ def _points(plt: Any, analysis: Analysis, picture: Picture) -> tuple[str, str] |
         axis.annotate(result.arm.label, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
     _finish(axis, str(across), str(up), picture.log, False)
     return f"{up.title} against {across.title}", _svg(figure)
+
+
+def _curves(plt: Any, analysis: Analysis, picture: Picture) -> tuple[str, str] | None:
+    """Mean over seeds of the loss at each validation; a panel a group."""
+    groups = list(dict.fromkeys(r.arm.group for r in analysis.arms))
+    figure, axes = plt.subplots(1, len(groups), figsize=(8, 4), sharey=True, squeeze=False, layout="constrained")
+    for axis, group in zip(axes[0], groups, strict=True):
+        for r, style in zip([r for r in analysis.arms if r.arm.group == group], STYLES, strict=False):
+            runs = [n["metrics"]["curve"] for n in analysis.lines if (n["arm"], n["kind"]) == (r.arm.label, "paired")]
+            means = [sum(loss for _, loss in at) / len(at) for at in zip(*runs, strict=False)]
+            passes = [r.mean("epochs") * step / runs[0][-1][0] for step, _ in runs[0]]
+            axis.plot(passes, means, style, color="black", mfc="white", ms=4, lw=0.8, label=r.arm.name)
+        _finish(axis, picture.x, f"{group}: {_measure(analysis, picture.y)}", picture.log, True)
+    return f"{_measure(analysis, picture.y).title} against {picture.x}, mean over seeds", _svg(figure)
 
 
 def _finish(axis: Axes, across: str, up: str, log: bool, legend: bool) -> None:

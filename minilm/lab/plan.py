@@ -237,9 +237,10 @@ def _finish(device: torch.device) -> None:
 
 def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[str, float]:
     """On paper, bytes a rank holds and sends in a step (docs/scale.md). DDP: everything everywhere; a ring all-reduces
-    the gradients. FSDP: a share of weights, gradients and state; two gathers of weights, one scatter of gradients."""
+    the gradients. FSDP: a share of all three, one block's weights; two gathers of weights, a scatter of gradients."""
     share = 1 / world if sharded else 1.0
     held = sum(model_bytes[name] for name in ("weights", "gradients", "optimizer")) * share + model_bytes["activations"]
+    held += model_bytes["block"] if sharded else 0.0
     sent = 2 * model_bytes["weights"] + model_bytes["gradients"] if sharded else 2 * model_bytes["gradients"]
     return {"held": held, "sent": sent * (world - 1) / world}
 

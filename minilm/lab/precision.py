@@ -5,8 +5,6 @@ from __future__ import annotations
 from minilm.lab.measures import BEFORE, LOSS, SPEED, STATE
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Question, Scale, grid, prose
 
-ROUNDINGS = ("nearest", "stochastic", "kahan")
-
 
 def arms(scale: Scale) -> list[Arm]:
     adamw = {"optimizer": "adamw", "compile": "off"}
@@ -14,7 +12,7 @@ def arms(scale: Scale) -> list[Arm]:
     return found + [
         Arm(f"pure {bits}, {rounding}", {**adamw, "precision": f"pure_{bits}", "rounding": rounding}, grid(4e-3))
         for bits in ("bf16", "fp16")
-        for rounding in ROUNDINGS
+        for rounding in ("nearest", "stochastic", "kahan")
     ]
 
 

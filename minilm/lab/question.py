@@ -128,15 +128,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published result, and what it says of our arms against the reference: better, worse, same."""
+    """A published result, and what it says of our arms against the reference: better, worse, same, not worse."""
 
     text: str
     source: str
-    says: Mapping[str, Literal["better", "worse", "same"]]
+    says: Mapping[str, Literal["better", "worse", "same", "not worse"]]
     measure: str = ""
     """By which measure of the question; empty: by the first."""
     pairs: tuple[tuple[str, str, str, str, Literal["lower", "higher", "same"]], ...] = ()
     """(arm, measure, arm, measure, what the first is beside the second), where a reference is not what it speaks of."""
+    within: float = 0.0  # a difference of a pair that counts as none
+    untested: str = ""  # what of it our cells cannot test, and why
 
 
 def prose(name: str) -> Line:
@@ -157,9 +159,10 @@ def _catalogue() -> Line:
 
 @dataclass(frozen=True)
 class Picture:
-    """Drawn beside the effects. lines: y against the arms' x, a line a group. points: y against the measure x."""
+    """Drawn beside the effects. lines: y against the arms' x, a line a group. points: y against the measure x. curves:
+    validation loss along each arm's runs, whose `epochs` are measured."""
 
-    kind: Literal["lines", "points"]
+    kind: Literal["lines", "points", "curves"]
     x: str
     """Title of the arms' x with its unit; of points: a measure's name."""
     y: str
@@ -209,6 +212,8 @@ class Question:
     """(Trained) -> more of a cell's numbers."""
     tells: Callable[[Any], list[str]] | None = None
     """(Analysis) -> more sentences of the report, worked out from its numbers."""
+    judges: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
+    """Author and year of a claim that no verdict of arms tests -> (Analysis) -> what was found, whether it agrees."""
 
     def scale(self, name: str) -> Scale:
         if name not in self.scales:

@@ -9,8 +9,8 @@ import html
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from minilm.lab.analysis import Analysis, ArmResult, analyse, another_base, reference_of
 from minilm.lab.answers import agreement, answer, change_of_default, fits, loss_and_text, reached
@@ -35,33 +35,25 @@ svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; } code { font-si
 """
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     text: str
     level: int
 
 
-@dataclass(frozen=True)
-class Text:
-    text: str
-    """`code` and **bold** in it."""
+class Text(NamedTuple):
+    text: str  # `code` and **bold** in it
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     items: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Table:
-    rows: tuple[tuple[str, ...], ...]
-    """The first is the head."""
+class Table(NamedTuple):
+    rows: tuple[tuple[str, ...], ...]  # the first is the head
 
 
-@dataclass(frozen=True)
-class Drawing:
-    name: str
-    """Of its file."""
+class Drawing(NamedTuple):
+    name: str  # of its file
     title: str
     svg: str
 
@@ -81,7 +73,8 @@ def write(names: Sequence[str], scale: str, places: Places, folder: Path) -> Pat
             "An effect is the mean of paired differences with Student's 95 % interval; p is of a paired t-test, after "
             "Holm's correction over the comparisons of its question. *No difference found*: the "
             "interval lies within the margin that was set before: what difference there is does not matter. "
-            "*Undecided at this scale*: neither that nor p < 0.05."
+            "*Undecided at this scale*: neither that nor p < 0.05. *Measured once*: both sides are measured on models "
+            "that no seed changes, and differ by more than the margin."
         ),
     ]
     blocks.append(Text(" · ".join(f"[{name}](#{name})" for name in names)))
@@ -231,7 +224,7 @@ def provenance(analysis: Analysis) -> str:
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
     shared = sum("run_for" in line for line in lines)
     cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")
-    stated = f" (stated for a laptop's two cores: {analysis.question.minutes} min)"
+    stated = f" (stated for a laptop's two cores: {analysis.question.minutes} min, where 15 are meant)"
     budget = stated if analysis.scale.name == "laptop" else ""
     return (
         f"{cells}, {tokens / 1e6:,.1f} M tokens, {duration(sum(line['seconds'] for line in lines))} in all{budget}; "

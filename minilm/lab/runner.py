@@ -60,12 +60,9 @@ def _worker(names: list[str], scale: str, folder: str) -> None:
         work(names, scale, Places(folder))
     except KeyboardInterrupt:
         sys.exit(130)
-    except MinilmError as error:
+    except (MinilmError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code if isinstance(error, MinilmError) else 1)
 
 
 def work(names: Sequence[str], scale: str, places: Places) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minilm.decoding.presets import PRESETS
 from minilm.evaluation.intervals import bootstrap
 from minilm.evaluation.ngram import words
 from minilm.evaluation.repetition import distinct_n, seq_rep_n
 from minilm.evaluation.text_metrics import judge, tell_stories
+from minilm.lab.analysis import verdict_of
 from minilm.lab.measures import BEFORE, COHERENT, COPIED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture, Question, Scale, prose
+from minilm.lab.statistics import holm, paired_effect
 from minilm.lab.trial import Trained, copies_of
 
 DUPLICATE = Measure("duplicate", "stories told more than once", "%", digits=1)
@@ -61,6 +65,24 @@ def told(analysis: Any) -> list[str]:
     return [f"More coherent than plain sampling, and not found to be less diverse: {', '.join(kept) or 'none'}."]
 
 
+def fronts(analysis: Any) -> str:
+    """Whether one of three families writes more coherently at equal diversity: the mean height of its front (straight
+    lines between its settings, of which plain sampling is one) over the diversity that all three reach, by seed."""
+    ways, heights = ("temperature", "top_k", "top_p"), list[list[float]]()
+    for seed in range(analysis.scale.n_seeds):
+        of = [[r for r in analysis.arms if r.arm.name.startswith((way, "temperature 1"))] for way in ways]
+        points = [sorted((r.values["distinct_3"][seed], r.values["coherent"][seed]) for r in arms) for arms in of]
+        at = np.linspace(max(front[0][0] for front in points), min(front[-1][0] for front in points), 100)
+        heights.append([float(np.interp(at, *np.array(front).T).mean()) for front in points])
+    first, *others = map(list, zip(*heights, strict=True))
+    effects = [paired_effect(other, first) for other in others]
+    pairs = zip(effects, holm([e.p for e in effects]), strict=True)
+    found = {verdict_of(e, p, analysis.question.margin, "higher") for e, p in pairs}
+    each = ", ".join(f"{w} {e.mean:+.1f} % ({e.interval(1)})" for w, e in zip(ways[1:], effects, strict=True))
+    verdict = "disagrees" if {"better", "worse"} & found else "agrees" if found == {"same"} else "undecided here"
+    return f"coherent stories at equal diversity, beside temperature: {each}, {verdict}"
+
+
 QUESTION = Question(
     **prose("sampling"),
     measures=(
@@ -84,4 +106,5 @@ QUESTION = Question(
     trains=False,
     measure=written,
     tells=told,
+    judges={"Nadeem 2020": fronts},
 )

@@ -7,17 +7,9 @@ from typing import Any
 from minilm.lab.measures import BEFORE, COHERENT, LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Question, Scale, grid, prose
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "cosine": {"final_lr_share": 0.0},
-    "cosine to 10 %": {"schedule": "cosine", "final_lr_share": 0.1},
-    "linear": {"final_lr_share": 0.0},
-    "wsd": {"final_lr_share": 0.0, "decay_share": 0.2},
-    "constant": {},
-    "inverse_sqrt": {"final_lr_share": 0.0},
-    "step": {"final_lr_share": 0.1},
-    "cosine_restarts": {"final_lr_share": 0.0},
-    "polynomial": {"final_lr_share": 0.0},
-}
+SHAPES: dict[str, dict[str, Any]] = {"cosine": {}, "cosine to 10 %": {"schedule": "cosine", "final_lr_share": 0.1}}
+SHAPES |= {"linear": {}, "wsd": {"decay_share": 0.2}, "constant": {}, "inverse_sqrt": {}}
+SHAPES |= {"step": {"final_lr_share": 0.1}, "cosine_restarts": {}, "polynomial": {}}
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -31,9 +23,5 @@ QUESTION = Question(
     reference="cosine",
     arms=arms,
     minutes=25,
-    scales={
-        "smoke": SMOKE.but(n_rates=1, n_stories=1),
-        "laptop": LAPTOP,
-        "gpu": GPU,
-    },
+    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP, "gpu": GPU},
 )

@@ -11,7 +11,6 @@ from minilm.lab.answers import correlations
 from minilm.lab.finetune import FORGOTTEN, UNSEEN, base, finetuning, forgetting
 from minilm.lab.measures import LOSS
 from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
-from minilm.lab.statistics import paired_effect
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.trial import Trained
 from minilm.model.gpt import GPT
@@ -20,22 +19,17 @@ from minilm.model.weights import load_pretrained
 from minilm.text.batches import eval_batches
 from minilm.text.shards import ShardFolder
 
-TASKS: dict[str, dict[str, Any]] = {
-    "same text": {"style": "plain"},
-    "new style": {"style": UNSEEN},
-    "manual": {"local": "manual"},
-}
-METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "everything": ({}, 1e-3),
-    "lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3),
-}
+TASKS = {"same text": {"style": "plain"}, "new style": {"style": UNSEEN}, "manual": {"local": "manual"}}
+METHODS: dict[str, tuple[dict[str, Any], float]] = {"everything": ({}, 1e-3)}
+METHODS |= {"lora 16": ({"lora_rank": 16, "lora_alpha": 32.0}, 5e-3)}
 COMPONENTS = {"embeddings": "wte", "attention": ".attn.", "feed-forwards": ".mlp.", "norms": "ln_"}
+MATRICES = tuple(COMPONENTS)[:3]  # a norm's weights have no rank
 STEPS_BETWEEN = 5  # points on the straight line, ends included
 
 
 def arms(scale: Scale) -> list[Arm]:
     common = {"megabytes": scale.extra["megabytes"], "vocabulary": "base"}
-    measure = {"documents": scale.extra["documents"]}
+    measure = {"documents": scale.extra["documents"], "rank": "of each component", "hump": "between the ends"}
     return [
         Arm(task, {**scale.extra["finetune"], **run}, grid(rate), method, {**common, **options}, measure)
         for method, (run, rate) in METHODS.items()
@@ -57,8 +51,9 @@ def changes(trained: Trained) -> dict[str, float]:
 
 
 def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-    """|change| / |weights| of each component, and the mean stable rank |A|_F^2 / |A|_2^2 of its matrices' changes."""
-    found, ranks = {}, []
+    """|change| / |weights| of each component, and the mean stable rank |A|_F^2 / |A|_2^2 of its matrices' changes,
+    where it has changed."""
+    found = {}
     for component, mark in COMPONENTS.items():
         names = [name for name in before if mark in name]
         difference = [after[name] - before[name] for name in names]
@@ -68,33 +63,22 @@ def change_of_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> di
                 for side in (difference, [before[n] for n in names])
             ]
             found[f"change_{component}"] = 100 * (of[0] / max(of[1], 1e-30)) ** 0.5
-        for d in difference:
-            if (
-                d.dim() == 2
-                and component != "embeddings"
-                and (top := float(torch.linalg.matrix_norm(d.detach(), 2))) > 0
-            ):
-                ranks.append(float(d.detach().square().sum()) / top**2)
-    return {**found, "stable_rank": sum(ranks) / len(ranks)} if ranks else found
+        moved = [d.detach() for d in difference if d.dim() == 2 and d.detach().any()]
+        if moved:
+            ranks = [float(d.square().sum() / torch.linalg.matrix_norm(d, 2) ** 2) for d in moved]
+            found[f"rank_{component}"] = sum(ranks) / len(ranks)
+    return found
 
 
 def told(analysis: Any) -> list[str]:
-    """What forgetting goes with over arms, and whether LoRA forgets less at each task."""
-    by = {(r.arm.name, r.arm.group): r.values["forgotten"] for r in analysis.arms}
-    found = []
-    for task in TASKS:
-        sides = [by.get((task, method), ()) for method in ("lora 16", "everything")]
-        if all(len(side) > 1 for side in sides):
-            e = paired_effect(*sides)
-            found.append(f"{task} {e.mean:+.4f} (95 % {e.interval(4)})")
-    names = ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)]
-    less = [f"LoRA forgets so many nats per token more than everything: {', '.join(found)}."] if found else []
-    return [correlations(analysis, names), *less]
+    """What forgetting goes with over arms."""
+    return [correlations(analysis, ["alignment", "val_loss", *(f"change_{component}" for component in COMPONENTS)])]
 
 
 @torch.no_grad()
 def hump(model: GPT, before: dict[str, Tensor], after: dict[str, Tensor], texts: list[str], trained: Trained) -> float:
-    """How far the loss rises above the straight line between its ends on the way from base to finetuned weights."""
+    """How far the loss rises above the straight line between its ends on the way from base to finetuned weights, at the
+    highest of the points between; below 0 where it sags at all of them."""
     start = {name: p.detach().clone() for name, p in before.items()}
     losses = []
     for i in range(STEPS_BETWEEN):
@@ -104,7 +88,8 @@ def hump(model: GPT, before: dict[str, Tensor], after: dict[str, Tensor], texts:
         losses.append(story_loss(model, trained.tokenizer, texts))
     for name, p in model.named_parameters():
         p.copy_(start[name])
-    return max(loss - losses[0] - (losses[-1] - losses[0]) * i / (STEPS_BETWEEN - 1) for i, loss in enumerate(losses))
+    straight = [losses[0] + (losses[-1] - losses[0]) * i / (STEPS_BETWEEN - 1) for i in range(STEPS_BETWEEN)]
+    return max(loss - line for loss, line in list(zip(losses, straight, strict=True))[1:-1])
 
 
 def gradient(model: GPT, data: ShardFolder) -> Tensor:
@@ -123,10 +108,8 @@ QUESTION = Question(
         FORGOTTEN,
         LOSS,
         *(Measure(f"change_{c}", f"change of {c}", "% of their norm", digits=2) for c in COMPONENTS),
-        Measure("stable_rank", "stable rank of matrices' changes", "", digits=1),
-        Measure(
-            "hump", "rise of the loss above the straight line between base and finetuned", "nats per token", digits=4
-        ),
+        *(Measure(f"rank_{c}", f"stable rank of the change of {c}", "", digits=1) for c in MATRICES),
+        Measure("hump", "highest rise above the straight line from base to finetuned", "nats per token", digits=4),
         Measure("alignment", "cosine of the two tasks' gradients at the base", "", "higher", 3),
     ),
     margin=0.01,

@@ -14,6 +14,7 @@ from minilm.lab.statistics import ALPHA, t_quantile
 from minilm.lab.trial import Trained
 
 LOWEST = Measure("lowest_loss", "lowest validation loss of the run", "nats per token", digits=4)
+PUBLISHED = {"alpha": 0.18, "beta": 0.38}  # English to Python, Hernandez 2021
 PASSES = 6  # over the text, at least
 BYTES_PER_TOKEN = 2.3  # of the new style in the base's tokens, roughly: it decides how many steps there are
 
@@ -48,10 +49,10 @@ def lowest(trained: Trained) -> dict[str, float]:
     return {"lowest_loss": min(loss for _, loss in trained.metrics["curve"])}
 
 
-def told(analysis: Any) -> list[str]:
+def worth(analysis: Any) -> tuple[list[tuple[float, float, float]], list[str], list[str]]:
     """What each pretrained arm is worth: the text with which a model of its size has its loss from scratch, between the
-    two amounts whose losses enclose it (linear in the logarithm of the text); and the law's fit, where there are points
-    enough. What lies beyond all amounts from scratch has no such text and is left out."""
+    two amounts whose losses enclose it (linear in the logarithm of the text). The law's rows (ln D_F, ln N, ln D_T); a
+    phrase for each arm; and what lies beyond all amounts from scratch, which has no such text and is left out."""
     rows, worths, beyond = [], [], []
     for size in analysis.scale.extra["sizes"]:
         mine = [r for r in analysis.arms if r.arm.group.startswith(size)]
@@ -64,14 +65,36 @@ def told(analysis: Any) -> list[str]:
             worths.append(f"{r.arm.label}: {more / 1e6:.3g} MB")
             if more > 0:
                 rows.append((math.log(r.arm.x), math.log(r.mean("parameters")), math.log(more)))
+    return rows, worths, beyond
+
+
+def told(analysis: Any) -> list[str]:
+    """What each pretrained arm is worth, and the law's fit, where there are points enough."""
+    rows, worths, beyond = worth(analysis)
     found = [f"Pretraining is worth so much more text of the new kind: {'; '.join(worths)}."] if worths else []
     if beyond:
         found.append(f"Better than every amount from scratch here, so in no law: {', '.join(beyond)}.")
-    return [*found, hernandez(rows)]
+    each = ", ".join(f"{name} {value:.3g} ({low:.3g} to {high:.3g})" for name, value, low, high in hernandez(rows))
+    if each:
+        law = f"D_T = k D_F^alpha N^beta, text in bytes, {len(rows)} points: {each} (95 %, of the fit alone)."
+        return [*found, law]
+    return [*found, f"Hernandez's law cannot be fitted: {len(rows)} pretrained arms are worth a finite amount of text."]
 
 
-def hernandez(rows: list[tuple[float, float, float]]) -> str:
-    """Least squares of ln D_T = ln k + alpha ln D_F + beta ln N over rows (ln D_F, ln N, ln D_T), with t-intervals."""
+def judged(analysis: Any) -> str:
+    """Whether the fit's intervals hold the published exponents."""
+    found = [
+        f"{name} {value:.3g} ({low:.3g} to {high:.3g}) beside {PUBLISHED[name]:g}: "
+        + ("agrees" if low <= PUBLISHED[name] <= high else "disagrees")
+        for name, value, low, high in hernandez(worth(analysis)[0])
+        if name in PUBLISHED
+    ]
+    return "; ".join(found) or "the law cannot be fitted here"
+
+
+def hernandez(rows: list[tuple[float, float, float]]) -> list[tuple[str, float, float, float]]:
+    """Least squares of ln D_T = ln k + alpha ln D_F + beta ln N over rows (ln D_F, ln N, ln D_T): each number with its
+    95 % t-interval; none of too few rows."""
     table = np.array(rows, float).reshape(-1, 3)
     columns = [np.ones(len(table)), table[:, 0], table[:, 1]]
     design, names = np.stack(columns, axis=1), ["ln k", "alpha", "beta"]
@@ -79,17 +102,12 @@ def hernandez(rows: list[tuple[float, float, float]]) -> str:
         design, names = design[:, :2], names[:2]
     n, wanted = design.shape
     if n <= wanted or np.linalg.matrix_rank(design) < wanted:
-        return f"Hernandez's law cannot be fitted: {n} of the pretrained arms are worth a finite amount of other text."
+        return []
     found, *_ = np.linalg.lstsq(design, table[:, 2], rcond=None)
     left = table[:, 2] - design @ found
     spread = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * (left @ left) / (n - wanted))
     half = t_quantile(1 - ALPHA / 2, n - wanted) * spread
-    each = ", ".join(
-        f"{name} {value:.3g} ({value - h:.3g} to {value + h:.3g})"
-        for name, value, h in zip(names, found, half, strict=True)
-    )
-    published = "published: alpha 0.18, beta 0.38 (English to Python, Hernandez 2021)"
-    return f"D_T = k D_F^alpha N^beta, text in bytes, {n} points: {each} (95 %, of the fit alone); {published}."
+    return list(zip(names, found, found - half, found + half, strict=True))
 
 
 _MEGABYTES = (0.02, 0.06, 0.2, 0.6, 1.2)
@@ -109,5 +127,6 @@ QUESTION = Question(
     minutes=30,
     measure=lowest,
     tells=told,
+    judges={"Hernandez 2021": judged},
     pictures=(Picture("lines", "text of the new style, bytes", "lowest_loss", log=True),),
 )
