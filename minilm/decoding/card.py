@@ -71,12 +71,9 @@ class OneRow:
         self, x: Tensor, layer: Any, y: Tensor, norm: Any = None, residual: Tensor | None = None, gelu: bool = False
     ) -> None:
         """y = residual + gelu(layer(norm(x))), each where it is there."""
-        (n_out, n_in), of_norm = layer.weight.shape, (None, None, 0.0)
-        columns = triton.next_power_of_2(n_in)
-        if norm is not None:
-            of_norm = norm.weight, norm.bias, norm.eps
-        else:
-            columns = min(columns, COLUMNS)
+        n_out, n_in = layer.weight.shape
+        of_norm = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        columns = min(triton.next_power_of_2(n_in), COLUMNS if norm is None else MAX_WIDTH)
         kernel: Any = _rows[(triton.cdiv(n_out, ROWS),)]
         kernel(
             x, layer.weight, layer.bias, residual, y, *of_norm, n_out, n_in, NORM=norm is not None, GELU=gelu,

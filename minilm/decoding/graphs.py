@@ -56,12 +56,10 @@ class Graphs:
     def hidden(self, model: GPT, ids: Tensor, cache: Cache) -> Tensor:
         """ids (B, 1) behind what the cache holds -> what the head reads (B, 1, D)."""
         starts = torch.zeros_like(ids[:, 0]) if cache.starts is None else cache.starts
-        at = torch.full((1,), cache.length, device=ids.device)
-        inputs = [ids, at, starts]
-        x: Tensor
+        inputs = [ids, torch.full((1,), cache.length, device=ids.device), starts]
         if ids.is_cuda:
             with torch.cuda.device(ids.device):
-                x = self._replayed(model, inputs, cache)
+                x: Tensor = self._replayed(model, inputs, cache)
         else:
             x = self.step(model, *inputs, cache.keys, cache.values)
         cache.length += 1

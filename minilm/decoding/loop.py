@@ -78,8 +78,7 @@ class Job:
     @property
     def n_tokens(self) -> int:
         """Tokens that may be drawn."""
-        used = self.model.config.vocab_used or self.model.config.vocab_size
-        return min(self.vocab_size or used, used)
+        return min(self.vocab_size or self.model.config.rows_used, self.model.config.rows_used)
 
 
 def decode(job: Job) -> Iterator[Piece]:

@@ -210,7 +210,7 @@ def _step(
     _adapt(model, config)
     optimizers = build_optimizers(model, config)
     params = [p for p in model.parameters() if p.requires_grad]
-    ids = torch.randint(0, config.model.vocab_used or config.model.vocab_size, (rows, shape.block_size), device=device)
+    ids = torch.randint(0, config.model.rows_used, (rows, shape.block_size), device=device)
     through = [partial(checkpoint, block, use_reentrant=False) for block in model.h] if config.recompute else None
 
     def step() -> tuple[float, float]:

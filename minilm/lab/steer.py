@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from minilm.decoding.attributes import bag_of_words, steering
+from minilm.decoding.attributes import Head, Steering, bag_of_words, steering
 from minilm.decoding.engine import generate
 from minilm.evaluation.text_metrics import judge
 from minilm.lab.finetune import LEFT_ALONE, STYLES, UNSEEN, base, finetuning, unseen
@@ -13,9 +14,12 @@ from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, pr
 from minilm.lab.stories import obeyed
 from minilm.lab.texts import without_code
 from minilm.lab.trial import Trained, copies_of
+from minilm.text.tales import stories
 from minilm.text.tales.grammar import grammar
+from minilm.training.discriminator import train_discriminator
 
 WORDS = ("I", "my", "me", "reader", "Dear", "you", "write")  # a letter's own, for PPLM
+PASSES = Measure("passes_per_token", "forward passes a token", "", digits=0)
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -29,6 +33,7 @@ def arms(scale: Scale) -> list[Arm]:
         "control code, guided 3": {"code": True, "options": {"guidance": 3.0}},
         "no code": {"code": False, "options": {}},
         "PPLM, bag of words": {"code": False, "options": {}, "words": WORDS},
+        "PPLM, classifier": {"code": False, "options": {}, "styles": (*STYLES.split(","), UNSEEN)},
     }
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
     return [*found, Arm("finetuned", tune, grid(1e-3), "", data, {"code": True, "options": {}, "told": n})]
@@ -41,38 +46,35 @@ def told(trained: Trained) -> dict[str, float]:
     prompt, options = code.rstrip() if measure["code"] else "", dict(measure["options"])
     T = trained.model.config.block_size
     steer = steering([bag_of_words(measure["words"], trained.tokenizer)[0]], None, "") if "words" in measure else None
-    texts = generate(
-        trained.model,
-        trained.tokenizer,
-        [prompt] * measure["told"],
-        begin_document=True,
-        max_new_tokens=T - 8,
-        seed=trained.cell.seed,
-        temperature=1.0,
-        top_p=1.0,
-        steering=steer,
-        **options,
-    )
-    stories = [without_code((prompt + text).strip()) for text in texts]
-    graded = judge([code + story for story in stories], train=copies_of(trained.data), level=level, style=UNSEEN)
+    if "styles" in measure:
+        steer = steering([], classifier(trained, level, measure["styles"], 2 * measure["told"]), UNSEEN)
+    drawn = {"max_new_tokens": T - 8, "seed": trained.cell.seed, "temperature": 1.0, "top_p": 1.0, **options}
+    asked = [prompt] * measure["told"]
+    texts = generate(trained.model, trained.tokenizer, asked, begin_document=True, steering=steer, **drawn)
+    texts = [without_code((prompt + text).strip()) for text in texts]
+    graded = judge([code + story for story in texts], train=copies_of(trained.data), level=level, style=UNSEEN)
     return {
-        "obeyed": obeyed(stories, level, UNSEEN),
+        "obeyed": obeyed(texts, level, UNSEEN),
         "coherent": 100 * graded.share,
         "before": 100 * graded.mean_before,
-        # A backward pass counts as two forward ones.
-        "passes_per_token": 2.0 + 3.0 * steer.n_iterations if steer else 2.0 if "guidance" in options else 1.0,
+        "passes_per_token": passes(steer) if steer else 2.0 if "guidance" in options else 1.0,
     }
+
+
+def classifier(trained: Trained, level: int, styles: Sequence[str], n: int) -> Head:
+    """PPLM's, trained to tell the styles apart by so many training stories of each, without their codes."""
+    documents = [(without_code(text), s) for s in styles for text in stories(n=n, level=level, style=s, split="train")]
+    return train_discriminator(trained.model, trained.tokenizer, "styles", documents, trained.cell.seed).head
+
+
+def passes(steer: Steering) -> float:
+    """Forward passes a token, a backward pass as two: a head reads the expected next token too."""
+    return 2.0 + 3.0 * steer.n_iterations * (1 + (steer.horizon if steer.head else 0))
 
 
 QUESTION = Question(
     **prose("steer"),
-    measures=(
-        OBEYED,
-        BEFORE,
-        COHERENT,
-        TERAFLOPS,
-        Measure("passes_per_token", "forward passes a token", "", digits=0),
-    ),
+    measures=(OBEYED, BEFORE, COHERENT, TERAFLOPS, PASSES),
     margin=2.0,
     reference="finetuned",
     arms=arms,

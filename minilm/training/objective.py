@@ -144,7 +144,7 @@ class Objective:
 
 
 def _check_teacher(teacher: GPT, model: GPT) -> None:
-    ours, theirs = (m.config.vocab_used or m.config.vocab_size for m in (model, teacher))
+    ours, theirs = (m.config.rows_used for m in (model, teacher))
     if ours != theirs:
         raise UsageError(f"the teacher has {theirs} tokens, the student {ours}: distill from one with its tokenizer")
     if teacher.wpe.max_tokens < model.config.block_size:

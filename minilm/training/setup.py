@@ -172,7 +172,7 @@ def _nats(model: GPT) -> Callable[..., Any]:
         return torch.compile(model.nats, dynamic=False)
     from minilm.model.kernels import nats_and_gradient
 
-    return partial(nats_and_gradient, n_used=c.vocab_used or c.vocab_size)
+    return partial(nats_and_gradient, n_used=c.rows_used)
 
 
 def _recomputing(on_cpu: bool) -> AbstractContextManager[object]:
