@@ -35,6 +35,8 @@ def arms(scale: Scale) -> list[Arm]:
         "PPLM, bag of words": {"code": False, "options": {}, "words": WORDS},
         "PPLM, classifier": {"code": False, "options": {}, "styles": (*STYLES.split(","), UNSEEN)},
     }
+    for name, step in (("PPLM, bag of words", 0.3), ("PPLM, classifier", 0.4)):
+        ways[f"{name}, 10 x step"] = {**ways[name], "settings": f"step_size={step}"}
     found = [Arm(name, alone, (), "", data, {**way, "told": n}, knows) for name, way in ways.items()]
     return [*found, Arm("finetuned", tune, grid(1e-3), "", data, {"code": True, "options": {}, "told": n})]
 
@@ -45,9 +47,11 @@ def told(trained: Trained) -> dict[str, float]:
     code = grammar(level, UNSEEN).code
     prompt, options = code.rstrip() if measure["code"] else "", dict(measure["options"])
     T = trained.model.config.block_size
-    steer = steering([bag_of_words(measure["words"], trained.tokenizer)[0]], None, "") if "words" in measure else None
+    steer, settings = None, measure.get("settings", "")
+    if "words" in measure:
+        steer = steering([bag_of_words(measure["words"], trained.tokenizer)[0]], None, "", settings)
     if "styles" in measure:
-        steer = steering([], classifier(trained, level, measure["styles"], 2 * measure["told"]), UNSEEN)
+        steer = steering([], classifier(trained, level, measure["styles"], 2 * measure["told"]), UNSEEN, settings)
     drawn = {"max_new_tokens": T - 8, "seed": trained.cell.seed, "temperature": 1.0, "top_p": 1.0, **options}
     asked = [prompt] * measure["told"]
     texts = generate(trained.model, trained.tokenizer, asked, begin_document=True, steering=steer, **drawn)
