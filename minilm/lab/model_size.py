@@ -16,6 +16,7 @@ SHAPES |= {"width 192": (3, 3, 192), "width 256": (4, 4, 256), "width 384": (5, 
 CONTEXT = {1: 128, 2: 192, 3: 256, 4: 384}
 """Level -> the longest story and a little more."""
 STUDY = Path(__file__).resolve().parents[2] / "bench" / "results" / "tales_models.jsonl"
+TRIES = STUDY.parents[2] / "models" / "tales-smallest" / "tries.jsonl"
 
 
 def arms(scale: Scale) -> list[Arm]:
@@ -37,7 +38,10 @@ def arms(scale: Scale) -> list[Arm]:
 def told(analysis: Any) -> list[str]:
     """What it took in the study of tales (bench/tales.py), where it is at hand, until so many stories of each size hold
     together: its shortest training that came to the goal, else its longest. Seconds of CPUs alone."""
-    rows = [json.loads(line) for line in STUDY.read_text("utf-8").splitlines()] if STUDY.is_file() else []
+    rows, tries = (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        for path in (STUDY, TRIES)
+    )
     found, goal = [], analysis.question.goal[1]
     for level in (1, 2):
         each = []
@@ -53,9 +57,11 @@ def told(analysis: Any) -> list[str]:
             )
         if each:
             found.append(f"{goal:g} % coherent at level {level}, in the study of tales: {'; '.join(each)}.")
-    return found
+    each = [f"{t['try'][0]}, {t['tokens'] / 1e6:.1f} M tokens, {100 * t['share']:.1f} %" for t in tries]
+    return [*found, f"Tried for the packaged model, level 1, 500 stories each: {'; '.join(each)}."] if each else found
 
 
+_FEW = ("width 24", "width 192")
 QUESTION = Question(
     **prose("model_size"),
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
@@ -65,14 +71,10 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but(
-            {"max_steps": 2},
-            n_rates=1,
-            n_stories=1,
-            extra={"levels": (1,), "shapes": ("width 24", "width 192"), "context": 32},
+            {"max_steps": 2}, n_rates=1, n_stories=1, extra={"levels": (1,), "shapes": _FEW, "context": 32}
         ),
         "laptop": LAPTOP.but(
-            {"max_steps": 1100},
-            extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
+            {"max_steps": 1100}, extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")}
         ),
         "gpu": GPU.but(
             {"batch_size": 64, "block_size": 384, "max_steps": 4000},
@@ -81,11 +83,7 @@ QUESTION = Question(
             extra={"levels": (1, 2, 3, 4), "shapes": tuple(SHAPES)},
         ),
     },
-    pictures=(
-        Picture("lines", "parameters in blocks", "coherent", log=True),
-        Picture("lines", "parameters in blocks", "before", log=True),
-        Picture("lines", "parameters in blocks", "val_loss", log=True),
-    ),
+    pictures=tuple(Picture("lines", "parameters in blocks", y, log=True) for y in ("coherent", "before", "val_loss")),
     judges={"Kaplan 2020": power},
     goal=("coherent", 90.0),
     tells=told,

@@ -42,7 +42,7 @@ def paired_effect(arm: Sequence[float], reference: Sequence[float]) -> Effect:
         raise ValueError(f"{len(arm)} runs cannot be paired with {len(reference)}")
     n, mean = len(d), float(d.mean())
     copies = len(set(arm)) == len(set(reference)) == 1  # neither side's measurement depends on the seed
-    if n < 2 or (copies and mean != 0.0):
+    if n < 2 or copies:
         return Effect(n, mean, math.nan, math.nan, math.nan)
     error = float(d.std(ddof=1)) / math.sqrt(n)
     half = t_quantile(1 - ALPHA / 2, n - 1) * error
