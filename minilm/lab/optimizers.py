@@ -25,6 +25,6 @@ QUESTION = Question(
     reference="adamw",
     arms=arms,
     minutes=20,
-    scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP, "gpu": GPU},
+    scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP.but(n_seeds=5), "gpu": GPU},
     timed=True,
 )
