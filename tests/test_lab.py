@@ -265,7 +265,7 @@ def test_a_claim_may_compare_any_two_numbers() -> None:
     assert "validation loss -47.5000" in told(("plain", "val_loss", "plain", "coherent", "lower"))
     assert told(("plain", "coherent", "", "", "higher")) == "plain: coherent stories +50.0 %, agrees"
     assert told(("plain", "coherent", "other", "coherent", "same")) == (
-        f"plain beside other: coherent stories +0.0 % (+0.0 to +0.0), agrees{edge}"
+        f"plain beside other: coherent stories +0.0 %, agrees{edge}"
     )
     assert told(("plain", "val_loss", "third", "val_loss", "lower")) == "plain beside third: not measured here"
     assert told((*pair, "lower"), (*pair, "lower")).count("agrees") == 2

@@ -237,10 +237,13 @@ def test_what_the_goal_took_is_told_with_seconds_of_cpus_alone(tmp_path: Path, m
     ]
     monkeypatch.setattr(model_size, "STUDY", tmp_path / "study.jsonl")
     (tmp_path / "study.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    first, second = model_size.told(SimpleNamespace(question=load_question("model_size")))
+    monkeypatch.setattr(model_size, "TRIES", tmp_path / "tries.jsonl")
+    (tmp_path / "tries.jsonl").write_text('{"try": ["width 8", 10], "tokens": 2e6, "share": 0.5}\n')
+    first, second, third = model_size.told(SimpleNamespace(question=load_question("model_size")))
     assert "level 1" in first
     assert "tiny reached with 500.0 M tokens, 3 TFLOP as 6 N T, 70 s on 2 CPU threads (91.0 %" in first
     assert "tiny not reached with 1000.0 M tokens, 6 TFLOP as 6 N T (20.0 %" in second
+    assert third.endswith("width 8, 2.0 M tokens, 50.0 %.")
 
 
 def test_what_pretraining_is_worth_is_read_between_two_amounts() -> None:
