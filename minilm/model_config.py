@@ -6,6 +6,7 @@ below equal. Values are checked on construction, so a wrong one never reaches a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +146,11 @@ class GPTConfig:
     @property
     def unique_layers(self) -> int:
         return self.n_unique_layer or self.n_layer
+
+    def score_scale(self, layer: int) -> float:
+        """What a layer's attention scores are multiplied by."""
+        scale = 1.0 / math.sqrt(self.head_width) if self.attn_scale else 1.0
+        return scale / (layer + 1 if self.attn_scale_by_layer else 1)
 
     @property
     def rows_used(self) -> int:

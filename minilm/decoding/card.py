@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from minilm.decoding.fused import is_gpt2, scale_of
+from minilm.decoding.fused import is_gpt2
 from minilm.model.gpt import GPT
 
 # Rows of a weight, and at most so many of its columns, for a group of warps; slots that a head reads at once.
@@ -50,9 +50,9 @@ class OneRow:
             a, m = block.attn, block.mlp
             self._product(x, a.c_attn, room["qkv"], block.ln_1)
             head(
-                room["qkv"], keys[layer], values[layer], room["mixed"], at, scale_of(c, layer), c.n_embd, keys.shape[3],
-                W=c.head_width, WIDE=triton.next_power_of_2(c.head_width), SLOTS=SLOTS, EARLY=self.early,
-                num_warps=HEAD_WARPS, launch_pdl=self.early,
+                room["qkv"], keys[layer], values[layer], room["mixed"], at, c.score_scale(layer), c.n_embd,
+                keys.shape[3], W=c.head_width, WIDE=triton.next_power_of_2(c.head_width), SLOTS=SLOTS,
+                EARLY=self.early, num_warps=HEAD_WARPS, launch_pdl=self.early,
             )  # fmt: skip
             self._product(room["mixed"], a.c_proj, y, residual=x)
             self._product(y, m.c_fc, room["inner"], block.ln_2, gelu=True)

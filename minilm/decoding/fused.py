@@ -61,7 +61,7 @@ class Fused:
             ctypes.addressof(self.fixed),
             *(t.data_ptr() for t in (x, y, scratch, cache.keys[layer], cache.values[layer])),
             None if starts is None else starts.data_ptr(),
-            scale_of(c, layer),
+            c.score_scale(layer),
             B,
             cache.length,
             cache.max_tokens,
@@ -82,12 +82,6 @@ def with_linears(module: Any, made: Callable[[nn.Linear], nn.Module]) -> Any:
     new.training = False
     new._modules = {name: child and with_linears(child, made) for name, child in module._modules.items()}
     return new
-
-
-def scale_of(config: GPTConfig, layer: int) -> float:
-    """Of a layer's scores."""
-    scale = config.head_width**-0.5 if config.attn_scale else 1.0
-    return float(scale / (layer + 1 if config.attn_scale_by_layer else 1))
 
 
 def is_gpt2(block: Any) -> bool:

@@ -58,7 +58,7 @@ class Attention(nn.Module):
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        scale = (1.0 / math.sqrt(c.head_width) if c.attn_scale else 1.0) / (layer + 1 if c.attn_scale_by_layer else 1)
+        scale = c.score_scale(layer)
         with torch.autocast(parts[0].device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
