@@ -79,7 +79,7 @@ QUESTION = Question(
     reference="small, finetuned",
     arms=arms,
     scales={**SCALES, "laptop": LONGER},
-    minutes=45,
+    minutes=30,
     base=pretrained,
     measure=target_loss,
 )

@@ -53,7 +53,7 @@ QUESTION = Question(
     margin=0.01,
     reference="GPT-2",
     arms=arms,
-    minutes=55,
+    minutes=40,
     scales={
         "smoke": SMOKE.but({"max_steps": 2}, n_rates=1, n_stories=0, extra={"base_steps": 4, "steps": 2}),
         "laptop": LAPTOP.but({"max_steps": 150}, extra={"base_steps": 1000, "steps": 60}),

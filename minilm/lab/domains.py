@@ -53,7 +53,7 @@ QUESTION = Question(
     reference="from scratch",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.03, 0.3)}, {"megabytes": (0.03, 0.4)}, n_stories=0),
-    minutes=30,
+    minutes=25,
     base=base,
     measure=forgotten,
     judges={"Gururangan 2020": gains},

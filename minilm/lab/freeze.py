@@ -40,7 +40,7 @@ QUESTION = Question(
     reference="everything",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.5)}, {"megabytes": (0.02, 0.5, 10.0)}),
-    minutes=40,
+    minutes=25,
     pictures=(
         Picture("lines", "text of the new style, bytes", "val_loss", log=True),
         Picture("points", "forgotten", "val_loss"),

@@ -47,7 +47,6 @@ QUESTION = Question(
     ),
     margin=0.01,
     reference="stride T",
-    minutes=20,
     arms=arms,
     scales={
         "smoke": SMOKE.but({}, {"megabytes": 0.02}, n_rates=1, n_stories=1, extra={"documents": 2}),

@@ -69,6 +69,5 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP.but(n_stories=0), 2.2, 200),
         "gpu": _scale(GPU.but(n_stories=0), 400.0, 500),
     },
-    minutes=20,
     measure=each_style,
 )

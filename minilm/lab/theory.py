@@ -116,7 +116,6 @@ QUESTION = Question(
     reference="same text",
     arms=arms,
     scales=finetuning({"megabytes": 0.02}, {"megabytes": 0.3}, {"megabytes": 0.4}, n_stories=0),
-    minutes=20,
     pictures=(Picture("points", "change_feed-forwards", "forgotten"), Picture("points", "alignment", "forgotten")),
     base=base,
     measure=changes,

@@ -124,7 +124,7 @@ QUESTION = Question(
         {"megabytes": (*_MEGABYTES, 6.0), "sizes": {"width 384": {"n_embd": 384}, "width 768": {}}},
         n_stories=0,
     ),
-    minutes=30,
+    minutes=25,
     measure=lowest,
     tells=told,
     judges={"Hernandez 2021": judged},

@@ -125,17 +125,16 @@ def _attend_by_hand(q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, scale: 
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     T, S = q.shape[2], k.shape[2]
-    mask = geometry.mask
+    mask, wide = geometry.mask, torch.promote_types(q.dtype, torch.float32)
     if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+        mask = torch.full((T, S), -math.inf, dtype=wide, device=q.device).triu(S - T + 1)
+    mask = torch.where(mask, 0.0, -math.inf) if mask.dtype == torch.bool else mask.to(wide)
     parts = []
     for first in range(0, T, CPU_BY_HAND_ROWS):
         last = min(first + CPU_BY_HAND_ROWS, T)
         n_keys = S - T + last  # what is cached, and tokens up to the last row's
         scores = q[:, :, first:last] @ k[:, :, :n_keys].mT
-        scores = scores.to(torch.promote_types(q.dtype, torch.float32)) * scale
-        seen = mask[..., first:last, :n_keys]
-        scores = torch.where(seen, scores, -math.inf) if mask.dtype == torch.bool else scores + seen
+        scores = torch.add(mask[..., first:last, :n_keys], scores, alpha=scale)
         weights = F.dropout(scores.softmax(dim=-1), dropout)
         parts.append(weights.to(v.dtype) @ v[:, :, :n_keys])
     return torch.cat(parts, dim=2)
