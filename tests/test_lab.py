@@ -661,7 +661,7 @@ def test_presented_models_have_a_card_and_load(tmp_path: Path) -> None:
     shape = {"block_size": 32, "batch_size": 4, "warmup_steps": 1, "eval_tokens": 200, "precision": "fp32"}
     tries: tuple[tuple[str, int, Packing, float], ...]
     tries = (("width 24", 2, "chunks", 0.02), ("width 48", 3, "best_fit", 0.03))
-    size = Size(2, 0.02, 2, tries, tuple({**shape, "compile": "off"}.items()), 2)
+    size = Size(2, 0.02, 2, tries, tuple({**shape, "compile": "off"}.items()))
     folders = present(tmp_path / "models", tmp_path / "work", size)
     assert [folder.name for folder in folders] == ["tales-smallest", "tales-writer"]
     for folder in folders:
