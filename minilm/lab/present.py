@@ -20,7 +20,7 @@ import torch
 from minilm import runtime
 from minilm.config import Packing, TrainConfig
 from minilm.evaluation.text_metrics import Coherence, coherence, copy_check
-from minilm.lab.model_size import CONTEXT, SHAPES
+from minilm.lab.model_size import CONTEXT, SHAPES, TRIES
 from minilm.lab.question import prose
 from minilm.lab.stories import story_loss, validation_stories
 from minilm.lab.texts import STYLES
@@ -33,7 +33,6 @@ from minilm.text.shards import open_shards
 from minilm.training.loop import Result, train
 
 GOAL = 0.9  # share of coherent stories of level 1
-TRIES = "tries.jsonl"  # in the folder of the smallest model
 LARGEST_BYTES = 5_000_000  # of a model that is kept in the repository
 
 
@@ -80,7 +79,7 @@ def writer(folder: Path, work: Path, size: Size = FULL) -> Path:
 def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
     """The first of `tries` whose stories of level 1 are coherent; of none, the last. What each came to is kept beside
     the model, and one that fell short is not trained again."""
-    log, tried = folder / "tales-smallest" / TRIES, list[dict[str, Any]]()
+    log, tried = folder / TRIES.parent.name / TRIES.name, list[dict[str, Any]]()
     known = {tuple(line["try"]): line for line in (read_metrics(log) if log.is_file() else [])}
     for one in size.tries:
         if one in known and known[one]["share"] <= GOAL and one != size.tries[-1]:
@@ -105,7 +104,7 @@ def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
         f"Tried in turn, level 1: {'; '.join(told)}, which {reached} {100 * GOAL:g} %{unsure}. The "
         f"same size, {harder.tokens:,} tokens of level 2: {100 * _graded(harder, 2, 'plain', size).share:.1f} % there."
     )
-    made = _package(folder / "tales-smallest", result, data, [graded], about)
+    made = _package(log.parent, result, data, [graded], about)
     log.write_text("".join(json.dumps(line) + "\n" for line in tried), encoding="utf-8")
     return made
 
