@@ -14,15 +14,16 @@ import pytest
 import torch
 from lab_helpers import light, shards
 
+from minilm import runtime
 from minilm.config import GPTConfig
-from minilm.errors import UsageError
+from minilm.errors import MinilmError, UsageError
 from minilm.lab import components, domains, double_descent, leak, mixing, model_size, overfit, sampling, transfer
 from minilm.lab import loss as lab_loss
 from minilm.lab.analysis import Analysis, ArmResult, analyse, compare
 from minilm.lab.answers import power
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
-from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale
+from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale, config_of
 from minilm.lab.questions import load_question
 from minilm.lab.report import threats
 from minilm.lab.stories import behind_code, obeyed
@@ -31,6 +32,7 @@ from minilm.lab.theory import change_of_weights
 from minilm.lab.transfer import hernandez
 from minilm.lab.trial import run_cell
 from minilm.model.gpt import GPT
+from minilm.model.hub import step_folders
 from minilm.model.surgery import swap
 from minilm.text.mixture import MixedFolder, open_data
 from minilm.text.prepare import prepare
@@ -461,6 +463,57 @@ def test_gpt2_is_the_base_where_the_cache_has_it(
         assert found[arm_name.replace("as it is", "finetuned")]["val_loss"] < found[arm_name]["val_loss"]
     told = " ".join(threats(analyse(question, scale, places.results("small_vs_large", "smoke"))))
     assert "Starts from gpt2 and gpt2-medium," in told
+
+
+def test_a_model_of_the_repository_is_a_base_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domains, "DOMAINS", {"new style": {"style": "letter"}})
+    question, places = domains.QUESTION, Places(tmp_path / "lab")
+    scale = question.scale("smoke")
+    scale = replace(scale, extra={**scale.extra, "books": ("new style",)})
+    arms = question.arms(scale)
+    assert [arm.name for arm in arms] == ["finetuned", domains.BOOKS, "from scratch"]
+    cells = {a.name: [*sweep(question, scale, a), *paired(question, scale, a, a.rates[2])] for a in arms}
+    monkeypatch.setattr(runtime, "packaged", lambda name: None)
+    with pytest.raises(MinilmError, match="tales-shakespeare is not in"):
+        run_cell(question, cells[domains.BOOKS][0], places)
+    for name in ("finetuned", "from scratch"):
+        for cell in cells[name]:
+            run_cell(question, cell, places)
+    [made] = (tmp_path / "lab" / "work" / "bases").iterdir()
+    weights = step_folders(made)[-1]
+    monkeypatch.setattr(runtime, "packaged", lambda name: weights if name == "tales-shakespeare" else None)
+    lines = [run_cell(question, cell, places) for cell in cells[domains.BOOKS]]
+    assert [made] == list(made.parent.iterdir())  # none was trained
+
+    found = analyse(question, scale, places.results("domains", "smoke"))
+    ours, plain = (next(r for r in found.arms if r.arm.name == name) for name in (domains.BOOKS, "finetuned"))
+    for measure in ("val_loss", "forgotten"):  # the same weights come to the same
+        assert ours.values[measure] == plain.values[measure]
+    assert all(line["metrics"]["curve"][0][1] > line["metrics"]["val_loss"] for line in lines)
+    assert "new style, 0.02 MB +0.000 (+0.000 to +0.000)" in domains.beside(found)[0]
+    assert not any("Starts from" in threat for threat in threats(found))
+
+
+def test_the_base_of_shakespeare_too_has_the_shape_of_the_other() -> None:
+    question = load_question("domains")
+    scale = question.scale("laptop")
+    [base] = {str(a.base): a.base for a in question.arms(scale) if a.name == domains.BOOKS}.values()
+    assert base is not None
+    theirs, ours = config_of(scale, base.run, 0).model, GPT.from_pretrained(base.pretrained).config
+    for name in (
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+        "position",
+        "qk_norm",
+        "attn_bias",
+        "mlp_bias",
+        "norm_bias",
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert get_tokenizer(base.pretrained).vocab_size == 512
+    assert get_tokenizer(base.pretrained).name == "bpe"
 
 
 def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

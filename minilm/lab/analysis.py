@@ -137,8 +137,7 @@ def another_base(result: ArmResult, reference: ArmResult, seed: int) -> bool:
 
 def reference_of(question: Question, arm: Arm, found: list[ArmResult]) -> ArmResult | None:
     """The reference of the arm's group, where it is there."""
-    mine = [r for r in found if r.arm.group == arm.group and r.arm.name == question.reference]
-    return mine[0] if mine else None
+    return next((r for r in found if r.arm.group == arm.group and r.arm.name == question.reference), None)
 
 
 def _values(runs: list[Line], clock: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
@@ -185,9 +184,7 @@ def verdict_of(effect: Effect, p: float, margin: float, better: str) -> Verdict:
     return "undecided"
 
 
-def _steps_to_reference(
-    question: Question, scale: Scale, found: list[ArmResult], results: Results
-) -> list[ArmResult]:  # fmt: skip
+def _steps_to_reference(question: Question, scale: Scale, found: list[ArmResult], results: Results) -> list[ArmResult]:
     """Adds, where it is asked for, after how many steps each run's validation loss is the reference's last one."""
     if all(measure.name != "steps_to_reference" for measure in question.measures):
         return found

@@ -210,7 +210,7 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
     own = question.measure is not None and (kind == "paired" or bool(chosen))
     measure = {**(arm.measure if own else {}), "n_stories": scale.n_stories if kind == "paired" else 0, **chosen}
     base = base_settings(question, scale, arm, seed)
-    tokenizer = {"tokenizer": "gpt2"} if base and "pretrained" in base else {}
+    tokenizer = {"tokenizer": "gpt2"} if base and base["data"]["tokenizer"] == "gpt2" else {}
     return Cell(
         question=question.name,
         arm=arm.label,
@@ -232,7 +232,7 @@ def base_settings(question: Question, scale: Scale, arm: Arm, seed: int) -> Line
         return None
     config, data = config_of(scale, base.run, seed if base.per_seed else 0), {**scale.data, **base.data}
     taken = {"pretrained": base.pretrained} if base.pretrained else {}
-    data |= {"tokenizer": "gpt2"} if taken else {}
+    data |= {"tokenizer": "gpt2"} if base.pretrained.startswith("gpt2") else {}
     made = {"config": flat(config), "data": with_fingerprint(data), **taken}
     return made if base.weights else {**made, "weights": False}
 

@@ -33,9 +33,7 @@ def loss_by_context(trained: Trained) -> dict[str, float]:
     texts = validation_stories(trained.data, trained.tokenizer, n)
     model, _ = load_pretrained(trained.checkpoint, block_size=max(contexts))
     model.to(trained.model.device).eval()
-    found = {
-        f"loss_at_{C}": story_loss(model, trained.tokenizer, texts, context=C, stride=C // 2) for C in contexts
-    }  # fmt: skip
+    found = {f"loss_at_{C}": story_loss(model, trained.tokenizer, texts, context=C, stride=C // 2) for C in contexts}
     return {**found, "loss_at_longest": found[f"loss_at_{max(contexts)}"]}
 
 

@@ -76,7 +76,7 @@ def unseen(megabytes: float, **options: Any) -> dict[str, Any]:
 def forgetting(trained: Trained) -> dict[str, float]:
     """How much worse the base's own validation stories are predicted than before finetuning; nothing of GPT-2, whose
     own text is not here."""
-    if trained.cell.base and "pretrained" in trained.cell.base:
+    if trained.cell.data["tokenizer"] == "gpt2":
         return {}
     assert trained.base_data is not None
     assert trained.base_checkpoint is not None

@@ -232,7 +232,7 @@ class Base:
     weights: bool = True
     """False: an arm takes its tokenizer alone, and starts from scratch."""
     pretrained: str = ""
-    """A size of GPT-2 that is taken instead, with its tokenizer, from the Hub's cache."""
+    """Taken instead: a size of GPT-2 from the Hub's cache, or a model of models/ that has read `data` among others."""
 
 
 @dataclass(frozen=True)

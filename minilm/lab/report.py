@@ -192,8 +192,8 @@ def threats(analysis: Analysis) -> list[str]:
             f"Paired runs come from {' and '.join(where)}: runs of one seed on two machines differ by more than "
             "rounding after some hundred steps."
         )
-    settings = [line["settings"] for line in analysis.lines]
-    if names := sorted({of["base"]["pretrained"] for of in settings if of["base"] and "pretrained" in of["base"]}):
+    taken = {(line["settings"]["base"] or {}).get("pretrained", "") for line in analysis.lines}
+    if names := sorted(name for name in taken if name.startswith("gpt2")):
         found.append(
             f"Starts from {' and '.join(names)}, which has read no tales, unlike what is said above of a base."
         )

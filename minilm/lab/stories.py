@@ -25,9 +25,7 @@ def validation_stories(data: ShardFolder, tokenizer: Tokenizer, n: int) -> list[
 
 def story_loss(model: GPT, tokenizer: Tokenizer, texts: list[str], **changes: Any) -> float:
     """Nats per token, the first token after end-of-text included. changes: of the protocol, such as its context."""
-    scored = perplexity(
-        model, texts, "minilm", tokenizer=tokenizer, documents="each", first="after_eot", **changes
-    )  # fmt: skip
+    scored = perplexity(model, texts, "minilm", tokenizer=tokenizer, documents="each", first="after_eot", **changes)
     return scored.nats_per_token
 
 

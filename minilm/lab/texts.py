@@ -111,9 +111,7 @@ def _changed(folders: list[Path], changes: dict[str, Any]) -> Path:
     sources = [open_shards(one) for one in folders]
     tokenizer = sources[0].tokenizer()
     with replacing(folder) as temporary:
-        splits = {
-            split: _write(temporary, split, sources, tokenizer, changes) for split in sources[0].splits
-        }  # fmt: skip
+        splits = {split: _write(temporary, split, sources, tokenizer, changes) for split in sources[0].splits}
         tokenizer.save(temporary)
         write_meta(temporary, replace(sources[0].meta, splits=splits))
     return folder

@@ -206,7 +206,7 @@ def _base(cell: Cell, places: Places) -> tuple[Path | None, ShardFolder | None]:
         return None, None
     named = prepared(cell.base["data"], None, places)
     if name := cell.base.get("pretrained"):
-        if (found := cached(name)) is None:
+        if (found := runtime.packaged(name) or cached(name)) is None:
             raise MinilmError(
                 f"{name} is not in this machine's cache: download it here too (`minilm eval {name} --all`)"
             )
