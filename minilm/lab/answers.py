@@ -149,8 +149,8 @@ def power(analysis: Analysis) -> str:
         if len(mine) > 2 and np.isfinite(seeds).all():
             fits = [[np.polyfit(x, y, degree)[0] for y in seeds] for degree in (1, 2)]
             slope, bend = (paired_effect(of, np.zeros(len(of)).tolist()) for of in fits)
-            verdict = "agrees" if slope.high < 0 else "undecided here"
-            verdict = verdict if bend.low <= 0 <= bend.high else "disagrees: a line that bends is no power law"
+            verdict = "no bend found" if slope.high < 0 else "undecided here"
+            verdict = verdict if bend.low <= 0 <= bend.high else "it bends, as no power law without a floor does"
             told_bend = f"bend of the line in logarithms {bend.mean:+.4f} ({bend.interval(4)}), {verdict}"
             found.append(f"{group} exponent {slope.mean:.3f} ({slope.interval(3)}), {told_bend}".lstrip())
     return "; ".join(found) or "not measured here"
@@ -170,7 +170,7 @@ def loss_and_text(analysis: Analysis) -> str:
         if math.isfinite(rho):
             found.append(f"{rho:+.2f} over {len(pairs)} arms{f' of {group}' if group else ''}")
     told = "Rank correlation of validation loss with sentences before the first broken rule"
-    return f"{told}: {', '.join(found)}." if found and analysis.question.tells is None else ""
+    return f"{told}: {', '.join(found)} (which share seeds: no p)." if found and analysis.question.tells is None else ""
 
 
 def correlations(analysis: Analysis, names: list[str]) -> str:

@@ -85,7 +85,7 @@ def judged(analysis: Any) -> str:
     """Whether the fit's intervals hold the published exponents."""
     found = [
         f"{name} {value:.3g} ({low:.3g} to {high:.3g}) beside {PUBLISHED[name]:g}: "
-        + ("agrees" if low <= PUBLISHED[name] <= high else "disagrees")
+        + ("agrees" if low <= PUBLISHED[name] <= high else "another exponent")
         for name, value, low, high in hernandez(worth(analysis)[0])
         if name in PUBLISHED
     ]
