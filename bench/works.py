@@ -224,8 +224,8 @@ WORKS = {
             needs_text=True,
         ),
         Work(
-            "recipe", "nanoGPT's CPU recipe (its README's command) from start to end", ("minilm", "minilm adamw", "nanogpt"),
-            "seconds", _from("training_works", "recipe"),
+            "recipe", "nanoGPT's CPU recipe (its README's command) from start to end",
+            ("minilm", "minilm adamw", "nanogpt"), "seconds", _from("training_works", "recipe"),
             (
                 Aim(1.8, MINILM, ("nanogpt",), why="seconds, by Muon in 1,000 steps"),
                 Aim(1.8, ("minilm adamw",), ("nanogpt",), why="seconds, by its own AdamW in 2,000 steps"),

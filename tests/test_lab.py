@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from minilm.lab.question import (
     middle,
 )
 from minilm.lab.questions import QUESTIONS, load_question
+from minilm.lab.report import threats
 from minilm.options import build
 from minilm.training.loop import train
 
@@ -606,6 +608,21 @@ def test_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
     text = (out / "README.md").read_text("utf-8")
     assert "Not run yet at this scale: `minilm lab run freeze --scale laptop`." in text
     assert capsys.readouterr().out.splitlines() == [str(out / "README.md"), str(out / "index.html")]
+
+
+def test_paired_runs_of_two_machines_are_told_by_name_and_by_vectors() -> None:
+    results = fake(TWO, SCALE3, {"plain": [2.0, 2.5, 3.0], "other": [1.9, 2.4, 2.9]}, TUNED)
+    paired_lines = [line for line in results.values() if line["kind"] == "paired"]
+
+    def told(*vectors: str) -> list[str]:
+        for line, v in zip(paired_lines, cycle(vectors), strict=False):
+            line["versions"] = {"processor": "x", **({"vectors": v} if v else {})} | {"torch": "2", "minilm": "0"}
+        return [threat for threat in threats(analyse(TWO, SCALE3, results)) if threat.startswith("Paired runs")]
+
+    assert not told("")
+    assert not told("AVX2")
+    assert "come from x AVX2 and x AVX512:" in told("AVX2", "AVX512")[0]
+    assert "come from x and x AVX512:" in told("", "AVX512")[0]
 
 
 def test_more_that_numbers_say() -> None:

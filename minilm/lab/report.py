@@ -186,7 +186,8 @@ def threats(analysis: Analysis) -> list[str]:
             f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them). A "
             "speed is the last that one short run logged: a tenth more or less tells nothing."
         )
-    where = sorted({line["versions"]["processor"] for line in analysis.lines if line["kind"] == "paired"})
+    made = [line["versions"] for line in analysis.lines if line["kind"] == "paired"]
+    where = sorted({f"{of['processor']} {of.get('vectors', '')}".strip() for of in made})
     if len(where) > 1:
         found.append(
             f"Paired runs come from {' and '.join(where)}: runs of one seed on two machines differ by more than "
@@ -211,8 +212,7 @@ def threats(analysis: Analysis) -> list[str]:
 
 def _another_base(analysis: Analysis, result: ArmResult) -> bool:
     reference = reference_of(analysis.question, result.arm, list(analysis.arms))
-    seeds = range(len(result.bases))
-    return reference is not None and any(another_base(result, reference, seed) for seed in seeds)
+    return reference is not None and any(another_base(result, reference, seed) for seed in range(len(result.bases)))
 
 
 def provenance(analysis: Analysis) -> str:

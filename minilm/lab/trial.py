@@ -104,7 +104,7 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": _commit(),
-        "versions": runtime.versions(),
+        "versions": {**runtime.versions(), "vectors": torch.backends.cpu.get_cpu_capability()},
         "settings": cell.settings,
         **mark,
     }
