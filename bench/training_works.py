@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pages import ROOT
-from works import SMALL, Values, gpt2, test_data
+from works import ADAMW, SMALL, Values, gpt2, test_data
 
-ADAMW = "minilm adamw"  # the recipe's own optimizer
 MANY_STEPS = 10 if SMALL else 10_000  # enough that compiling is worth it
 FROZEN: dict[str, dict[str, Any]] = {
     "full": {},

@@ -210,7 +210,7 @@ def _cell(question: Question, scale: Scale, arm: Arm, kind: Kind, seed: int, run
     own = question.measure is not None and (kind == "paired" or bool(chosen))
     measure = {**(arm.measure if own else {}), "n_stories": scale.n_stories if kind == "paired" else 0, **chosen}
     base = base_settings(question, scale, arm, seed)
-    tokenizer = {"tokenizer": "gpt2"} if base and base["data"]["tokenizer"] == "gpt2" else {}
+    tokenizer = {"tokenizer": base["data"]["tokenizer"]} if base and "pretrained" in base else {}
     return Cell(
         question=question.name,
         arm=arm.label,

@@ -53,7 +53,7 @@ def _svg(figure: Figure) -> str:
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = written.getvalue()
-    return "\n".join(line.rstrip() for line in text[text.index("<svg") :].splitlines()) + "\n"
+    return "\n".join(line.strip() for line in text[text.index("<svg") :].splitlines()) + "\n"
 
 
 def _effects(plt: Any, analysis: Analysis) -> Figure:

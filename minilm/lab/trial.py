@@ -208,7 +208,7 @@ def _base(cell: Cell, places: Places) -> tuple[Path | None, ShardFolder | None]:
     if name := cell.base.get("pretrained"):
         if (found := runtime.packaged(name) or cached(name)) is None:
             raise MinilmError(
-                f"{name} is not in this machine's cache: download it here too (`minilm eval {name} --all`)"
+                f"{name} is not in models/ nor in this machine's cache: download it (`minilm eval {name} --all`)"
             )
         return found, open_data(named)
     key = base_address(cell.base)
