@@ -45,6 +45,7 @@ __all__ = ["light", "shards"]  # fixtures
 
 SMALL: dict[str, Any] = {"level": 1, "megabytes": 0.02, "tokenizer": "words"}
 TWO_PARTS = [{"style": "fable", "megabytes": 0.02}, {"style": "news", "megabytes": 0.01}]
+FINETUNING = ["freeze", "domains", "small_vs_large", "budget", "steer", "transfer", "theory", "defaults"]
 WORDS = {"vocabulary": {"style": "fable,news"}}
 
 
@@ -468,25 +469,25 @@ def test_gpt2_is_the_base_where_the_cache_has_it(
 def test_a_model_of_the_repository_is_a_base_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domains, "DOMAINS", {"new style": {"style": "letter"}})
     question, places = domains.QUESTION, Places(tmp_path / "lab")
-    scale = question.scale("smoke")
-    scale = replace(scale, extra={**scale.extra, "books": ("new style",)})
+    scale = replace(question.scale("smoke"), name="laptop")  # where a base is one of models/
+    scale = replace(scale, extra={**scale.extra, "alone": ("new style",)})
     arms = question.arms(scale)
-    assert [arm.name for arm in arms] == ["finetuned", domains.BOOKS, "from scratch"]
+    assert [arm.name for arm in arms] == ["finetuned", domains.TALES, "from scratch"]
     cells = {a.name: [*sweep(question, scale, a), *paired(question, scale, a, a.rates[2])] for a in arms}
     monkeypatch.setattr(runtime, "packaged", lambda name: None)
     with pytest.raises(MinilmError, match="tales-shakespeare is not in"):
-        run_cell(question, cells[domains.BOOKS][0], places)
-    for name in ("finetuned", "from scratch"):
+        run_cell(question, cells["finetuned"][0], places)
+    for name in (domains.TALES, "from scratch"):
         for cell in cells[name]:
             run_cell(question, cell, places)
     [made] = (tmp_path / "lab" / "work" / "bases").iterdir()
     weights = step_folders(made)[-1]
     monkeypatch.setattr(runtime, "packaged", lambda name: weights if name == "tales-shakespeare" else None)
-    lines = [run_cell(question, cell, places) for cell in cells[domains.BOOKS]]
+    lines = [run_cell(question, cell, places) for cell in cells["finetuned"]]
     assert [made] == list(made.parent.iterdir())  # none was trained
 
-    found = analyse(question, scale, places.results("domains", "smoke"))
-    ours, plain = (next(r for r in found.arms if r.arm.name == name) for name in (domains.BOOKS, "finetuned"))
+    found = analyse(question, scale, places.results("domains", "laptop"))
+    ours, plain = (next(r for r in found.arms if r.arm.name == name) for name in ("finetuned", domains.TALES))
     for measure in ("val_loss", "forgotten"):  # the same weights come to the same
         assert ours.values[measure] == plain.values[measure]
     assert all(line["metrics"]["curve"][0][1] > line["metrics"]["val_loss"] for line in lines)
@@ -494,26 +495,20 @@ def test_a_model_of_the_repository_is_a_base_where_it_is_named(tmp_path: Path, m
     assert not any("Starts from" in threat for threat in threats(found))
 
 
-def test_the_base_of_shakespeare_too_has_the_shape_of_the_other() -> None:
-    question = load_question("domains")
+@pytest.mark.parametrize("name", FINETUNING)
+def test_what_a_laptop_finetunes_is_in_the_repository_and_of_the_shape_that_is_told(name: str) -> None:
+    question = load_question(name)
     scale = question.scale("laptop")
-    [base] = {str(a.base): a.base for a in question.arms(scale) if a.name == domains.BOOKS}.values()
-    assert base is not None
-    theirs, ours = config_of(scale, base.run, 0).model, GPT.from_pretrained(base.pretrained).config
-    for name in (
-        "n_layer",
-        "n_head",
-        "n_embd",
-        "block_size",
-        "position",
-        "qk_norm",
-        "attn_bias",
-        "mlp_bias",
-        "norm_bias",
-    ):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    assert get_tokenizer(base.pretrained).vocab_size == 512
-    assert get_tokenizer(base.pretrained).name == "bpe"
+    started = [arm.base or (question.base(scale) if question.base else None) for arm in question.arms(scale)]
+    bases = {base.pretrained: base for base in started if base is not None and base.pretrained}
+    assert bases
+    for base in bases.values():
+        theirs, ours = config_of(scale, base.run, 0).model, GPT.from_pretrained(base.pretrained).config
+        assert ours.block_size in (scale.run["block_size"], 512)
+        for part in ("n_layer", "n_head", "n_embd", "position", "qk_norm", "attn_bias", "mlp_bias", "norm_bias"):
+            assert getattr(ours, part) == getattr(theirs, part), (base.pretrained, part)
+        assert get_tokenizer(base.pretrained).vocab_size == 512
+        assert get_tokenizer(base.pretrained).name == "bpe"
 
 
 def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def total_flops(question: Question, scale: Scale, results: Results | None = None
     total, bases = 0.0, dict[str, Line]()
     for arm in question.arms(scale):
         swept = sweep(question, scale, arm, results or {})
-        cells = [*swept[:1] * (scale.extra["trials"] if arm.search else 0), *swept[bool(arm.search) :]]
+        cells = swept[:1] * scale.extra["trials"] if arm.search else list(swept)
         cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
         total += sum(_flops(cell.config) for cell in cells) if question.trains else 0
         trained = [cell.base for cell in cells if cell.base and "pretrained" not in cell.base]

@@ -13,20 +13,21 @@ from minilm.lab.trial import Trained
 
 DOMAINS: dict[str, dict[str, Any]] = {"known style": {"style": "fable"}, "new style": {"style": UNSEEN}}
 DOMAINS |= {"harder tales": {"style": "plain", "level": 3}, "manual": {"local": "manual"}, "code": {"local": "code"}}
-BOOKS = "read Shakespeare too"  # a base of one size, a laptop's
-LAPTOP = {"megabytes": (0.03, 0.3), "books": ("new style", "manual", "code")}
+TALES = "of tales alone"  # finetuned from a base that has not read the laptop's Shakespeare
+LAPTOP = {"megabytes": (0.03, 0.3), "alone": ("new style", "manual", "code")}
 
 
 def arms(scale: Scale) -> list[Arm]:
     found, run = [], scale.extra["finetune"]
-    scratch, books = replace(base(scale), weights=False), replace(base(scale), pretrained="tales-shakespeare")
+    alone = replace(base(scale), pretrained="")
     for domain, options in DOMAINS.items():
         for megabytes in scale.extra["megabytes"]:
             data = {**options, "megabytes": megabytes, "vocabulary": "base"}
             group, measure = f"{domain}, {megabytes:g} MB", {"documents": scale.extra["documents"]}
             found.append(Arm("finetuned", run, grid(1e-3), group, data, measure, x=1e6 * megabytes))
-            if domain in scale.extra.get("books", ()):
-                found.append(Arm(BOOKS, run, grid(1e-3), group, data, measure, books, x=1e6 * megabytes))
+            if domain in scale.extra.get("alone", ()):
+                found.append(Arm(TALES, run, grid(1e-3), group, data, measure, alone, x=1e6 * megabytes))
+            scratch = replace(alone, weights=False)
             found.append(Arm("from scratch", run, grid(1e-2), group, data, {}, scratch, x=1e6 * megabytes))
     return found
 
@@ -38,8 +39,8 @@ def forgotten(trained: Trained) -> dict[str, float]:
 def beside(analysis: Any) -> list[str]:
     """What the base that has read Shakespeare too comes to beside the one that has not."""
     found = {r.arm.label: r.values["val_loss"] for r in analysis.arms}
-    pairs = [(r.arm, f"finetuned / {r.arm.group}") for r in analysis.arms if r.arm.name == BOOKS]
-    effects = {arm.group: paired_effect(found[arm.label], found[other]) for arm, other in pairs if other in found}
+    pairs = [(r.arm, f"finetuned / {r.arm.group}") for r in analysis.arms if r.arm.name == TALES]
+    effects = {arm.group: paired_effect(found[other], found[arm.label]) for arm, other in pairs if other in found}
     each = ", ".join(f"{group} {e.mean:+.3f} ({e.interval(3)})" for group, e in effects.items())
     return [f"With Shakespeare in a quarter of what the base has read, nats per token more: {each}."] if each else []
 

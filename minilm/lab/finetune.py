@@ -19,14 +19,22 @@ LARGE: dict[str, Any] = {"n_layer": 4, "n_embd": 192, "n_head": 3}  # beside wid
 FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the base had", "nats per token", digits=4)
 
 
-def base(scale: Scale, styles: str = STYLES) -> Base:
-    """What is finetuned, four times as long in training as other laptop runs; shared by all questions."""
-    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles})
+def base(scale: Scale, styles: str = STYLES, name: str = "") -> Base:
+    """What is finetuned, four times as long in training as other laptop runs; shared by all questions. On a laptop one
+    of models/, a quarter of whose tokens were Shakespeare's: the others are of tales alone."""
+    taken = f"tales-shakespeare{name}" if scale.name == "laptop" else ""
+    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles}, pretrained=taken)
 
 
-def pretrained(scale: Scale) -> Base:
+def pretrained(scale: Scale, name: str = "") -> Base:
     """The same, or GPT-2 where the scale asks for it: for questions that ask nothing of what a base has read."""
-    return replace(base(scale), pretrained=gpt2(scale)[0])
+    found = base(scale, name=name)
+    return replace(found, pretrained=gpt2(scale)[0] or found.pretrained)
+
+
+def small(scale: Scale) -> Base:
+    """What `large` is beside: both have read rows of 512 on a laptop."""
+    return pretrained(scale, "-long")
 
 
 def gpt2(scale: Scale) -> tuple[str, str]:
@@ -39,7 +47,8 @@ def gpt2(scale: Scale) -> tuple[str, str]:
 def large(scale: Scale) -> tuple[dict[str, Any], Base]:
     """Fields of an arm with the large model, and its base."""
     shape = scale.extra.get("large", LARGE)
-    return shape, Base({**base(scale).run, **shape}, {"style": STYLES}, pretrained=gpt2(scale)[1])
+    found = base(scale, name="-large")
+    return shape, replace(found, run={**found.run, **shape}, pretrained=gpt2(scale)[1] or found.pretrained)
 
 
 def finetuning(

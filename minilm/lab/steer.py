@@ -26,7 +26,7 @@ def arms(scale: Scale) -> list[Arm]:
     """Every arm asks for stories of one style; `options` are decoding's, `code` whether the code is given."""
     tune, data = scale.extra["finetune"], unseen(scale.extra["megabytes"])
     alone, n = {**tune, **LEFT_ALONE}, scale.extra["told"]
-    knows = base(scale, f"{STYLES},{UNSEEN}")
+    knows = base(scale, f"{STYLES},{UNSEEN}", "-letter")
     ways: dict[str, dict[str, Any]] = {
         "control code": {"code": True, "options": {}},
         "control code, guided 1.5": {"code": True, "options": {"guidance": 1.5}},

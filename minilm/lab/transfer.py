@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minilm.lab.finetune import base, finetuning, unseen
 from minilm.lab.measures import LOSS, PARAMETERS
-from minilm.lab.question import Arm, Base, Measure, Picture, Question, Scale, grid, prose
+from minilm.lab.question import Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.statistics import ALPHA, t_quantile
 from minilm.lab.trial import Trained
 
@@ -23,8 +24,9 @@ def arms(scale: Scale) -> list[Arm]:
     found, most = [], max(scale.extra["megabytes"])
     fewest = scale.extra["finetune"]["max_steps"]
     for size, shape in scale.extra["sizes"].items():
-        start = Base({**base(scale).run, **shape}, base(scale).data)
-        from_scratch = Base(start.run, start.data, weights=False)
+        start = base(scale, name=f"-{size.replace(' ', '')}")
+        start = replace(start, run={**start.run, **shape})
+        from_scratch = replace(start, weights=False, pretrained="")
         for megabytes in scale.extra["megabytes"]:
             group, data, x = f"{size}, {megabytes:g} MB", unseen(megabytes), 1e6 * megabytes
             if megabytes < most:  # which is there to tell what little is worth
