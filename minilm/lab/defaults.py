@@ -29,14 +29,7 @@ def arms(scale: Scale) -> list[Arm]:
         ("all searched", "lora", {**start, **lora, "lr": 5e-3 / lower}, of_lora),
     ]
     return [
-        Arm(
-            name,
-            run,
-            group=f"{method}, {megabytes:g} MB",
-            data=unseen(megabytes),
-            search=space,
-            x=1e6 * megabytes,
-        )
+        Arm(name, run, (), f"{method}, {megabytes:g} MB", unseen(megabytes), search=space, x=1e6 * megabytes)
         for megabytes in scale.extra["megabytes"]
         for name, method, run, space in ways
     ]

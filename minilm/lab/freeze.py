@@ -18,16 +18,9 @@ PARTS |= {f"lora {rank}": ({"lora_rank": rank, "lora_alpha": 2.0 * rank}, 5e-3) 
 
 
 def arms(scale: Scale) -> list[Arm]:
+    tune, measure = scale.extra["finetune"], {"documents": scale.extra["documents"]}
     return [
-        Arm(
-            name,
-            {**scale.extra["finetune"], **run},
-            grid(rate),
-            group=f"{megabytes:g} MB",
-            data=unseen(megabytes),
-            measure={"documents": scale.extra["documents"]},
-            x=1e6 * megabytes,
-        )
+        Arm(name, {**tune, **run}, grid(rate), f"{megabytes:g} MB", unseen(megabytes), measure, x=1e6 * megabytes)
         for megabytes in scale.extra["megabytes"]
         for name, (run, rate) in PARTS.items()
     ]

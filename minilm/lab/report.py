@@ -193,11 +193,12 @@ def threats(analysis: Analysis) -> list[str]:
             f"Paired runs come from {' and '.join(where)}: runs of one seed on two machines differ by more than "
             "rounding after some hundred steps."
         )
-    taken = {(line["settings"]["base"] or {}).get("pretrained", "") for line in analysis.lines}
-    if names := sorted(name for name in taken if name.startswith("gpt2")):
-        found.append(
-            f"Starts from {' and '.join(names)}, which has read no tales, unlike what is said above of a base."
+    if taken := sorted({(line["settings"]["base"] or {}).get("pretrained", "") for line in analysis.lines} - {""}):
+        gpt2 = "no tales, unlike what is said above of a base"
+        read = (
+            gpt2 if taken[0].startswith("gpt2") else "Shakespeare in a quarter of its tokens; models/ has it in 16 bits"
         )
+        found.append(f"Starts from {' and '.join(taken)}, which has read {read}.")
     if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
         found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
     commits = sorted({line["commit"][:10] for line in analysis.lines})
