@@ -18,10 +18,7 @@ from minilm.config import GPTConfig, TrainConfig, nearest
 from minilm.errors import UsageError
 
 PRESETS = Path(__file__).parent / "presets"
-ALIASES = {
-    "dropout": ("embd_dropout", "attn_dropout", "resid_dropout"),
-    "bias": ("attn_bias", "mlp_bias", "norm_bias"),
-}
+ALIASES = {"dropout": ("embd_dropout", "attn_dropout", "resid_dropout"), "bias": ("attn_bias", "mlp_bias", "norm_bias")}
 MODEL_FIELDS = tuple(f.name for f in fields(GPTConfig))
 TRAIN_FIELDS = tuple(f.name for f in fields(TrainConfig) if f.name != "model")
 _DEFAULTS = TrainConfig()

@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="minilm plan", description=__doc__)
     parser.add_argument("--text", default="", help="your text, a file or folder")
     parser.add_argument("--megabytes", type=float, default=0.0, help="of text, where --text is not given (no limit)")
-    parser.add_argument("--hours", type=float, default=24.0, help="at most (%(default)s)")
+    parser.add_argument("--hours", type=float, help="at most (24, or what --dollars pay for)")
     parser.add_argument("--dollars", type=float, default=0.0, help="at most, with --dollars_per_hour; 0: no limit")
     parser.add_argument("--dollars_per_hour", type=float, default=0.0, help="of the machine")
     parser.add_argument("--card", default="", help="a card that is not here: H100, A100, 4090 ... (this machine)")
     parser.add_argument("--folder", default="lab", help="the lab's results, for expected losses (%(default)s)")
     options = parser.parse_words(sys.argv[2:] if argv is None else argv)
     for name, least in (("megabytes", 0.0), ("hours", 1e-3), ("dollars", 0.0), ("dollars_per_hour", 0.0)):
-        if not least <= getattr(options, name) <= MOST:
-            raise UsageError(f"--{name} must be {least:g} to {MOST:g}, not {getattr(options, name):g}")
+        if (given := getattr(options, name)) is not None and not least <= given <= MOST:
+            raise UsageError(f"--{name} must be {least:g} to {MOST:g}, not {given:g}")
     if options.dollars and not options.dollars_per_hour:
         raise UsageError("--dollars needs --dollars_per_hour: what the machine costs")
     from minilm.lab import plan
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     machine = plan.card(options.card) if options.card else plan.this_machine()
     text = size_of(options.text) if options.text else 1e6 * options.megabytes
-    hours = min([options.hours, *([options.dollars / options.dollars_per_hour] if options.dollars else [])])
+    paid = options.dollars / options.dollars_per_hour if options.dollars else None
+    hours = min((limit for limit in (options.hours, paid) if limit is not None), default=24.0)
     told = f"{text / 1e6:,.3g} MB of text, some {text / BYTES_PER_TOKEN:,.0f} tokens" if text else "any text"
     print(f"{machine.name}, {machine.memory / 1e9:.1f} GB; {told}; at most {hours:.3g} h")
     places, rows = Places(options.folder), []
@@ -70,12 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f = row.forecast
         cost = f", ${options.dollars_per_hour * f.seconds / 3600:,.2f}" if options.dollars_per_hour else ""
         told = f"{f.bytes / 1e9:6.1f} GB{f.step_seconds:10.3g} s a step{f.config.max_steps:9,} steps"
-        effect = beside.get(row.command.split()[1]) if f.config.init else None
-        loss = f", loss {effect.mean:+.2f} ({effect.interval(2)})" if effect else ""
         why = "; " + (row.reason or "fewer steps than the text is worth") if row.reason or row.cut else ""
-        print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{loss}{why}", flush=True)
+        print(f"  {row.command:44}{told}, {duration(f.seconds)}{cost}{why}", flush=True)
     if beside:
-        print(f"loss: beside `finetune`, which trains everything, nats per token (95 %): `lab run freeze`, {amount}")
+        each = ", ".join(f"{name} {e.mean:+.2f} ({e.interval(2)})" for name, e in beside.items())
+        print(f"loss beside `finetune`, nats per token, at the lab's size, on {amount} of its tales (95 %): {each}")
     if text:
         print(plan.expected(text, places))
     best = choose(rows, text)

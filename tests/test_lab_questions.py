@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -20,7 +21,7 @@ from minilm.errors import MinilmError, UsageError
 from minilm.lab import components, domains, double_descent, leak, mixing, model_size, overfit, sampling, transfer
 from minilm.lab import loss as lab_loss
 from minilm.lab.analysis import Analysis, ArmResult, analyse, compare
-from minilm.lab.answers import power
+from minilm.lab.answers import correlations, power
 from minilm.lab.cells import all_cells, best_rate, paired, ready, sweep
 from minilm.lab.places import Places
 from minilm.lab.question import SMOKE, Arm, Base, Line, Question, Scale, config_of
@@ -201,6 +202,25 @@ def test_a_peak_stands_above_both_ends() -> None:
     assert told(2.0, 3.0, 4.0, 2.5).endswith(", agrees")
     assert told(2.0, 3.0, 4.0, 5.0).endswith(", disagrees")
     assert told(2.0, 2.0, 2.0, 2.0).endswith(", undecided here")
+
+
+def test_metrics_are_correlated_over_the_arms_of_each_seed() -> None:
+    from scipy.stats import spearmanr
+
+    question, rng = replace(load_question("metrics"), reference="a0"), np.random.default_rng(0)
+    first, judged, length = question.measures[0].name, rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
+    arms = {
+        f"a{i}": {first: tuple(-(judged[i] ** 3)), "judged": tuple(judged[i]), "length": tuple(length[i])}
+        for i in range(6)
+    }
+    scale = replace(question.scale("smoke"), n_seeds=3)
+    found = SimpleNamespace(arms=results(arms), scale=scale, question=question)
+    told = correlations(found, ["judged", "length"])  # type: ignore[arg-type]
+    rhos = [spearmanr(-(judged[:, s] ** 3), length[:, s]).statistic for s in range(3)]
+    assert "the judge -1.00, words a story" in told
+    assert f"words a story {np.mean(rhos):+.2f} (" in told
+    assert f"than the next by {1 - np.mean(np.abs(rhos)):+.2f} (" in told
+    assert "No rank correlation" in correlations(found, ["zipf"])  # type: ignore[arg-type]
 
 
 def test_a_distilled_model_is_near_beyond_half_of_the_way() -> None:
@@ -509,6 +529,14 @@ def test_what_a_laptop_finetunes_is_in_the_repository_and_of_the_shape_that_is_t
             assert getattr(ours, part) == getattr(theirs, part), (base.pretrained, part)
         assert get_tokenizer(base.pretrained).vocab_size == 512
         assert get_tokenizer(base.pretrained).name == "bpe"
+        lines = [line for line in Places("lab").results(name, "laptop").values() if line["settings"]["base"]]
+        marks = {
+            line["base_weights"] for line in lines if line["settings"]["base"].get("pretrained") == base.pretrained
+        }
+        file = runtime.packaged(base.pretrained) / "model.safetensors"  # type: ignore[operator]
+        assert marks <= {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}, (
+            "results of other weights than models/ has"
+        )
 
 
 def test_a_search_needs_optuna_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,8 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert out.count("s a step") == 1 + 4
     assert "does not fit" not in out
     assert f"take: python train.py --config finetune --data {tmp_path / 'text'} --max_steps " in out
+    assert cli.run_door("plan", [*words, "--dollars=50"]) == 0
+    assert "; at most 100 h" in capsys.readouterr().out  # not the day that is meant without a budget
     (tmp_path / "empty.txt").touch()
     for wrong in ("--megabytes=nan", "--megabytes=-1", "--megabytes=1e300", "--hours=nan", "--hours=0"):
         assert cli.run_door("plan", ["--card=4090", wrong]) == 2

@@ -174,17 +174,24 @@ def loss_and_text(analysis: Analysis) -> str:
 
 
 def correlations(analysis: Analysis, names: list[str]) -> str:
-    """Spearman's correlation of each of these measures with the first, over arms, strongest first."""
-    first, *_ = analysis.question.measures
-    found = []
-    for measure in (m for m in analysis.question.measures if m.name in names):
-        pairs = [(r.mean(measure.name), r.mean(first.name)) for r in analysis.arms]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        rho, _ = rank_correlation([x for x, _ in pairs], [y for _, y in pairs])
-        if math.isfinite(rho):
-            found.append((-abs(rho), f"{measure.title} {rho:+.2f} ({len(pairs)} arms)"))
-    each = "; ".join(text for _, text in sorted(found)) or "none can be worked out"
-    return f"Rank correlation with {first.title}: {each}. Arms share models or tasks, so no p is given."
+    """Spearman's correlation of each of these measures with the first over the arms of a seed: mean and 95 % interval
+    over seeds, strongest first; and by how much the strongest is stronger than the next."""
+    titles, of = {m.name: m.title for m in analysis.question.measures}, dict[str, list[float]]()
+    first = analysis.question.measures[0].name
+    for name in (name for name in titles if name in names):
+        for seed in range(analysis.scale.n_seeds):
+            pairs = [(r.values[name][seed], r.values[first][seed]) for r in analysis.arms if name in r.values]
+            pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+            of.setdefault(name, []).append(rank_correlation([x for x, _ in pairs], [y for _, y in pairs])[0])
+    found = {name: paired_effect(rhos, [0.0] * len(rhos)) for name, rhos in of.items() if all(map(math.isfinite, rhos))}
+    if not found:
+        return f"No rank correlation with {titles[first]} can be worked out."
+    one, *others = sorted(found, key=lambda name: -abs(found[name].mean))
+    more = paired_effect(*([abs(rho) for rho in of[name]] for name in (one, (others or [one])[0])))
+    shown = [f"{e.mean:+.2f}{f' ({ends})' if (ends := e.interval(2)) else ''}" for e in (*found.values(), more)]
+    each = ", ".join(f"{titles[name]} {shown[[*found].index(name)]}" for name in (one, *others))
+    told = f"Rank correlation with {titles[first]}, over the arms of a seed (95 % over seeds): {each}."
+    return f"{told} The strongest is stronger than the next by {shown[-1]}."
 
 
 def fits(analysis: Analysis) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minilm.evaluation.scoring import Request, target_nats
 from minilm.lab.cells import flops_per_token
-from minilm.lab.finetune import LEFT_ALONE, finetuning, gpt2, large, small, unseen
+from minilm.lab.finetune import LEFT_ALONE, finetuning, gpt2, large, pretrained, unseen
 from minilm.lab.measures import LOSS, PARAMETERS, TERAFLOPS
 from minilm.lab.question import Arm, Measure, Question, Scale, config_of, grid, prose
 from minilm.lab.stories import validation_stories
@@ -80,6 +80,6 @@ QUESTION = Question(
     arms=arms,
     scales={**SCALES, "laptop": LONGER},
     minutes=30,
-    base=small,
+    base=lambda scale: pretrained(scale, "-long"),
     measure=target_loss,
 )

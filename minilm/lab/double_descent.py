@@ -56,6 +56,14 @@ def peak(analysis: Any) -> str:
     return "; ".join(found)
 
 
+def told(analysis: Any) -> list[str]:
+    """Both descents: over widths, and along a run, where an arm's fall after its peak lies above zero."""
+    falls = {r.arm.label: paired_effect(r.values["fall"], [0.0] * len(r.values["fall"])) for r in analysis.arms}
+    found = [f"{label} ({e.mean:.4f}, {e.interval(4)})" for label, e in falls.items() if e.low > 0]
+    along = f"Along a run the loss fell again after its rise in {len(found)} of {len(falls)} arms"
+    return [f"By width, {peak(analysis)}. {along}{': ' if found else ''}{', '.join(found)}."]
+
+
 def _scale(scale: Scale, megabytes: float, widths: tuple[int, ...], **run: Any) -> Scale:
     run = {"schedule": "constant", "weight_decay": 0.0, "position": "learned", **run}
     return scale.but(run, {"megabytes": megabytes}, extra={"widths": widths})
@@ -86,5 +94,7 @@ QUESTION = Question(
         Picture("curves", "passes over the text", "val_loss"),
     ),
     measure=by_epochs,
+    tells=told,
+    tells_first=True,
     judges={"Nakkiran 2019": peak},
 )

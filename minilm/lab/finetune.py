@@ -32,11 +32,6 @@ def pretrained(scale: Scale, name: str = "") -> Base:
     return replace(found, pretrained=gpt2(scale)[0] or found.pretrained)
 
 
-def small(scale: Scale) -> Base:
-    """What `large` is beside: both have read rows of 512 on a laptop."""
-    return pretrained(scale, "-long")
-
-
 def gpt2(scale: Scale) -> tuple[str, str]:
     """Names of the scale's two sizes of GPT-2; empty where not both are at hand, since losses in tokens of two kinds
     cannot be compared."""

@@ -87,4 +87,5 @@ QUESTION = Question(
     pictures=(Picture("points", "val_loss", "before"), Picture("points", "judged", "before")),
     measure=every_metric,
     tells=told,
+    tells_first=True,
 )

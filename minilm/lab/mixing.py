@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minilm.evaluation.text_metrics import sample_documents
-from minilm.lab.measures import LOSS, OBEYED
+from minilm.lab.measures import OBEYED
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import behind_code, obeyed
 from minilm.lab.texts import without_code
@@ -62,7 +62,7 @@ def own_style(trained: Trained) -> dict[str, float]:
 
 QUESTION = Question(
     **prose("mixing"),
-    measures=(OWN_LOSS, LAST_LOSS, Measure("kept_step", "step of the lowest", "", digits=0), OBEYED, LOSS),
+    measures=(OWN_LOSS, LAST_LOSS, Measure("kept_step", "step of the lowest", "", digits=0), OBEYED),
     margin=0.01,
     reference="own alone",
     chosen_by="own_loss",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm.lab.measures import LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Question, Scale, grid, prose
 from minilm.lab.stories import story_loss
 from minilm.lab.trial import Trained
@@ -58,7 +57,6 @@ QUESTION = Question(
         Measure("mean_loss", "loss, mean over data sets", "nats per token", digits=4),
         Measure("worst_loss", "loss of the worst data set", "nats per token", digits=4),
         *(Measure(f"loss_{style}", f"loss of {style}", "nats per token", digits=4) for style in STYLES),
-        LOSS,
     ),
     margin=0.01,
     reference="by size",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from minilm.decoding.engine import generate_ids
-from minilm.lab.measures import COPIED, TRAIN_LOSS, WRITES
+from minilm.lab.measures import BEFORE, COHERENT, COPIED, LOSS, TRAIN_LOSS
 from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Measure, Picture, Question, Scale, grid, prose
 from minilm.lab.trial import Trained, loss_of_rows
 from minilm.text.batches import eval_batches
@@ -51,7 +51,9 @@ def _scale(scale: Scale, megabytes: float, passes: tuple[int, ...], documents: i
 QUESTION = Question(
     **prose("overfit"),
     measures=(
-        *WRITES,
+        COHERENT,
+        BEFORE,
+        LOSS,
         TRAIN_LOSS,
         Measure("by_heart", "tokens of training rows known by heart", "%", digits=1),
         COPIED,

@@ -212,6 +212,8 @@ class Question:
     """(Trained) -> more of a cell's numbers."""
     tells: Callable[[Any], list[str]] | None = None
     """(Analysis) -> more sentences of the report, worked out from its numbers."""
+    tells_first: bool = False
+    """Whether these are the answer, and what is better or worse than the reference comes behind them."""
     judges: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
     """Author and year of a claim that no verdict of arms tests -> (Analysis) -> what was found, whether it agrees."""
 

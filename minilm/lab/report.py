@@ -111,13 +111,10 @@ def section(analysis: Analysis) -> list[Block]:
     ]
     if not analysis.arms:
         return [*blocks, Text(f"Not run yet at this scale: `{command}`."), *setting]
-    blocks += [
-        Text(answer(analysis)),
-        Text(f"Would change a default: {question.would_change} {change_of_default(analysis)}"),
-    ]
-    told = question.tells(analysis) if question.tells else []
-    if more := [*told, *reached(analysis), *fits(analysis), loss_and_text(analysis)]:
-        blocks += [Text(text) for text in more if text]
+    told = [answer(analysis), *(question.tells(analysis) if question.tells else [])]
+    told = [*told[1:], told[0]] if question.tells_first else told
+    told.insert(1, f"Would change a default: {question.would_change} {change_of_default(analysis)}")
+    blocks += [Text(text) for text in [*told, *reached(analysis), *fits(analysis), loss_and_text(analysis)] if text]
     blocks += [Drawing(f"{question.name}_{i}", title, svg) for i, (title, svg) in enumerate(pictures(analysis), 1)]
     blocks += [table(analysis), *setting, Heading("Threats to validity", 3), Items(tuple(threats(analysis)))]
     blocks += [Heading("Published beside it", 3)]
@@ -180,11 +177,10 @@ def threats(analysis: Analysis) -> list[str]:
         found.append(f"The best rate is the lowest or highest tried: {', '.join(edges)}. A better one may lie beyond.")
     if diverged := [f"{r.arm.label} ({r.diverged} runs)" for r in analysis.arms if r.diverged]:
         found.append(f"Diverged and left out of means and pairs: {', '.join(diverged)}.")
-    loads = [line["load"] for line in analysis.lines if line["kind"] == "timed"]
-    if loads:
+    if loads := [line["load"] for line in analysis.lines if line["kind"] == "timed"]:
         found.append(
             f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them). A "
-            "speed is the last that one short run logged: a tenth more or less tells nothing."
+            "speed is the median of what one short run logged every ten steps: a tenth more or less tells nothing."
         )
     made = [line["versions"] for line in analysis.lines if line["kind"] == "paired"]
     where = sorted({f"{of['processor']} {of.get('vectors', '')}".strip() for of in made})
@@ -195,15 +191,15 @@ def threats(analysis: Analysis) -> list[str]:
         )
     if taken := sorted({(line["settings"]["base"] or {}).get("pretrained", "") for line in analysis.lines} - {""}):
         gpt2 = "no tales, unlike what is said above of a base"
-        read = (
-            gpt2 if taken[0].startswith("gpt2") else "Shakespeare in a quarter of its tokens; models/ has it in 16 bits"
-        )
+        books = "Shakespeare in a quarter of its tokens; models/ has it in 16 bits"
+        read = gpt2 if taken[0].startswith("gpt2") else books
         found.append(f"Starts from {' and '.join(taken)}, which has read {read}.")
     if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
         found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
-    commits = sorted({line["commit"][:10] for line in analysis.lines})
-    if len(commits) > 1:
-        found.append(f"Results come from {len(commits)} commits: {', '.join(commits)}.")
+    if (commits := len({line["commit"] for line in analysis.lines})) > 1:
+        found.append(f"Results come from {commits} commits, named below.")
+    if changed := sum(line["commit"].endswith("+") for line in analysis.lines):
+        found.append(f"{changed} of {len(analysis.lines)} cells were run with changes not yet committed (+).")
     if analysis.missing:
         found.append(f"Not run yet, and missing above: {', '.join(analysis.missing)}.")
     if analysis.untimed:
@@ -221,7 +217,7 @@ def provenance(analysis: Analysis) -> str:
     lines = analysis.lines
     of = {key: sorted({str(line["versions"][key]) for line in lines}) for key in ("torch", "processor", "minilm")}
     dates = sorted({line["date"] for line in lines})
-    commits = sorted({line["commit"][:10] for line in lines})
+    commits = sorted({line["commit"][:10] + "+" * line["commit"].endswith("+") for line in lines})
     tokens = sum(line["metrics"].get("tokens", 0) for line in lines)
     shared = sum("run_for" in line for line in lines)
     cells = f"{len(lines)} cells" + (f" ({shared} of them run for other questions)" if shared else "")

@@ -39,12 +39,7 @@ def written(trained: Trained) -> dict[str, float]:
     measure, data = trained.cell.measure, trained.cell.data
     n_stories, level = measure["n_stories"], data["level"]
     texts = tell_stories(
-        trained.model,
-        trained.tokenizer,
-        level=level,
-        n_stories=n_stories,
-        seed=trained.cell.seed,
-        **measure["filters"],
+        trained.model, trained.tokenizer, level=level, n_stories=n_stories, seed=trained.cell.seed, **measure["filters"]
     )
     graded = judge(texts, train=copies_of(trained.data), level=level)
     split = [words(text) for text in texts]

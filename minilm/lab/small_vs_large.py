@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minilm.lab.finetune import LEFT_ALONE, finetuning, large, small, unseen
+from minilm.lab.finetune import LEFT_ALONE, finetuning, large, pretrained, unseen
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, TERAFLOPS
 from minilm.lab.question import Arm, Question, Scale, grid, prose
 
@@ -30,5 +30,5 @@ QUESTION = Question(
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.3)}, {"megabytes": (0.02, 0.3, 5.0)}),
     minutes=30,
     changes_of="large, as it is",
-    base=small,
+    base=lambda scale: pretrained(scale, "-long"),  # which has read rows of 512, as the large one has
 )

@@ -120,4 +120,5 @@ QUESTION = Question(
     base=base,
     measure=changes,
     tells=told,
+    tells_first=True,
 )

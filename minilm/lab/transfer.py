@@ -129,6 +129,7 @@ QUESTION = Question(
     minutes=25,
     measure=lowest,
     tells=told,
+    tells_first=True,
     judges={"Hernandez 2021": judged},
     pictures=(Picture("lines", "text of the new style, bytes", "lowest_loss", log=True),),
 )

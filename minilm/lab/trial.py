@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -162,7 +163,7 @@ def _train(
         "curve": [[row["step"], row["val_loss"]] for row in logged if "val_loss" in row],
         "tokens": result.tokens,
         "train_seconds": round(result.seconds, 2),
-        "tokens_per_second": speeds[-1] if speeds else math.nan,
+        "tokens_per_second": statistics.median(speeds[1:] or speeds or [math.nan]),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "state_megabytes": (result.checkpoint / "train_state.pt").stat().st_size / 1e6,
         "teraflops": result.tokens * model.flops_per_token(model.config.block_size) / 1e12,

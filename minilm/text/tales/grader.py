@@ -15,11 +15,7 @@ from minilm.text.tales.grammar import STYLES, Grammar, Reading, grammar, split_w
 from minilm.text.tales.words import PEOPLE, VERB_FORMS
 from minilm.text.tales.world import State
 
-SEX_OF = {
-    "his": {"his": "he", "her": "she"},
-    "him": {"him": "he", "her": "she"},
-    "he": {"he": "he", "she": "she"},
-}
+SEX_OF = {"his": {"his": "he", "her": "she"}, "him": {"him": "he", "her": "she"}, "he": {"he": "he", "she": "she"}}
 """Slot -> word -> sex."""
 
 EITHER_SEX = ("cousin", "schoolfellow")

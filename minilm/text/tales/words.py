@@ -10,10 +10,7 @@ from typing import NamedTuple
 PEOPLE, THINGS, PLACES, LOOSE = "XYZW", "TUVS", "PQRO", "D"
 """Letters of templates and plans. D stands for words that carry nothing to remember. X is the hero."""
 
-PRONOUNS = {
-    "she": {"he": "she", "his": "her", "him": "her"},
-    "he": {"he": "he", "his": "his", "him": "him"},
-}
+PRONOUNS = {"she": {"he": "she", "his": "her", "him": "her"}, "he": {"he": "he", "his": "his", "him": "him"}}
 """Sex (named by the subject pronoun) -> slot -> word."""
 
 VERB_FORMS = ("use", "used", "done")
