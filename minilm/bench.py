@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minilm import runtime
 from minilm.command_line import Parser
+from minilm.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +153,7 @@ def training(config: TrainConfig, n_steps: int = 8) -> Training:
     breaks, _ = compilations()
     steps = Steps(config)
     seconds, graphs = [], []
-    for n in (1, 1, *([CARD_STEPS] * (n_steps // CARD_STEPS) if on_card else [1] * n_steps)):
+    for n in (1, 1, *([CARD_STEPS] * max(n_steps // CARD_STEPS, 1) if on_card else [1] * n_steps)):
         start = time.perf_counter()
         for _ in range(n):
             last = steps.step()
@@ -212,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=int, default=5, help="timed training steps of each (%(default)s)")
     add("--json", action="store_true", help="one JSON object instead of the table")
     options = parser.parse_words(sys.argv[1:] if argv is None else argv)
+    if options.steps < 1:
+        raise UsageError(f"--steps must be 1 or more, not {options.steps}")
     runtime.tune_allocator()
     device = runtime.pick_device(options.device)
     configs = {preset: _shortened(preset, options.device) for preset in options.presets}

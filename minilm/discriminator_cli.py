@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minilm.command_line import Parser
 from minilm.errors import UsageError
-from minilm.log import say
+from minilm.log import quoted, say
 
 MAX_DOCS = 20_000
 
@@ -40,5 +40,5 @@ def main(argv: Sequence[str]) -> int:
     trained = train_discriminator(model, tokenizer_of(options.tokenizer, folder, model), name, documents, options.seed)
     path = trained.head.save(folder)
     say(str(trained))
-    print(f"{path}\nnext: python sample.py --checkpoint {folder} --attribute {name}:{trained.head.labels[0]}")
+    print(f"{path}\nnext: python sample.py --checkpoint {quoted(folder)} --attribute {name}:{trained.head.labels[0]}")
     return 0

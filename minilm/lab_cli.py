@@ -47,6 +47,8 @@ def do(options: Any) -> int:
     names, places = chosen(options.job, options.names), Places(options.folder)
     if options.processes < 0:
         raise UsageError(f"processes must be 0 (as many as cores) or more, not {options.processes}")
+    if options.address and options.engine != "ray":
+        raise UsageError("--address is of a Ray cluster: give it with --engine ray")
     if options.job == "list":
         for name in names:
             print(told(name, options.scale, places))

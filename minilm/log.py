@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -154,6 +155,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         rows += [row] if isinstance(row, dict) else []
     return rows
+
+
+def quoted(path: object) -> str:
+    """For a command that is to be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ from minilm.options import build, read_preset
 if TYPE_CHECKING:
     from minilm.lab.plan import Forecast, Machine
 
+GPT2_ROWS, TALES_ROWS = 50_257, 700  # of a model whose data decides: GPT-2's tokenizer, or the words of tales
 BYTES_PER_TOKEN = 4.3  # of English in GPT-2's tokens, roughly
 SCRATCH = ("tiny", "small", "medium", "large", "xl")
 METHODS = ("finetune", "lora", "biases", "norms")
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, least in (("megabytes", 0.0), ("hours", 1e-3), ("dollars", 0.0), ("dollars_per_hour", 0.0)):
         if (given := getattr(options, name)) is not None and not least <= given <= MOST:
             raise UsageError(f"--{name} must be {least:g} to {MOST:g}, not {given:g}")
+    if options.text and options.megabytes:
+        raise UsageError("--text has its own size: leave out --megabytes")
     if options.dollars and not options.dollars_per_hour:
         raise UsageError("--dollars needs --dollars_per_hour: what the machine costs")
     from minilm.lab import plan
@@ -89,11 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def size_of(path: str) -> float:
-    """Bytes of a file, or of all files in a folder."""
+    """Bytes of text in a file or folder, as far as `train.py` would read it."""
+    from minilm.text.sources import Files
+    from minilm.text.userfiles import text_of
+
     found = Path(path).expanduser()
     if not found.exists():
         raise UsageError(f"{path} does not exist: give --text a file or folder, or say --megabytes")
-    n_bytes = sum(p.stat().st_size for p in ([found] if found.is_file() else found.rglob("*")) if p.is_file())
+    n_bytes = text_of(Files.at(found)).text_bytes()
     if not n_bytes:
         raise UsageError(f"{path} is empty: give --text a file or folder with text, or say --megabytes")
     return float(n_bytes)
@@ -107,7 +113,7 @@ def ways(machine: Machine, text_bytes: float, hours: float) -> Iterator[Row]:
     found: list[tuple[str, TrainConfig, int]] = []  # the last: steps of the preset itself
     for name in SCRATCH:
         config = build(read_preset(name, kind))
-        model = replace(config.model, vocab_size=config.model.vocab_size or 700)  # tiny's: the words of tales
+        model = replace(config.model, vocab_size=config.model.vocab_size or (GPT2_ROWS if text_bytes else TALES_ROWS))
         found.append((f"--config {name}", replace(config, model=model), config.max_steps))
     for size in PRETRAINED:
         for method in METHODS:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from minilm.config import TrainConfig
 from minilm.errors import UsageError
-from minilm.log import duration, say
+from minilm.log import duration, quoted, say
 from minilm.options import CommandLine, expand, init_of, parse, run_config, take
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SAMPLE_TOKENS = 120
 # What a resumed run cannot change: kernels that were chosen, state that the checkpoint holds, tokens that were counted.
 SETTLED = (
     *("init", "optimizer", "precision", "compile", "micro_batch_size", "recompute", "batch_size"),
-    *("freeze", "train_only", "lora_rank", "lora_targets"),
+    *("freeze", "train_only", "lora_rank", "lora_targets", "tokenizer"),
 )
 WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(f"warning: {told}")
         result = train(config)
         if result.interrupted:
-            say(f"stopped after step {result.step}; continue with: python train.py --resume {result.run}")
+            say(f"stopped after step {result.step}; continue with: python train.py --resume {quoted(result.run)}")
             return 130
         if ranks.first:
             _show(result)
@@ -170,7 +170,7 @@ def _show(result: Result) -> None:
     checkpoint = best_of(result)
     if checkpoint != result.run and result.best:
         print(f"the best was {result.best[0]:.4f} after step {result.best[1]}: the next command takes that checkpoint")
-    print(f"run folder: {result.run}\nnext: python sample.py --checkpoint {checkpoint} --top_p 0.9")
+    print(f"run folder: {result.run}\nnext: python sample.py --checkpoint {quoted(checkpoint)} --top_p 0.9")
 
 
 def best_of(result: Result) -> Path:

@@ -83,6 +83,8 @@ def test_the_door_prints_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr(bench, "_shortened", lambda preset, device: CONFIG)
     monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(runtime, "matmul_flops", lambda *_, **__: 1e12)  # where bf16 is emulated it takes seconds
+    with pytest.raises(UsageError, match="--steps must be 1 or more"):
+        bench.main(["tiny", "--device", "cpu", "--steps", "0"])
     assert bench.main(["tiny", "--device", "cpu", "--steps", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"limits", "versions", "tiny", "tiny decoding"}

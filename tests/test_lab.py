@@ -655,6 +655,7 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         (["list", "--scale=huge", folder], "invalid choice"),
         (["list", f"--out={tmp_path}", folder], "`minilm lab list` does not read --out: leave it out"),
         (["present", "tales-writer", folder], "`minilm lab present` does not read tales-writer"),
+        (["run", "freeze", "--address=auto", folder], "--address is of a Ray cluster: give it with --engine ray"),
         (["run", "freeze", "--models=x", "--out=y", folder], "does not read --models, --out"),
         (["report", folder], "of lab/: give --out for another report"),
     ]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,7 @@ def test_what_a_resumed_run_cannot_change(data: Path, tmp_path: Path, capsys: py
         "--micro_batch_size 2",
         "--batch_size 4",
         "--freeze mlp",
+        "--tokenizer chars",
     ):
         assert cli.run_door("train", ["--resume", str(run), "--max_steps", "4", *words.split()]) == 2
         assert f"{words.split()[0]} is settled where a run begins" in capsys.readouterr().err
@@ -127,6 +130,25 @@ def test_what_a_resumed_run_cannot_change(data: Path, tmp_path: Path, capsys: py
     assert "has 2 steps, more than 1: go on with a longer --max_steps" in capsys.readouterr().err
     assert files(run) == before
     assert cli.run_door("train", ["--resume", str(run), "--max_steps", "3", "--optimizer", "adamw"]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such lock")
+def test_two_processes_do_not_train_in_one_run(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    train(tiny_config(data, run, max_steps=2))
+    before, held = files(run), "import sys; from pathlib import Path; from minilm.training.setup import holding\n"
+    held += f"with holding(Path({str(run)!r})): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for existing in ("resume", "overwrite"):
+            with pytest.raises(UsageError, match="another process trains in"):
+                train(tiny_config(data, run, max_steps=4, existing=existing))
+        assert files(run) == before
+        other.kill()  # the system frees what a killed process held
+    with pytest.raises(UsageError, match=f"--resume '{run}'"):  # to be pasted into a shell
+        train(tiny_config(data, run, max_steps=4))
+    assert train(tiny_config(data, run, max_steps=4, existing="resume")).step == 4
 
 
 def test_a_run_that_stopped_early_stays_where_it_stopped(data: Path, tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ def test_door(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "is empty" in capsys.readouterr().err
     assert cli.run_door("plan", ["--card=4090", "--megabytes=0.01", f"--folder={tmp_path}"]) == 0
     assert "take: python train.py --config finetune --data YOURS --max_steps 60" in capsys.readouterr().out
+    (tmp_path / "text" / "picture.png").write_bytes(b"\x89PNG" * 1000)
+    (tmp_path / "text" / ".hidden").write_bytes(b"x" * 1000)
+    assert plan_cli.size_of(str(tmp_path / "text")) == 5_000_000  # what training would read
+    assert cli.run_door("plan", ["--card=4090", "--megabytes=5", f"--text={tmp_path / 'text'}"]) == 2
+    assert "leave out --megabytes" in capsys.readouterr().err
     assert cli.run_door("plan", ["--dollars=5"]) == 2
     assert cli.run_door("plan", ["--text=/not/there"]) == 2
     assert not math.isnan(plan.free_memory())

@@ -64,6 +64,7 @@ FULL = Size()
 def present(folder: Path, work: Path, size: Size = FULL) -> list[Path]:
     """Trains (or goes on with) both models in `work` and writes them under `folder`. Raises KeyboardInterrupt when it
     is interrupted; the same call goes on."""
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before anything is trained
     return [smallest(folder, work, size), writer(folder, work, size)]
 
 

@@ -30,7 +30,8 @@ def run(names: Sequence[str], scale: str, places: Places, processes: int) -> Non
     if processes == 1:
         work(names, scale, places)
         return
-    context = multiprocessing.get_context("spawn")
+    with places.lock("data", shared=True):  # a folder that cannot be written is told once, here
+        context = multiprocessing.get_context("spawn")
     workers: list[BaseProcess] = [
         context.Process(target=_worker, args=(list(names), scale, str(places.folder))) for _ in range(processes)
     ]

@@ -12,8 +12,10 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from minilm.errors import UsageError
@@ -31,6 +33,13 @@ WAYS = dict.fromkeys(("doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"), ": tu
 }
 READ_CHARS = 1 << 20
 LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,072, is shorter than a story
+
+
+def text_of(files: Files) -> Files:
+    """The same without what `read_documents` skips by its ending; archives count."""
+    read = {*PLAIN, *LINES, *TABLES, *(PAGES if has_articles() else ()), "zip", "tar", "tgz", "gz", "bz2", "xz", "zst"}
+    kept = {name: file for name, file in files.found.items() if Path(name).suffix[1:].lower() in read}
+    return files if files.given.is_file() else replace(files, found=kept)
 
 
 def read_documents(files: Files, *, field: str = "", separator: str = "", encoding: str = "") -> Iterator[str]:

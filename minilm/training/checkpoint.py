@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from minilm.errors import MinilmError, UsageError
-from minilm.log import read_json
+from minilm.log import quoted, read_json
 from minilm.model import lora
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
@@ -151,4 +151,4 @@ def _save_failure(run: Path, error: Exception) -> str:
     # A full disk reaches torch.save's caller without its error number; what could be written is still there to tell.
     full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(run).free < 1 << 20
     why = "the disk is full" if full else f"writing failed ({str(error).splitlines()[0]})"
-    return f"no checkpoint could be saved in {run}: {why}; {kept}; make room and continue with --resume {run}"
+    return f"no checkpoint could be saved in {run}: {why}; {kept}; make room and continue with --resume {quoted(run)}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,17 @@ from minilm.training.parallel import Replicated, share_out
 from minilm.training.precision import Precision, step_seed
 from minilm.training.progress import Bar, Clock, Interrupt, announce, progress_text
 from minilm.training.schedules import lr_factor
-from minilm.training.setup import LossFunction, Setup, build_model, check_run, loss_function, open_run, settle, setup_of
+from minilm.training.setup import (
+    LossFunction,
+    Setup,
+    build_model,
+    check_run,
+    holding,
+    loss_function,
+    open_run,
+    settle,
+    setup_of,
+)
 from minilm.training.validation import evaluate
 from minilm.training.watch import Watch, unigram_entropy
 
@@ -133,26 +144,26 @@ def _train(config: TrainConfig, device: torch.device, ranks: Ranks) -> Result:
     batches = PromptWeights(plain, tokenizer, *prompts) if config.prompt_end else plain
     parts = build_objective(model, config, tokenizer), Surgery(model, config)
     measures = Measures(config, model, tokenizer, shards, folder)
-    resuming = config.existing == "resume"
-    if not resuming:  # everything that a user may have got wrong has been looked at
-        if ranks.first:
+    # Everything that a user may have got wrong has been looked at.
+    with holding(folder) if ranks.first else nullcontext():
+        if config.existing != "resume" and ranks.first:
             open_run(config, settle(config, model, device, ranks.world))
         ranks.wait()
-    setup = setup_of(folder, config, device)
-    precision = Precision(setup.precision, config.rounding, device)
-    precision.prepare(model)
-    parallel = share_out(model, config.parallel, ranks, setup.compile)
-    optimizers = precision.wrap(build_optimizers(model, config))
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
-    guard = Guard(config, device)
-    watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]), expected(config, shards))
-    aside = (precision, guard, watch, ranks, parallel)
-    run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
-    if resuming:
-        run.load()
-    announce(config, setup, str(precision), model, plain, run.state["step"])
-    with advice(model, config, setup.precision, setup.micro_batch_size):
-        return _steps(run, *parts, partial(measures, parallel.whole))
+        setup = setup_of(folder, config, device)
+        precision = Precision(setup.precision, config.rounding, device)
+        precision.prepare(model)
+        parallel = share_out(model, config.parallel, ranks, setup.compile)
+        optimizers = precision.wrap(build_optimizers(model, config))
+        state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "val_loss": None}
+        guard = Guard(config, device)
+        watch = Watch(config, lambda: unigram_entropy(shards.splits["train"]), expected(config, shards))
+        aside = (precision, guard, watch, ranks, parallel)
+        run = _Run(config, setup, folder, model, tokenizer, batches, shards, optimizers, *aside, state)
+        if config.existing == "resume":
+            run.load()
+        announce(config, setup, str(precision), model, plain, run.state["step"])
+        with advice(model, config, setup.precision, setup.micro_batch_size):
+            return _steps(run, *parts, partial(measures, parallel.whole))
 
 
 def _steps(run: _Run, objective: Objective, surgery: Surgery, measured: Callable[[int], dict[str, Any]]) -> Result:

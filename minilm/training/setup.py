@@ -7,10 +7,11 @@ kernels that it began with, bit for bit.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import UsageError
-from minilm.log import check_installed, say
+from minilm.log import check_installed, quoted, say
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.losses import COMPILED_CHUNK_BYTES, fits
@@ -232,23 +233,43 @@ def check_run(run: Path, existing: str, loggers: Sequence[str] = ()) -> None:
             raise UsageError(f"{run} has no checkpoint to resume from: start it without --resume")
     elif run.exists() and any(run.iterdir()):
         if existing == "refuse" and step_folders(run):
-            raise UsageError(f"{run} holds a run: continue it with --resume {run}, or pass --overwrite or --out_dir")
+            raise UsageError(
+                f"{run} holds a run: continue it with --resume {quoted(run)}, or pass --overwrite or --out_dir"
+            )
         if existing == "refuse":
             raise UsageError(f"{run} holds a run that has saved nothing: pass --overwrite, or another --out_dir")
         if not (run / "config.toml").is_file():
             raise UsageError(f"{run} holds files but no run, and is not overwritten: choose another --out_dir")
 
 
+@contextmanager
+def holding(run: Path) -> Iterator[None]:
+    """The run's folder, made where there is none, is this process's alone until it ends, however it ends. Raises
+    UsageError where another process trains in it."""
+    with ExitStack() as stack:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            if sys.platform != "win32":  # which has no such lock
+                import fcntl
+
+                stack.callback(os.close, folder := os.open(run, os.O_RDONLY))
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process trains in {run}: wait for it, or choose another --out_dir") from None
+        except OSError as error:
+            raise UsageError(f"{run} cannot be written ({error}): name another --out_dir") from None
+        yield
+
+
 def open_run(config: TrainConfig, setup: Setup) -> None:
-    """Creates the run folder, an old run's removed first, with config.toml and run.json.
+    """Fills the run folder, an old run removed first, with config.toml and run.json.
 
     run.json holds how the run computes, the command, and the commit and versions that started it.
     """
     run = Path(config.out_dir)
     try:
-        if run.exists():
-            shutil.rmtree(run)
-        run.mkdir(parents=True)
+        for old in run.iterdir():  # the folder itself is held
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{run} cannot be written ({error}): name another --out_dir") from None
