@@ -190,10 +190,10 @@ def threats(analysis: Analysis) -> list[str]:
             "rounding after some hundred steps."
         )
     if taken := sorted({(line["settings"]["base"] or {}).get("pretrained", "") for line in analysis.lines} - {""}):
-        gpt2 = "no tales, unlike what is said above of a base"
-        books = "Shakespeare in a quarter of its tokens; models/ has it in 16 bits"
+        gpt2 = "without a tale read, unlike what is said above of a base"
+        books = "with Shakespeare in a quarter of the tokens read; models/ has it in 16 bits"
         read = gpt2 if taken[0].startswith("gpt2") else books
-        found.append(f"Starts from {' and '.join(taken)}, which has read {read}.")
+        found.append(f"Starts from {' and '.join(taken)}, {read}.")
     if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
         found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
     if (commits := len({line["commit"] for line in analysis.lines})) > 1:
