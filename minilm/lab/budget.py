@@ -79,7 +79,6 @@ QUESTION = Question(
     reference="small, finetuned",
     arms=arms,
     scales={**SCALES, "laptop": LONGER},
-    minutes=30,
     base=lambda scale: pretrained(scale, "-long"),
     measure=target_loss,
 )

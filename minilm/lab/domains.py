@@ -67,7 +67,7 @@ QUESTION = Question(
     reference="from scratch",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, LAPTOP, {"megabytes": (0.03, 0.4)}, n_stories=0),
-    minutes=25,
+    minutes=26,
     base=base,
     measure=forgotten,
     tells=beside,

@@ -87,7 +87,6 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP.but(n_stories=0), 0.05, (8, 16, 32, 64, 128), max_steps=400, eval_every_steps=20),
         "gpu": _scale(GPU.but(n_stories=0), 0.5, (32, 64, 128, 256, 512), max_steps=20_000),
     },
-    minutes=20,
     pictures=(
         Picture("lines", "width", "val_loss", log=True),
         Picture("lines", "width", "train_loss", log=True),

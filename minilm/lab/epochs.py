@@ -37,7 +37,7 @@ QUESTION = Question(
     margin=0.01,
     reference="most",
     arms=arms,
-    minutes=30,
+    minutes=29,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"decays": (0.1,), "megabytes": (0.02, 0.05)}),
         "laptop": LAPTOP.but(extra={"decays": DECAYS, "megabytes": (0.05, 0.25, 1.0, 20.0)}),

@@ -33,7 +33,7 @@ QUESTION = Question(
     reference="everything",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.5)}, {"megabytes": (0.02, 0.5, 10.0)}),
-    minutes=25,
+    minutes=21,
     pictures=(
         Picture("lines", "text of the new style, bytes", "val_loss", log=True),
         Picture("points", "forgotten", "val_loss"),

@@ -83,7 +83,7 @@ QUESTION = Question(
         ),
         "gpu": GPU.but(extra={"models": ((96, 500), (192, 1000), (384, 2000), (768, 4000)), "judge_steps": 8000}),
     },
-    minutes=25,
+    minutes=22,
     pictures=(Picture("points", "val_loss", "before"), Picture("points", "judged", "before")),
     measure=every_metric,
     tells=told,

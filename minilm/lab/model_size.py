@@ -67,7 +67,7 @@ QUESTION = Question(
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
     margin=2.0,
     reference="width 192",
-    minutes=100,
+    minutes=90,
     arms=arms,
     scales={
         "smoke": SMOKE.but(

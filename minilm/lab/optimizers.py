@@ -24,7 +24,7 @@ QUESTION = Question(
     margin=0.01,
     reference="adamw",
     arms=arms,
-    minutes=20,
+    minutes=18,
     scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP.but(n_seeds=5), "gpu": GPU},
     timed=True,
 )

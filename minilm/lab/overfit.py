@@ -67,7 +67,6 @@ QUESTION = Question(
         "laptop": _scale(LAPTOP, 0.2, (2, 8, 16, 32), 100),
         "gpu": _scale(GPU, 2.0, (2, 8, 16, 32, 64), 500),
     },
-    minutes=20,
     pictures=(
         Picture("lines", "passes over the text", "before", log=True),
         Picture("lines", "passes over the text", "by_heart", log=True),

@@ -27,6 +27,6 @@ QUESTION = Question(
         "laptop": LAPTOP.but({"max_steps": 150}, n_seeds=5, n_rates=3),
         "gpu": GPU.but(n_rates=3),
     },
-    minutes=20,
+    minutes=17,
     timed=True,
 )

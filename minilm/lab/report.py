@@ -180,7 +180,7 @@ def threats(analysis: Analysis) -> list[str]:
     if loads := [line["load"] for line in analysis.lines if line["kind"] == "timed"]:
         found.append(
             f"Load average when timed runs began: {min(loads):.1f} to {max(loads):.1f} (other work slows them). A "
-            "speed is the median of what one short run logged every ten steps: a tenth more or less tells nothing."
+            "speed is the median of what one short run logged every ten steps: a fifth more or less tells nothing."
         )
     made = [line["versions"] for line in analysis.lines if line["kind"] == "paired"]
     where = sorted({f"{of['processor']} {of.get('vectors', '')}".strip() for of in made})

@@ -22,6 +22,6 @@ QUESTION = Question(
     margin=0.01,
     reference="cosine",
     arms=arms,
-    minutes=20,
+    minutes=21,
     scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP, "gpu": GPU},
 )

@@ -28,7 +28,6 @@ QUESTION = Question(
     reference="small, finetuned",
     arms=arms,
     scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.3)}, {"megabytes": (0.02, 0.3, 5.0)}),
-    minutes=30,
     changes_of="large, as it is",
     base=lambda scale: pretrained(scale, "-long"),  # which has read rows of 512, as the large one has
 )

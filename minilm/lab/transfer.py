@@ -126,7 +126,7 @@ QUESTION = Question(
         {"megabytes": (*_MEGABYTES, 6.0), "sizes": {"width 384": {"n_embd": 384}, "width 768": {}}},
         n_stories=0,
     ),
-    minutes=25,
+    minutes=22,
     measure=lowest,
     tells=told,
     tells_first=True,
