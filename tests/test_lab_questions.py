@@ -261,12 +261,17 @@ def test_what_the_goal_took_is_told_with_seconds_of_cpus_alone(tmp_path: Path, m
     monkeypatch.setattr(model_size, "STUDY", tmp_path / "study.jsonl")
     (tmp_path / "study.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     monkeypatch.setattr(model_size, "TRIES", tmp_path / "tries.jsonl")
-    (tmp_path / "tries.jsonl").write_text('{"try": ["width 8", 10], "tokens": 2e6, "share": 0.5}\n')
+    (tmp_path / "tries.jsonl").write_text(
+        '{"try": ["width 48", 10], "tokens": 2e7, "share": 0.25}\n'
+        '{"try": ["width 128", 10], "tokens": 4e7, "share": 0.5, "seconds": 3000}\n'
+    )
     first, second, third = model_size.told(SimpleNamespace(question=load_question("model_size")))
     assert "level 1" in first
     assert "tiny reached with 500.0 M tokens, 3 TFLOP as 6 N T, 70 s on 2 CPU threads (91.0 %" in first
     assert "tiny not reached with 1000.0 M tokens, 6 TFLOP as 6 N T (20.0 %" in second
-    assert third.endswith("width 8, 2.0 M tokens, 50.0 %.")
+    # 6 N T, N = 12 layers width^2: three layers of 48 and of 128
+    assert "width 48, 20.0 M tokens, 10 TFLOP as 6 N T of its blocks, 25.0 %; " in third
+    assert third.endswith("width 128, 40.0 M tokens, 142 TFLOP as 6 N T of its blocks, 3,000 s, 50.0 %.")
 
 
 def test_what_pretraining_is_worth_is_read_between_two_amounts() -> None:

@@ -57,7 +57,11 @@ def told(analysis: Any) -> list[str]:
             )
         if each:
             found.append(f"{goal:g} % coherent at level {level}, in the study of tales: {'; '.join(each)}.")
-    each = [f"{t['try'][0]}, {t['tokens'] / 1e6:.1f} M tokens, {100 * t['share']:.1f} %" for t in tries]
+    each = []
+    for t in tries:
+        (layers, _, width), clock = SHAPES[t["try"][0]], f", {t['seconds']:,} s" if "seconds" in t else ""
+        flops = f"{72e-12 * layers * width**2 * t['tokens']:.0f} TFLOP as 6 N T of its blocks{clock}"
+        each.append(f"{t['try'][0]}, {t['tokens'] / 1e6:.1f} M tokens, {flops}, {100 * t['share']:.1f} %")
     return [*found, f"Tried for the packaged model, level 1, 500 stories each: {'; '.join(each)}."] if each else found
 
 
