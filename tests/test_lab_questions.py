@@ -18,7 +18,18 @@ from lab_helpers import light, shards
 from minilm import runtime
 from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
-from minilm.lab import components, domains, double_descent, leak, mixing, model_size, overfit, sampling, transfer
+from minilm.lab import (
+    components,
+    domains,
+    double_descent,
+    finetune,
+    leak,
+    mixing,
+    model_size,
+    overfit,
+    sampling,
+    transfer,
+)
 from minilm.lab import loss as lab_loss
 from minilm.lab.analysis import Analysis, ArmResult, analyse, compare
 from minilm.lab.answers import correlations, power
@@ -35,6 +46,7 @@ from minilm.lab.trial import run_cell
 from minilm.model.gpt import GPT
 from minilm.model.hub import step_folders
 from minilm.model.surgery import swap
+from minilm.options import run_config
 from minilm.text.mixture import MixedFolder, open_data
 from minilm.text.prepare import prepare
 from minilm.text.shards import open_shards
@@ -518,6 +530,26 @@ def test_a_model_of_the_repository_is_a_base_where_it_is_named(tmp_path: Path, m
     assert all(line["metrics"]["curve"][0][1] > line["metrics"]["val_loss"] for line in lines)
     assert "new style, 0.02 MB +0.000 (+0.000 to +0.000)" in domains.beside(found)[0]
     assert any(threat.startswith("Starts from tales-shakespeare, with Shakespeare in") for threat in threats(found))
+
+
+def test_on_a_card_the_base_has_read_local_text_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domains, "DOMAINS", {"new style": {"style": "letter"}})
+    monkeypatch.setattr(finetune, "LOCAL", [{"weight": 0.75}, {"local": "packages", "megabytes": 0.02, "weight": 0.25}])
+    question, places = domains.QUESTION, Places(tmp_path / "lab")
+    scale = replace(question.scale("smoke"), name="gpu")
+    arm = question.arms(scale)[0]
+    cells = [*sweep(question, scale, arm), *paired(question, scale, arm, 1e-3)]
+    line = [run_cell(question, cell, places) for cell in cells][-1]
+    [made] = (tmp_path / "lab" / "work" / "bases").iterdir()
+    tales, packages = open_data(run_config(made).data).sources  # type: ignore[attr-defined]
+    assert math.isfinite(line["metrics"]["forgotten"])
+    assert line["metrics"]["parameters"] > 0
+    tokenizer = get_tokenizer(made)
+    read = tokenizer.decode(packages.document(0).tolist())
+    assert read.startswith("Metadata-Version:")
+    assert tales.n_documents > packages.n_documents
+    told = threats(analyse(question, scale, places.results("domains", "gpu")))
+    assert any("a quarter of whose tokens are installed packages" in threat for threat in told)  # labelled so
 
 
 @pytest.mark.parametrize("name", FINETUNING)

@@ -29,6 +29,7 @@ def run(names: Sequence[str], scale: str, places: Places, processes: int, addres
     ray.init(**where, log_to_driver=False, runtime_env={"env_vars": {"MINILM_DATA": os.environ.get("MINILM_DATA", "")}})
     try:
         whole = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
+        cards = int(any("GPU" in node["Resources"] for node in ray.nodes()))  # a cell that asks for none is given none
         task = ray.remote(max_retries=2)(_line)
         folder = "" if address else str(places.work / "ray")
         running: dict[object, Cell] = {}
@@ -39,7 +40,7 @@ def run(names: Sequence[str], scale: str, places: Places, processes: int, addres
                 for cell in ready(question, question.scale(scale), places.results(name, scale)):
                     if cell.address not in asked:
                         cpus = whole if cell.kind == "timed" else 1  # a timed one has its machine to itself
-                        running[task.options(num_cpus=cpus).remote(cell, folder, cpus)] = cell
+                        running[task.options(num_cpus=cpus, num_gpus=cards).remote(cell, folder, cpus)] = cell
                         asked.add(cell.address)
             if not running:
                 return

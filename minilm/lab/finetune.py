@@ -16,20 +16,24 @@ STYLES = "plain,fable,news"  # what the base reads
 UNSEEN = "letter"  # the style that the base has not read
 LEFT_ALONE: dict[str, Any] = {"max_steps": 1, "lr": 0.0}  # an arm that is the base as it stands
 LARGE: dict[str, Any] = {"n_layer": 4, "n_embd": 192, "n_head": 3}  # beside width 96: some five times the compute
+LOCAL = [{"weight": 0.75}, {"local": "packages", "megabytes": 2.0, "weight": 0.25}]  # beside a card's tales
 FORGOTTEN = Measure("forgotten", "loss on the base's own text, more than the base had", "nats per token", digits=4)
 
 
 def base(scale: Scale, styles: str = STYLES, name: str = "") -> Base:
     """What is finetuned, four times as long in training as other laptop runs; shared by all questions. On a laptop one
-    of models/, a quarter of whose tokens were Shakespeare's: the others are of tales alone."""
+    of models/, a quarter of whose tokens were Shakespeare's; on a card a quarter is what installed packages say of
+    themselves; for tests it is tales alone."""
     taken = f"tales-shakespeare{name}" if scale.name == "laptop" else ""
-    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles}, pretrained=taken)
+    mixed = {"vocabulary": {"style": styles}, "parts": LOCAL} if scale.name == "gpu" else {}
+    return Base({"max_steps": scale.extra["base_steps"]}, {"style": styles, **mixed}, pretrained=taken)
 
 
 def pretrained(scale: Scale, name: str = "") -> Base:
     """The same, or GPT-2 where the scale asks for it: for questions that ask nothing of what a base has read."""
-    found = base(scale, name=name)
-    return replace(found, pretrained=gpt2(scale)[0] or found.pretrained)
+    if size := gpt2(scale)[0]:
+        return Base({"max_steps": scale.extra["base_steps"]}, {"style": STYLES}, pretrained=size)
+    return base(scale, name=name)
 
 
 def gpt2(scale: Scale) -> tuple[str, str]:
@@ -42,7 +46,7 @@ def gpt2(scale: Scale) -> tuple[str, str]:
 def large(scale: Scale) -> tuple[dict[str, Any], Base]:
     """Fields of an arm with the large model, and its base."""
     shape = scale.extra.get("large", LARGE)
-    found = base(scale, name="-large")
+    found = pretrained(scale, "-large")
     return shape, replace(found, run={**found.run, **shape}, pretrained=gpt2(scale)[1] or found.pretrained)
 
 

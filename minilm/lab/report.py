@@ -194,6 +194,8 @@ def threats(analysis: Analysis) -> list[str]:
         books = "with Shakespeare in a quarter of the tokens read; models/ has it in 16 bits"
         read = gpt2 if taken[0].startswith("gpt2") else books
         found.append(f"Starts from {' and '.join(taken)}, {read}.")
+    if any("parts" in (line["settings"]["base"] or {"data": {}})["data"] for line in analysis.lines):
+        found.append("Starts from a base trained here, a quarter of whose tokens are installed packages' own words.")
     if apart := [r.arm.label for r in analysis.arms if _another_base(analysis, r)]:
         found.append(f"From another training of the base than the reference, so not compared: {', '.join(apart)}.")
     if (commits := len({line["commit"] for line in analysis.lines})) > 1:

@@ -6,7 +6,7 @@ as it is, or changed.
 | in_turn | the sources one after the other, as one text |
 | noise | share of training tokens that are drawn anew from all tokens of the text, once |
 | codes | False: without the control code that a story of a style begins with |
-| local | `manual` (of the Python language), `code` (of its library), instead of tales; nothing is downloaded |
+| local | `manual` (of Python), `code` (of its library), `packages` (what they say of themselves), instead of tales |
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def local(name: str) -> tuple[str, ...]:
         from pydoc_data.topics import topics
 
         return tuple(text for _, text in sorted(topics.items()))
+    if name == "packages":
+        return tuple(sorted({text for made in distributions() if (text := made.read_text("METADATA"))}))
     return tuple(path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("*.py")))
 
 
