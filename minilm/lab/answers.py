@@ -187,11 +187,11 @@ def correlations(analysis: Analysis, names: list[str]) -> str:
     if not found:
         return f"No rank correlation with {titles[first]} can be worked out."
     one, *others = sorted(found, key=lambda name: -abs(found[name].mean))
-    more = paired_effect(*([abs(rho) for rho in of[name]] for name in (one, (others or [one])[0])))
-    shown = [f"{e.mean:+.2f}{f' ({ends})' if (ends := e.interval(2)) else ''}" for e in (*found.values(), more)]
-    each = ", ".join(f"{titles[name]} {shown[[*found].index(name)]}" for name in (one, *others))
+    found["more"] = paired_effect(*([abs(rho) for rho in of[name]] for name in (one, (others or [one])[0])))
+    shown = {name: f"{e.mean:+.2f}{f' ({ends})' if (ends := e.interval(2)) else ''}" for name, e in found.items()}
+    each = ", ".join(f"{titles[name]} {shown[name]}" for name in (one, *others))
     told = f"Rank correlation with {titles[first]}, over the arms of a seed (95 % over seeds): {each}."
-    return f"{told} The strongest is stronger than the next by {shown[-1]}."
+    return f"{told} The strongest is stronger than the next by {shown['more']}."
 
 
 def fits(analysis: Analysis) -> list[str]:

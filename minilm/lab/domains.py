@@ -20,6 +20,7 @@ LAPTOP = {"megabytes": (0.03, 0.3), "alone": ("new style", "manual", "code")}
 def arms(scale: Scale) -> list[Arm]:
     found, run = [], scale.extra["finetune"]
     alone = replace(base(scale), pretrained="")
+    scratch = replace(alone, weights=False)
     for domain, options in DOMAINS.items():
         for megabytes in scale.extra["megabytes"]:
             data = {**options, "megabytes": megabytes, "vocabulary": "base"}
@@ -27,7 +28,6 @@ def arms(scale: Scale) -> list[Arm]:
             found.append(Arm("finetuned", run, grid(1e-3), group, data, measure, x=1e6 * megabytes))
             if domain in scale.extra.get("alone", ()):
                 found.append(Arm(TALES, run, grid(1e-3), group, data, measure, alone, x=1e6 * megabytes))
-            scratch = replace(alone, weights=False)
             found.append(Arm("from scratch", run, grid(1e-2), group, data, {}, scratch, x=1e6 * megabytes))
     return found
 

@@ -90,8 +90,8 @@ def smallest(folder: Path, work: Path, size: Size = FULL) -> Path:
         data, run = {"level": 1, "megabytes": megabytes}, work / f"{shape.replace(' ', '-')}-{steps}-{packing}"
         result = _trained(replace(_config(shape, size, steps), packing=packing), data, run)
         graded = _graded(result, 1, "plain", size)
-        tried.append({"try": one, "tokens": result.tokens, "share": graded.share, "seconds": round(result.seconds)})
-        tried[-1] |= runtime.versions()
+        took = {"tokens": result.tokens, "share": graded.share, "seconds": round(result.seconds)}
+        tried.append({"try": one, **took, **runtime.versions()})
         if there := graded.share > GOAL:
             break
     told = [

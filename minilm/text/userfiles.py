@@ -22,11 +22,12 @@ from minilm.errors import UsageError
 from minilm.text.articles import article_text, has_articles
 from minilm.text.encodings import open_text
 from minilm.text.long_text import LONG_BYTES, LongText, long_text
-from minilm.text.sources import Files, Member
+from minilm.text.sources import OPENERS, Files, Member
 
 PLAIN = {"", "txt", "text", "md", "markdown", "rst", "tex", "org", "adoc"}
 LINES = {"jsonl", "ndjson"}
 TABLES = {"csv": ",", "tsv": "\t"}
+KNOWN = {*PLAIN, *LINES, *TABLES}
 PAGES = {"html", "htm", "xhtml"}
 WAYS = dict.fromkeys(("doc", "docx", "epub", "mobi", "odt", "pdf", "rtf"), ": turn them into .txt first") | {
     "json": ": name one itself, or turn them into .jsonl"
@@ -37,7 +38,7 @@ LONGEST_FIELD = 1 << 30  # characters of one csv field; Python's own limit, 131,
 
 def text_of(files: Files) -> Files:
     """The same without what `read_documents` skips by its ending; archives count."""
-    read = {*PLAIN, *LINES, *TABLES, *(PAGES if has_articles() else ()), "zip", "tar", "tgz", "gz", "bz2", "xz", "zst"}
+    read = {*KNOWN, *(PAGES if has_articles() else ()), *(e[1:] for e in (".zip", ".tar", ".tgz", *OPENERS))}
     kept = {name: file for name, file in files.found.items() if Path(name).suffix[1:].lower() in read}
     return files if files.given.is_file() else replace(files, found=kept)
 
@@ -57,7 +58,7 @@ def read_documents(files: Files, *, field: str = "", separator: str = "", encodi
         if name.startswith(".") or "__MACOSX" in folder:
             continue
         ending = name.rpartition(".")[2].lower() if "." in name else ""
-        known = ending in PLAIN | LINES or ending in TABLES or (ending in PAGES and has_articles())
+        known = ending in KNOWN or (ending in PAGES and has_articles())
         as_named = is_named and "/" not in member.name and (ending not in WAYS or ending == "json")
         if not known and (ending in PAGES or not as_named):
             way = ' (pip install "minilm[data]" to have their articles)' if ending in PAGES else WAYS.get(ending, "")
