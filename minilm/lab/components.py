@@ -53,10 +53,10 @@ QUESTION = Question(
     margin=0.01,
     reference="GPT-2",
     arms=arms,
-    minutes=40,
+    minutes=31,
     scales={
         "smoke": SMOKE.but({"max_steps": 2}, n_rates=1, n_stories=0, extra={"base_steps": 4, "steps": 2}),
-        "laptop": LAPTOP.but({"max_steps": 150}, extra={"base_steps": 1000, "steps": 60}),
+        "laptop": LAPTOP.but({"max_steps": 150}, n_seeds=3, extra={"base_steps": 1000, "steps": 60}),
         "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400, "gpt2": ("gpt2", "gpt2")}),
     },
     timed=True,

@@ -33,7 +33,7 @@ QUESTION = Question(
     margin=2.0,
     reference="most",
     arms=arms,
-    minutes=40,
+    minutes=43,
     scales={
         "smoke": SMOKE.but(n_rates=1, n_stories=1, extra={"megabytes": (0.02, 0.05), "fewest_steps": 2, "passes": 0}),
         "laptop": LAPTOP.but(extra={"megabytes": (0.2, 0.6, 1.1, 2.0, 6.0), "vocabulary": 16.0, "fewest_steps": 50}),

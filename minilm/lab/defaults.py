@@ -58,7 +58,6 @@ QUESTION = Question(
         {"megabytes": (0.03, 0.3), "trials": 12},
         {"megabytes": (0.1, 1.0, 10.0), "trials": 30},
     ),
-    minutes=16,
     base=pretrained,
     tells=told,
 )

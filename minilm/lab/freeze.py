@@ -32,8 +32,8 @@ QUESTION = Question(
     margin=0.01,
     reference="everything",
     arms=arms,
-    scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.5)}, {"megabytes": (0.02, 0.5, 10.0)}),
-    minutes=21,
+    scales=finetuning({"megabytes": (0.02,)}, {"megabytes": (0.02, 0.5)}, {"megabytes": (0.02, 0.5, 10.0)}, n_seeds=3),
+    minutes=16,
     pictures=(
         Picture("lines", "text of the new style, bytes", "val_loss", log=True),
         Picture("points", "forgotten", "val_loss"),

@@ -48,6 +48,7 @@ QUESTION = Question(
     margin=0.01,
     reference="stride T",
     arms=arms,
+    minutes=17,
     scales={
         "smoke": SMOKE.but({}, {"megabytes": 0.02}, n_rates=1, n_stories=1, extra={"documents": 2}),
         "laptop": LAPTOP.but({}, {"megabytes": 0.5}, extra={"documents": 100}),

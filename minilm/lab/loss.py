@@ -64,7 +64,6 @@ QUESTION = Question(
     margin=2.0,
     reference="cross-entropy",
     arms=arms,
-    minutes=16,
     scales={
         "smoke": SMOKE.but(n_rates=1, extra={"teacher": {"n_embd": 24}}),
         "laptop": LAPTOP.but(extra={"teacher": {"n_embd": 192, "max_steps": 400}}),

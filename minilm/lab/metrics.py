@@ -76,14 +76,14 @@ QUESTION = Question(
     margin=2.0,
     reference="most trained, plain",
     arms=arms,
+    minutes=17,
     scales={
         "smoke": SMOKE.but(n_stories=2, extra={"models": ((16, 2), (8, 4)), "judge_steps": 4}),
         "laptop": LAPTOP.but(
-            n_seeds=5, extra={"models": ((48, 60), (48, 250), (96, 60), (96, 250), (96, 600)), "judge_steps": 1500}
+            extra={"models": ((48, 60), (48, 250), (96, 60), (96, 250), (96, 600)), "judge_steps": 1500}
         ),
         "gpu": GPU.but(extra={"models": ((96, 500), (192, 1000), (384, 2000), (768, 4000)), "judge_steps": 8000}),
     },
-    minutes=22,
     pictures=(Picture("points", "val_loss", "before"), Picture("points", "judged", "before")),
     measure=every_metric,
     tells=told,

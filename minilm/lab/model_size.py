@@ -71,14 +71,16 @@ QUESTION = Question(
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
     margin=2.0,
     reference="width 192",
-    minutes=90,
+    minutes=69,
     arms=arms,
     scales={
         "smoke": SMOKE.but(
             {"max_steps": 2}, n_rates=1, n_stories=1, extra={"levels": (1,), "shapes": _FEW, "context": 32}
         ),
         "laptop": LAPTOP.but(
-            {"max_steps": 1100}, extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")}
+            {"max_steps": 1100},
+            n_seeds=3,
+            extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
         ),
         "gpu": GPU.but(
             {"batch_size": 64, "block_size": 384, "max_steps": 4000},

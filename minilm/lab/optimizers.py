@@ -24,7 +24,6 @@ QUESTION = Question(
     margin=0.01,
     reference="adamw",
     arms=arms,
-    minutes=18,
-    scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP.but(n_seeds=5), "gpu": GPU},
+    scales={"smoke": SMOKE.but(n_stories=1), "laptop": LAPTOP, "gpu": GPU},
     timed=True,
 )

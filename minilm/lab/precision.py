@@ -24,9 +24,9 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but({"max_steps": 2}, n_rates=1, n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 150}, n_seeds=5, n_rates=3),
+        "laptop": LAPTOP.but({"max_steps": 150}, n_rates=3),
         "gpu": GPU.but(n_rates=3),
     },
-    minutes=17,
+    minutes=23,
     timed=True,
 )

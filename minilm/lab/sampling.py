@@ -93,7 +93,7 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but(n_stories=1),
-        "laptop": LAPTOP.but({"max_steps": 1000}, n_seeds=5, n_stories=500),
+        "laptop": LAPTOP.but({"max_steps": 1000}, n_stories=500),
         "gpu": GPU.but(n_stories=500),
     },
     pictures=(Picture("points", "distinct_3", "coherent"),),

@@ -22,6 +22,6 @@ QUESTION = Question(
     margin=0.01,
     reference="cosine",
     arms=arms,
-    minutes=21,
-    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP, "gpu": GPU},
+    minutes=17,
+    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP.but(n_seeds=3), "gpu": GPU},
 )

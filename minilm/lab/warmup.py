@@ -21,7 +21,7 @@ QUESTION = Question(
     margin=0.01,
     reference="3 %",
     arms=arms,
-    minutes=23,
-    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP, "gpu": GPU},
+    minutes=18,
+    scales={"smoke": SMOKE.but(n_rates=1, n_stories=1), "laptop": LAPTOP.but(n_seeds=3), "gpu": GPU},
     pictures=(Picture("lines", "warmup, % of the run", "val_loss"),),
 )
