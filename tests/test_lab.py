@@ -444,6 +444,26 @@ def test_a_cell_of_several_questions_runs_once(tmp_path: Path, monkeypatch: pyte
     assert ran
 
 
+def test_arms_that_differ_in_what_is_measured_share_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, begun = Places(tmp_path), []
+    measured = [Arm(name, measure={"as": name}) for name in ("plain", "hot")]
+    shared = replace(TWO, arms=lambda scale: measured, measure=lambda trained: {trained.cell.measure["as"]: 1.0})
+    first, second = (paired(shared, SMOKE, arm, None)[0] for arm in measured)
+    assert first.address != second.address
+    assert total_flops(shared, SMOKE) == total_flops(replace(shared, arms=lambda scale: measured[:1]), SMOKE)
+
+    def counted(config: TrainConfig) -> Any:
+        begun.append(config.existing)
+        return train(config)
+
+    monkeypatch.setattr(trial, "train", counted)
+    one, other = (trial.run_cell(shared, cell, places)["metrics"] for cell in (first, second))
+    assert begun == ["refuse", "resume"]
+    assert one.pop("plain") == other.pop("hot") == 1.0
+    assert one == other
+    assert not list((places.work / "runs").iterdir())
+
+
 def test_a_result_from_another_training_of_the_base_is_not_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

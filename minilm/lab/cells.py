@@ -177,15 +177,19 @@ def done_cells(question: Question, scale: Scale, results: Results) -> int:
 def total_flops(question: Question, scale: Scale, results: Results | None = None) -> float:
     """Of all training of a question, the bases' too; as if everything was trained. With results also of the sweeps that
     went on beyond their first rates."""
-    total, bases = 0.0, dict[str, Line]()
+    total, runs, bases = 0.0, dict[str, float](), dict[str, Line]()
     for arm in question.arms(scale):
         swept = sweep(question, scale, arm, results or {})
         cells = swept[:1] * scale.extra["trials"] if arm.search else list(swept)
         cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
-        total += sum(_flops(cell.config) for cell in cells) if question.trains else 0
+        if question.trains and not arm.rates and not arm.search:
+            runs |= {cell.training: _flops(cell.config) for cell in cells}
+        elif question.trains:
+            total += sum(_flops(cell.config) for cell in cells)
         trained = [cell.base for cell in cells if cell.base and "pretrained" not in cell.base]
         bases |= {base_address(base): base["config"] for base in trained}
-    return total + sum(_flops(config_of(scale, tuples(base), base["seed"])) for base in bases.values())
+    total += sum(_flops(config_of(scale, tuples(base), base["seed"])) for base in bases.values())
+    return total + sum(runs.values())
 
 
 def _flops(config: TrainConfig) -> float:

@@ -3,11 +3,12 @@ pretrained model, as it then stands, and recovered by some training."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from minilm.lab.finetune import LEFT_ALONE, gpt2
+from minilm.lab.finetune import LEFT_ALONE, STYLES, pretrained
 from minilm.lab.measures import BEFORE, COHERENT, LOSS, PARAMETERS, SPEED
-from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Question, Scale, grid, prose
+from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Question, Scale, grid, prose
 
 GPT2 = {"position": "learned", "qk_norm": False, "bias": True, "init_scheme": "normal"}
 PARTS: dict[str, dict[str, Any]] = {"GPT-2": {}, "exact GELU": {"activation": "gelu"}}
@@ -25,17 +26,17 @@ kept. `gelu_fast` is no part: GPT-2's own function, factored."""
 
 def arms(scale: Scale) -> list[Arm]:
     found = [Arm(name, _run(scale, name), grid(1e-2), "from scratch") for name in PARTS]
-    run = {**_run(scale, "GPT-2"), "max_steps": scale.extra["base_steps"]}
-    base = Base(run, {}, pretrained=gpt2(scale)[0])
+    text, taken = {"style": STYLES, "tokenizer": scale.extra["bpe"]}, pretrained(scale, "-gpt2")
+    base = replace(taken, run={**_run(scale, "GPT-2"), **taken.run}, data={**taken.data, **text})
     few = {"optimizer": "adamw", "schedule": "linear", "max_steps": scale.extra["steps"], "warmup_steps": 5}
     for name in SWITCHED:
         run = {**_run(scale, name), **few}
-        found.append(Arm(name, {**run, **LEFT_ALONE}, (), "switched", base=base))
-        found.append(Arm(name, run, grid(1e-3), "recovered", base=base))
+        found.append(Arm(name, {**run, **LEFT_ALONE}, (), "switched", text, base=base))
+        found.append(Arm(name, run, grid(1e-3), "recovered", text, base=base))
     # One norm's deviation after the other becomes a constant (Heimersheim 2024), three groups a block and the last.
     every = max(few["max_steps"] // (3 * scale.run["n_layer"] + 3), 1)
     in_turn = {**_run(scale, "GPT-2"), **few, "norm": "fixed", "fix_norms_every_steps": every}
-    return [*found, Arm("norms fixed in turn", in_turn, grid(1e-3), "recovered", base=base)]
+    return [*found, Arm("norms fixed in turn", in_turn, grid(1e-3), "recovered", text, base=base)]
 
 
 def _run(scale: Scale, name: str) -> dict[str, Any]:
@@ -55,9 +56,11 @@ QUESTION = Question(
     arms=arms,
     minutes=31,
     scales={
-        "smoke": SMOKE.but({"max_steps": 2}, n_rates=1, n_stories=0, extra={"base_steps": 4, "steps": 2}),
-        "laptop": LAPTOP.but({"max_steps": 150}, n_seeds=3, extra={"base_steps": 1000, "steps": 60}),
-        "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400, "gpt2": ("gpt2", "gpt2")}),
+        "smoke": SMOKE.but(
+            {"max_steps": 2}, n_rates=1, n_stories=0, extra={"base_steps": 4, "steps": 2, "bpe": "bpe:300"}
+        ),
+        "laptop": LAPTOP.but({"max_steps": 150}, n_seeds=3, extra={"base_steps": 1000, "steps": 60, "bpe": "bpe:512"}),
+        "gpu": GPU.but(extra={"base_steps": 4000, "steps": 400, "bpe": "bpe:2048", "gpt2": ("gpt2", "gpt2")}),
     },
     timed=True,
 )

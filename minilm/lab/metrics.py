@@ -76,7 +76,6 @@ QUESTION = Question(
     margin=2.0,
     reference="most trained, plain",
     arms=arms,
-    minutes=17,
     scales={
         "smoke": SMOKE.but(n_stories=2, extra={"models": ((16, 2), (8, 4)), "judge_steps": 4}),
         "laptop": LAPTOP.but(

@@ -271,6 +271,11 @@ class Cell:
     def address(self) -> str:
         return address(self.settings)
 
+    @cached_property
+    def training(self) -> str:
+        """Address of what is trained, whatever is measured of it."""
+        return address({"config": flat(self.config), "data": dict(self.data), "base": self.base})
+
     @property
     def name(self) -> str:
         return f"{self.question}/{self.arm}/{self.kind}/seed {self.seed}, lr {self.config.lr:g}"

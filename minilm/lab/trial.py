@@ -21,7 +21,7 @@ from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import MinilmError
 from minilm.evaluation.text_metrics import coherence, copy_check
-from minilm.lab.cells import base_address, tuples
+from minilm.lab.cells import base_address, ready, tuples
 from minilm.lab.places import Places
 from minilm.lab.question import Cell, Line, Question
 from minilm.lab.texts import prepared
@@ -62,7 +62,7 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     load = os.getloadavg()[0]
-    with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
+    with places.lock(f"run-{cell.training}"), log.open("a", encoding="utf-8") as file, redirect_stderr(file):
         base, base_data = _base(cell, places)
         mark = {"base_weights": _mark(base)} if base is not None else {}
         known = None if cell.kind == "timed" else places.elsewhere(cell)
@@ -72,7 +72,7 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
             return line
         named = prepared(cell.data, base_data, places)
         data = open_data(named, cell.config.mix_temperature)
-        folder = places.work / "runs" / cell.address
+        folder = places.work / "runs" / cell.training
         if question.trains and cell.config.lr:
             config, init = _settled(cell, base)
             metrics, result = _train(replace(config, data=named), data, folder, init)
@@ -110,7 +110,9 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
         **mark,
     }
     places.append(question.name, line)
-    shutil.rmtree(folder, ignore_errors=True)
+    others = ready(question, question.scale(cell.scale), places.results(question.name, cell.scale))
+    if all(other.training != cell.training for other in others):  # else another arm measures the same run
+        shutil.rmtree(folder, ignore_errors=True)
     return line
 
 
