@@ -45,7 +45,7 @@ def is_count(value: object, least: int = 0) -> bool:
     return type(value) is int and value >= least
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """' (did you mean x?)' for the closest of `known`, or nothing."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+def nearest(name: object, known: Iterable[object], alike: float = 0.6) -> str:
+    """' (did you mean x?)' for the closest of `known`, or nothing where none is so much alike, of 1."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=alike)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -152,7 +152,7 @@ def _measured(options: argparse.Namespace) -> Compared:
     measured: list[tuple[Perplexity, list[Part]]] = []
     for name in options.models:
         model, tokenizer = loaded(options, name)
-        source, data_name = read_data(data, protocol, tokenizer, options.source)
+        source, data_name = read_data(data, protocol, tokenizer, options.source, options.split)
         protocol = replace(protocol, data=data_name or protocol.data)
         about = {"tokenizer": tokenizer, "model_name": name, "data_name": data_name, "max_tokens": options.eval_tokens}
         parts: list[Part] = []

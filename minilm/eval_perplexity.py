@@ -136,7 +136,8 @@ def _measured(
 ) -> Perplexity:
     from minilm.evaluation.perplexity import perplexity
 
-    source, name = read_data(data, protocol, tokenizer, _copy_of(options, data) if options.all else options.source)
+    copy = _copy_of(options, data) if options.all else options.source
+    source, name = read_data(data, protocol, tokenizer, copy, options.split)
     protocol = replace(protocol, data=name if isinstance(source, list) else protocol.data and source.meta.name)
     return perplexity(
         model, source, protocol, tokenizer=tokenizer, model_name=options.model, data_name=name, parts=parts,
@@ -166,10 +167,11 @@ def data_for(options: argparse.Namespace, protocol: Protocol) -> str:
 
 
 def read_data(
-    data: str, protocol: Protocol, tokenizer: Tokenizer, source: str | None
+    data: str, protocol: Protocol, tokenizer: Tokenizer, source: str | None, split: str | None = None
 ) -> tuple[ShardFolder | list[str], str]:
     """What a protocol scores, and for text what it is called: a prepared folder; a file or folder of text, whole; or a
-    data set, prepared as bytes, which give any tokenizer its text back, or for a stream with the model's tokenizer."""
+    data set, prepared as bytes, which give any tokenizer its text back, or for a stream with the model's tokenizer.
+    split: that was asked for, which text does not have."""
     from minilm.text.prepare import prepare
     from minilm.text.scripts import known_datasets, split_name
     from minilm.text.shards import open_shards
@@ -180,8 +182,8 @@ def read_data(
     if (path / "meta.json").is_file():
         return open_shards(path), ""
     if split_name(data)[0] not in known_datasets() and path.exists() and protocol.documents != "stream":
-        if protocol.split not in ("train", "val", "test"):
-            raise UsageError(f"{data} is text, which has no split {protocol.split!r}: leave out --split")
+        if split:
+            raise UsageError(f"{data} is text, which has no split {split!r}: leave out --split")
         return list(read_documents(Files.at(path))), str(data)
     if protocol.documents != "stream":
         return open_shards(prepare(data, tokenizer="bytes", source=source)), ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Dense bf16 peak in FLOP/s (fp16 where the card has no bf16), from the makers' data sheets.
 PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 PEAK_FLOPS |= {"A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12, "T4": 65e12}
+PACKAGED = Path(__file__).resolve().parents[1] / "models"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_fp16")
 
 
@@ -137,7 +138,7 @@ def compiler_missing() -> str | None:
 
 def packaged(name: str) -> Path | None:
     """The folder of a model that `minilm lab present` made and the repository keeps in models/."""
-    folder = Path(__file__).resolve().parents[1] / "models" / name
+    folder = PACKAGED / name
     return folder if len(Path(name).parts) == 1 and (folder / "config.json").is_file() else None
 
 

@@ -23,7 +23,7 @@ SAMPLE_TOKENS = 120
 # What a resumed run cannot change: kernels that were chosen, state that the checkpoint holds, tokens that were counted.
 SETTLED = (
     *("init", "optimizer", "precision", "compile", "micro_batch_size", "recompute", "batch_size"),
-    *("freeze", "train_only", "lora_rank", "lora_targets", "tokenizer"),
+    *("freeze", "train_only", "lora_rank", "lora_targets", "tokenizer", "source", "control_codes"),
 )
 WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a shorter run
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"stopped after step {result.step}; continue with: python train.py --resume {quoted(result.run)}")
             return 130
         if ranks.first:
-            _show(result)
+            _show(result, config.data)
         ranks.wait()
     return 0
 
@@ -92,7 +92,38 @@ def _command(argv: Sequence[str]) -> CommandLine:
                 f"--{name} is settled where a run begins, and {run} goes on as it began: leave it out, or start anew "
                 f"with --init {run}"
             )
-    return replace(again, config=replace(again.config, out_dir=str(run), existing="resume"))
+    data = _began_with(again.config.data, was.data, run)
+    return replace(again, config=replace(again.config, data=data, out_dir=str(run), existing="resume"))
+
+
+def _began_with(data: str, was: str, run: Path) -> str:
+    """What a resumed run reads: the folders that it began with, which `--data` may name by what they were made of; or
+    those that it names, where the first are gone. Raises UsageError where `--data` names other data."""
+    from minilm.text.folders import made_of, read_recipe, still_holds
+    from minilm.text.mixture import open_data, parse_mixture
+    from minilm.text.scripts import Files, known_datasets, load_dataset, split_name
+
+    def is_same(named: str, folder: str) -> bool:
+        (name, options), path, there = split_name(named), Path(named).expanduser(), Path(folder)
+        if _is_prepared(named):
+            return open_data(str(path)).meta.splits == open_data(folder).meta.splits
+        if name in known_datasets():
+            return made_of(there) == (name, load_dataset(name).check_options(options))
+        return path.exists() and still_holds(there, read_recipe(there).get("recipe", {}), Files.at(path))
+
+    given, began = parse_mixture(data), parse_mixture(was)
+    if not all(_is_prepared(part.name) for part in began):
+        return data if all(_is_prepared(part.name) for part in given) else was
+    alike = [part.weight for part in given] == [part.weight for part in began]
+    if not alike or not all(is_same(a.name, b.name) for a, b in zip(given, began, strict=True)):
+        raise UsageError(
+            f"{run} trains on {was}, not on {data}: leave out --data, or start anew with --init {quoted(run)}"
+        )
+    return was
+
+
+def _is_prepared(data: str) -> bool:
+    return (Path(data).expanduser() / "meta.json").is_file()
 
 
 def _prepared(command: CommandLine) -> TrainConfig:
@@ -103,8 +134,8 @@ def _prepared(command: CommandLine) -> TrainConfig:
     config = command.config
     if config.existing == "resume":
         return config
-    is_prepared = (Path(config.data) / "meta.json").is_file()  # then train() compares its tokenizer with init's
-    tokenizer = config.tokenizer or ("" if is_prepared else _tokenizer_of(config.init))
+    # Of a prepared folder train() compares the tokenizer with init's.
+    tokenizer = config.tokenizer or ("" if _is_prepared(config.data) else _tokenizer_of(config.init))
     source = Path(config.source) if config.source else None
     codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)
@@ -145,14 +176,14 @@ def _tokenizer_of(init: str) -> str:
     return str(folder) if (folder / "tokenizer.json").is_file() else ""
 
 
-def _show(result: Result) -> None:
+def _show(result: Result, data: str) -> None:
     """Three samples (for tales: coherence, in each style of the data), where it all is, and what to try next."""
     from minilm.decoding.engine import generate
     from minilm.evaluation.text_metrics import coherence, copy_check
     from minilm.text.folders import tales_of
     from minilm.text.mixture import open_data
 
-    shards = open_data(run_config(result.run).data)
+    shards = open_data(data)
     print()
     if shards.meta.name == "tales":
         level, styles = tales_of(shards.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,36 @@ def test_the_door_says_why_no_figure_stands_there(
     assert (
         "published: none beside this number: they are of WikiText's test file, raw, whole, and this is anoth" in shown
     )
+
+
+def test_text_is_scored_whole_and_called_so(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No split names it, and no split's figure stands beside it: only that of the file that it is, byte for byte."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=1024, vocab_size=257))
+    model.save_pretrained(tmp_path / "gpt2", BYTES)
+    monkeypatch.chdir(tmp_path)
+    real = (shared_data / "wikitext-2-raw" / "wiki.valid.raw").read_text(encoding="utf-8")
+    Path("folder").mkdir()
+    for file in ("book.txt", "folder/book.txt"):
+        Path(file).write_text(real[:20_000], encoding="utf-8")
+    for words in ("book.txt", "folder", "book.txt --protocol=hf-stride-1024", "book.txt --protocol=lm-eval"):
+        data, *rest = words.split()
+        assert run_door("eval", ["gpt2", "--data", data, *rest, "--device=cpu", "--out=found.json"]) == 0
+        shown = capsys.readouterr().out
+        assert f": {data} whole, text " in shown
+        assert not re.search(r"\b(val|31\.04|37\.37)\b", shown)
+        assert json.loads(Path("found.json").read_text())["protocol"]["split"] == "whole"
+    for split in ("train", "val", "test"):
+        for door, models in (("eval", ["gpt2"]), ("compare", ["gpt2", "gpt2"])):
+            assert run_door(door, [*models, "--data=book.txt", f"--split={split}", "--device=cpu"]) == 2
+            assert f"book.txt is text, which has no split '{split}': leave out --split" in capsys.readouterr().err
+    for text, figure in ((real, "31.04 (llm.c pull request 276"), (real[:-1], "none beside this number: they are of ")):
+        assert beside(found_of("book.txt", text, "hf-stride-1024", split="whole")).startswith(figure)
+    found, again = (perplexity(model, real[:2000], "minilm", tokenizer=BYTES, split=split) for split in ("val", "test"))
+    assert (found.protocol.split, again.protocol.split, found.nats) == ("whole", "whole", again.nats)
+    found.check_alike(replace(found, protocol=get_protocol(found.protocol, split="val")))  # the text itself decides
 
 
 def test_published_figures_are_of_protocols_that_exist() -> None:

@@ -19,6 +19,7 @@ import torch
 
 from minilm.config import GPTConfig
 from minilm.errors import MinilmError, UsageError
+from minilm.model import hub as hub_module
 from minilm.model.gpt import GPT
 from minilm.model.hub import find_checkpoint, newest_run
 from minilm.model.weights import load_pretrained
@@ -106,6 +107,32 @@ def test_a_folder_of_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "older.pt").touch()
     with pytest.raises(UsageError, match="several files of weights: name one"):
         find_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tales-shakespear", "tales-shakespeare"),
+        ("tale-writer", "tales-writer"),
+        ("tales_smallest", "tales-smallest"),
+        *((name, "") for name in ("gpt2", "distilgpt2", "gpt2-large", "t5-small", "someone/tales-shakespear")),
+    ],
+)
+def test_a_mistyped_name_of_a_packaged_model(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is asked of the Hub, which is asked for all other names."""
+    asked: list[str] = []
+
+    def download(name: str) -> Path:
+        asked.append(name)
+        return Path(name)
+
+    monkeypatch.setattr(hub_module, "download", download)
+    if meant:
+        with pytest.raises(UsageError, match=re.escape(f"no model {name} (did you mean {meant}?)")):
+            find_checkpoint(name)
+    else:
+        assert find_checkpoint(name) == Path(name)
+    assert asked == ([] if meant else [name])
 
 
 # --- the Hub, imitated

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +19,7 @@ from training_helpers import tiny_config
 
 from minilm import cli
 from minilm.errors import UsageError
+from minilm.model.hub import step_folders
 from minilm.text.prepare import prepare
 from minilm.training.loop import Result, train
 from minilm.training.setup import settle
@@ -130,6 +134,95 @@ def test_what_a_resumed_run_cannot_change(data: Path, tmp_path: Path, capsys: py
     assert "has 2 steps, more than 1: go on with a longer --max_steps" in capsys.readouterr().err
     assert files(run) == before
     assert cli.run_door("train", ["--resume", str(run), "--max_steps", "3", "--optimizer", "adamw"]) == 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_damaged_checkpoint_says_which_older_one_to_go_on_from(
+    data: Path, first: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: bool
+) -> None:
+    """Its advice is followed to the letter. What is damaged too is never advised."""
+    run, whole = tmp_path / "a run", tmp_path / "whole"
+    rank = {"lora_rank": 2, "init": str(first.run)} if lora else {}
+    train(tiny_config(data, whole, max_steps=6, save_every_steps=2, keep_checkpoints=9, **rank))
+    newest, middle, oldest = [run / folder.name for folder in reversed(step_folders(whole))]
+    adapter = ["adapter/adapter_model.safetensors"] if lora else []
+
+    def refused(*damaged: Path) -> str:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(whole, run)
+        for path in damaged:
+            path.write_bytes(path.read_bytes()[:50])
+        before = files(run)
+        assert cli.run_door("train", ["--resume", str(run), "--max_steps", "7", "--device", "cpu"]) == 2
+        assert files(run) == before
+        return capsys.readouterr().err.splitlines()[-1]
+
+    for name in ("train_state.pt", "model.safetensors", "state.json", "config.json", *adapter):
+        told = refused(newest / name)
+        assert str((newest / name).parent if name in adapter else newest / name) in told
+        assert told.endswith(f": remove '{newest}', then `python train.py --resume '{run}'` goes on from step_000004")
+    told = refused(newest / "model.safetensors", middle / "train_state.pt")
+    found = re.fullmatch(r"error: .*: remove (.+), then `python train.py (.+)` goes on from step_000002", told)
+    assert found is not None
+    for folder in shlex.split(found[1]):
+        shutil.rmtree(folder)
+    assert step_folders(run) == [oldest]
+    assert cli.run_door("train", [*shlex.split(found[2]), "--device", "cpu"]) == 0
+    assert "after step 2" in capsys.readouterr().err
+    assert step_folders(run)[-1].name == "step_000006"
+    told = refused(*(folder / "train_state.pt" for folder in (newest, middle, oldest)))
+    assert told.endswith("has no older whole checkpoint: start anew with --overwrite, or from its weights with --init")
+    shutil.rmtree(run)
+    shutil.copytree(whole, run)
+    if lora:  # of the run: no older checkpoint would help, and none is blamed
+        (run / "start.safetensors").write_bytes(b"")
+        with pytest.raises(UsageError, match=r"start\.safetensors") as caught:
+            train(tiny_config(data, run, max_steps=7, existing="resume", **rank))
+        assert "remove" not in str(caught.value)
+    with pytest.raises(UsageError, match="another model than the run's config asks for: use --overwrite or --init"):
+        train(tiny_config(data, run, max_steps=9, existing="resume", n_layer=1))
+
+
+def test_resuming_with_the_command_that_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data under the name that it was given goes on; other data does not, whatever it is given as."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minilm.evaluation.text_metrics.coherence", lambda *words, **options: "")  # takes seconds
+    for name in ("one", "two"):
+        Path(f"{name}.txt").write_text("".join(f"{name} and {n} " for n in range(900)))
+    two = str(prepare("two.txt", tokenizer="bytes"))
+    small = "--tokenizer bytes --n_layer 1 --n_embd 16 --n_head 2 --block_size 32 --batch_size 2 --eval_tokens 300"
+    small += " --precision fp32 --compile off --device cpu --eval_every_steps 0"
+
+    def door(given: str, steps: int, *words: str) -> int:
+        return cli.run_door("train", ["--data", given, *small.split(), "--max_steps", str(steps), *words])
+
+    mixed = "one.txt:0.5,two.txt:0.5"
+    for given, others in {
+        "tales:megabytes=0.02": ["tales:megabytes=0.03", "tales", "one.txt", mixed],
+        "one.txt": ["two.txt", two, "tales", "nothing.txt"],
+        mixed: ["one.txt:0.6,two.txt:0.4", "two.txt:0.5,one.txt:0.5", "one.txt"],
+    }.items():
+        out = ["--out_dir", f"run {given[0:3]}{len(given)}"]
+        assert door(given, 1, *out) == 0
+        assert door(given, 2, *out, "--resume") == 0
+        assert "after step 1" in capsys.readouterr().err
+        for other in others:
+            assert door(other, 3, *out, "--resume") == 2
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert told.startswith(f"error: {out[1]} trains on ")
+            assert f", not on {other}: leave out --data" in told
+        assert door(given, 3, *out, "--resume", "--control_codes", "source") == 2
+        assert "--control_codes is settled where a run begins" in capsys.readouterr().err
+    out, [one] = ["--out_dir", "run one7"], Path("shards").glob("one-*")
+    shutil.copytree(one, "copy")
+    assert door("copy", 3, *out, "--resume") == 0  # the same tokens
+    shutil.rmtree(one)
+    assert door("copy", 4, *out, "--resume") == 0  # they were moved
+    capsys.readouterr()
+    assert door("one.txt", 5, *out, "--resume") == 2
+    assert f"{one} does not exist: make one with `minilm data prepare`" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such lock")

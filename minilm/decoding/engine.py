@@ -181,7 +181,7 @@ def _text_job(model: GPT, tokenizer: Tokenizer, prompts: list[str], strategy: St
             f"{model.config.rows_used}: use the tokenizer that the model was trained with"
         )
     rows = [encode_prompt(prompt, tokenizer, until.begin_document) for prompt in prompts]
-    _check_ids(model, [*rows, list(until.stop_tokens), list(strategy.logit_bias)])
+    check_ids(model, [*rows, list(until.stop_tokens), list(strategy.logit_bias)])
     _warn_of_long_prompts(model, rows)
     ends = dict.fromkeys((*until.stop_tokens, *([tokenizer.eot] if until.stop_at_eot or until.choices else ())))
     texts: dict[int, GrowingText] = {}
@@ -226,7 +226,7 @@ def generate_ids(
         )
     strategy, until, _ = settings({**filters, "max_new_tokens": max_new_tokens, "seed": seed, "use_cache": use_cache})
     prompts, ends = ids.tolist(), (*stop_tokens, *(() if eot is None else (eot,)))
-    _check_ids(model, [*prompts, list(strategy.logit_bias)])
+    check_ids(model, [*prompts, list(strategy.logit_bias)])
     _warn_of_long_prompts(model, prompts)
     job = Job(model, prompts, row_seeds(until.seed, len(ids)), strategy, max_new_tokens, ends, use_cache=use_cache)
     new: list[list[int]] = [[] for _ in prompts]
@@ -313,7 +313,8 @@ def _one_token(key: int | str, tokenizer: Tokenizer) -> int:
     return int(tokens[0])
 
 
-def _check_ids(model: GPT, rows: list[list[int]]) -> None:
+def check_ids(model: GPT, rows: list[list[int]]) -> None:
+    """Raises UsageError on a token outside the model's vocabulary."""
     V = model.config.rows_used
     for row in rows:
         wrong = next((i for i in (min(row, default=0), max(row, default=0)) if not 0 <= i < V), None)

@@ -162,11 +162,6 @@ def mirostat(logits: Tensor, mu: Tensor) -> Tensor:
     return _cut(logits, logits.softmax(dim=-1), torch.exp2(-mu)[:, None].to(logits.dtype))
 
 
-def mirostat_next(mu: Tensor, surprise: Tensor, target: float, rate: float) -> Tensor:
-    """The cut after a token of this surprise (bits, before the cut): mu - rate (surprise - target); first 2 target."""
-    return mu - rate * (surprise - target)
-
-
 def _cut(logits: Tensor, probabilities: Tensor, least: Tensor | float) -> Tensor:
     below = (probabilities < least) & (logits < logits.amax(dim=-1, keepdim=True))
     return logits.masked_fill(below, -math.inf)
@@ -251,8 +246,8 @@ def _chosen(logits: Tensor, strategy: Strategy, uniforms: Tensor | None, history
         return draw(_apply(AFTER, logits, strategy, history), uniforms)
     whole = _apply({"temperature": STEPS["temperature"]}, logits, strategy, history)
     tokens = draw(mirostat(whole, history.mu), uniforms)
-    surprise = -whole.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0] / math.log(2)
-    history.mu = mirostat_next(history.mu, surprise.to(history.mu), strategy.mirostat, strategy.mirostat_rate)
+    surprise = -whole.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0] / math.log(2)  # bits, before the cut
+    history.mu = history.mu - strategy.mirostat_rate * (surprise.to(history.mu) - strategy.mirostat)
     return tokens
 
 

@@ -37,16 +37,15 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, s
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     kept = np.isfinite(x) & (w > 0)
     x, w = x[kept], w[kept]
-    if not len(x):
-        return Estimate(np.nan, np.nan, np.nan)
-    if len(x) == 1:
-        return Estimate(float(x[0] / w[0]), np.nan, np.nan)
+    value = float(x.sum() / w.sum()) if len(x) else np.nan
+    if len(x) < 2:
+        return Estimate(value, np.nan, np.nan)
     random, means, rows = np.random.default_rng(seed), list[np.ndarray](), max(1, DRAWN_AT_ONCE // len(x))
     for start in range(0, RESAMPLES, rows):
         drawn = random.integers(len(x), size=(min(rows, RESAMPLES - start), len(x)))
         means.append(x[drawn].sum(1) / w[drawn].sum(1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Estimate(float(x.sum() / w.sum()), float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 def jackknife(

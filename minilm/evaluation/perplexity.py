@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minilm.config import check_fields
 from minilm.errors import UsageError
-from minilm.evaluation.protocols import TEXTS, WORDS, Protocol, get_protocol, windows
+from minilm.evaluation.protocols import TEXTS, WHOLE, WORDS, Protocol, get_protocol, windows
 from minilm.evaluation.reference import text_of
 from minilm.evaluation.scoring import BATCH_TOKENS, Request, target_nats
 from minilm.model.gpt import GPT
@@ -97,7 +97,8 @@ class Perplexity:
     def check_alike(self, other: Perplexity) -> None:
         """Raises UsageError, naming what differs, where the two numbers are not comparable."""
         unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in self.protocol.differences(other.protocol).items()}
-        unlike.pop("data", None)  # the text itself decides
+        for name in ("data", "split"):  # the text itself decides
+            unlike.pop(name, None)
         if self.text_sha256 != other.text_sha256:
             unlike["the text"] = f"{self.data} and {other.data}"
         if self.tokenizer != other.tokenizer and self.protocol.unit == "token":
@@ -186,6 +187,8 @@ def perplexity(
     tokenizer, or a context that the model cannot read.
     """
     settled = get_protocol(protocol, **changes).settled(model.config.block_size)
+    if not isinstance(text_or_shards, Path | ShardFolder):
+        settled = replace(settled, split=WHOLE)
     if max_tokens and settled.random_windows * settled.context > max_tokens:
         settled = replace(settled, random_windows=max(2, max_tokens // settled.context))
     source = _Source.of(text_or_shards, settled, tokenizer, data_name, max_tokens)

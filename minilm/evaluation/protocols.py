@@ -23,6 +23,7 @@ Precision = Literal["fp32", "bf16"]
 Text = Literal["as_is", "rows", "wikitext", "ptb"]
 Words = Literal["blanks", "pieces", "spaces"]
 Counted = Literal["original", "scored"]
+WHOLE = "whole"  # in place of a split, of a text that is none
 
 
 @dataclass(frozen=True)

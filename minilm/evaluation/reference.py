@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minilm.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
+from minilm.evaluation.protocols import PROTOCOLS, WHOLE, Protocol, get_protocol
 
 if TYPE_CHECKING:
     from minilm.evaluation.perplexity import Perplexity
@@ -107,7 +107,8 @@ def beside(found: Perplexity) -> str:
     """Figures of this model by the rules of this measurement, whatever its protocol's name, on the same text; or, where
     the text is another, a sentence that says so."""
     by_rules = [f for key in PROTOCOLS for f in published(found.model, key)]
-    by_rules = [f for f in by_rules if f.rules().differences(found.protocol).keys() <= {"data"}]
+    free = {"data", "split"} if found.protocol.split == WHOLE else {"data"}
+    by_rules = [f for f in by_rules if f.rules().differences(found.protocol).keys() <= free]
     if theirs := [f for f in by_rules if f.text().name == found.text]:
         return "; ".join(map(str, theirs))
     names = dict.fromkeys(f.text().name for f in by_rules)

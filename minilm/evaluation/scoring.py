@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from minilm.decoding.contexts import evaluating
+from minilm.decoding.engine import check_ids
 from minilm.errors import MinilmError, UsageError
 from minilm.evaluation.packed import Packed, packs
 from minilm.model.cache import Cache
 from minilm.model.geometry import Geometry
 from minilm.model.gpt import GPT, Block
+from minilm.text.encode import up_to
 
 BATCH_TOKENS = 8192  # read at once: enough to keep a processor or card busy
 LOGIT_BYTES = 1 << 27  # of logits held at once
@@ -64,7 +66,7 @@ def target_scores(
     MinilmError where logits are not numbers.
     """
     rest, packed = iter(requests), None
-    while group := list(_up_to(rest, SORTED_BATCHES * batch_tokens)):
+    while group := list(up_to(SORTED_BATCHES * batch_tokens, rest, lambda request: len(request.ids))):
         for request in group:
             _check(model, request)
         if packed is None and packs(model, precision) and sum(len(r.ids) for r in group) > PACKED_TOKENS:
@@ -76,13 +78,6 @@ def target_scores(
         yield from (scores for scores in found if scores is not None)
 
 
-def _up_to(requests: Iterator[Request], n_tokens: int) -> Iterator[Request]:
-    for request in requests:
-        yield request
-        if (n_tokens := n_tokens - len(request.ids)) <= 0:
-            return
-
-
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
     """Rows of like length whose padded tokens are batch_tokens at most; a longer row stands alone."""
     rows = iter(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
@@ -92,18 +87,13 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _check(model: GPT, request: Request) -> None:
-    n_read, V = len(request.ids) - 1, model.config.rows_used
+    n_read = len(request.ids) - 1
     if n_read > model.wpe.max_tokens:
         raise UsageError(
             f"a window reads {n_read} tokens and the model's position table has {model.wpe.max_tokens}: set a "
             "context that it can read"
         )
-    low, high = int(request.ids.min()), int(request.ids.max())
-    if low < 0 or high >= V:
-        raise UsageError(
-            f"token {high if high >= V else low} is outside the model's vocabulary (0 to {V - 1}): "
-            "use the tokenizer that the model was trained with"
-        )
+    check_ids(model, [[int(request.ids.max())], [int(request.ids.min())]])
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minilm import runtime
+from minilm.checks import nearest
 from minilm.errors import MinilmError, UsageError
 from minilm.log import read_json
 
@@ -48,6 +49,9 @@ def find_checkpoint(name_or_path: str | Path | None = None, runs: str | Path = "
     name = str(name_or_path)
     if (packaged := runtime.packaged(name)) is not None:
         return packaged
+    known = [file.parent.name for file in runtime.PACKAGED.glob("*/config.json")]
+    if "/" not in name and (near := nearest(name, known, alike=0.8)):  # the Hub's t5-small is 0.64 of tales-smallest
+        raise UsageError(f"there is no model {name}{near}; one on the Hub is named owner/name")
     if _HUB_NAME.fullmatch(name) is None or path.suffix in SUFFIXES or path.parts[0] == Path(runs).name:
         raise UsageError(f"there is no {path}: name a run, a folder or file of weights, or a model on the Hub")
     if len(path.parts) > 1 and Path(path.parts[0]).is_dir():

@@ -139,8 +139,7 @@ def _blocks_of(folder: Path) -> list[dict[str, Any]]:
     from datatrove.utils.stats import PipelineStats
 
     found = [PipelineStats.from_json(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
-    merged = json.loads(sum(found, start=PipelineStats()).to_json())
-    return list(merged)
+    return list(json.loads(sum(found, start=PipelineStats()).to_json()))
 
 
 def _total(value: Any) -> Any:

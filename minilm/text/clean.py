@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from minilm.config import nearest
 from minilm.errors import UsageError
+from minilm.text.encode import up_to
 from minilm.text.parallel import in_order
 from minilm.text.sources import needed
 
@@ -130,18 +131,9 @@ def finder(recipe: str) -> Callable[[tuple[list[str], Any]], list[tuple[str, lis
 
 def chunks(documents: Iterable[tuple[str, T]]) -> Iterator[tuple[list[str], list[T]]]:
     """Texts, and what came with them, in lists of CHUNK_CHARS characters and a little more."""
-    texts: list[str] = []
-    others: list[T] = []
-    n_chars = 0
-    for text, other in documents:
-        texts.append(text)
-        others.append(other)
-        n_chars += len(text)
-        if n_chars >= CHUNK_CHARS:
-            yield texts, others
-            texts, others, n_chars = [], [], 0
-    if texts:
-        yield texts, others
+    documents = iter(documents)
+    while some := list(up_to(CHUNK_CHARS, documents, lambda document: len(document[0]))):
+        yield [text for text, _ in some], [other for _, other in some]
 
 
 def make_cleaner(recipe: str) -> Cleaner:

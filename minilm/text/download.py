@@ -22,6 +22,8 @@ CHUNK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
 RETRIES = 3  # attempts in a row that bring not one byte
 BACKOFF_SECONDS = 1.0  # doubled after each of them
 TIMEOUT_SECONDS = 30.0
+# Without a name of its own a client is refused by some mirrors; compressed transfer would spoil sizes and ranges.
+HEADERS = {"User-Agent": f"minilm/{__version__}", "Accept-Encoding": "identity"}
 OFFLINE_WAY = "fetch the file by other means and pass its path as --source"
 
 
@@ -83,10 +85,9 @@ def _size(source: Source) -> int:
     """The file's size as its host states it."""
     import requests
 
-    headers = {"User-Agent": f"minilm/{__version__}", "Accept-Encoding": "identity"}
     for attempt in range(RETRIES + 1):
         try:
-            with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+            with requests.get(source.url, headers=HEADERS, stream=True, timeout=TIMEOUT_SECONDS) as answer:
                 status, length = answer.status_code, answer.headers.get("Content-Length")
         except requests.RequestException as error:
             status, length = 503, None
@@ -157,22 +158,17 @@ def _request(source: Source, part: Path, have: int, advance: Callable[[int], obj
     """One HTTP request from byte `have` on. What cannot be mended by asking again raises MinilmError."""
     import requests
 
-    # Without a name of its own a client is refused by some mirrors; compressed transfer would spoil sizes and ranges.
-    headers = {"User-Agent": f"minilm/{__version__}", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers = HEADERS | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(source.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
         status = answer.status_code
-        if status == 416 or have > source.bytes:
+        elsewhere = status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if status == 416 or have > source.bytes or elsewhere:
             part.unlink(missing_ok=True)
             return
         if status in (408, 429) or status >= 500:
             raise requests.HTTPError(f"HTTP {status}")
         if status >= 400:
             raise MinilmError(f"{source.url} answers HTTP {status}: the file has moved or is closed; {OFFLINE_WAY}")
-        if status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink(missing_ok=True)
-            return
         start = have if status == 206 else 0
         chunks = answer.iter_content(CHUNK_BYTES)
         first = next(chunks, b"")

@@ -135,7 +135,7 @@ def encode_documents(
 
     def counted(split: str, texts: list[str], flat: np.ndarray, lengths: np.ndarray, whole: bool = True) -> Ragged:
         if checked[split] % CHECK_EVERY == 0:
-            tokenizer.check_sample(list(_first(iter(texts), CHECK_CHARS)))
+            tokenizer.check_sample(list(up_to(CHECK_CHARS, texts, len)))
         checked[split] += 1
         n_bytes, n_words = measure(texts)
         advance(n_bytes)
@@ -211,15 +211,16 @@ def make_tokenizer(
     learned_from = ("train",) if kind == "bpe" else ("train", "val", "test")
     texts: Iterator[str] = (part for split, text in documents() if split in learned_from for part in pieces(text))
     if sample or kind == "bpe":
-        texts = _first(texts, SAMPLE_CHARS if sample else BPE_CHARS)
+        texts = up_to(SAMPLE_CHARS if sample else BPE_CHARS, texts, len)
     trained = train_tokenizer(kind, texts, int(size or 0))
     return trained.with_tokens(tokens) if tokens else trained
 
 
-def _first(texts: Iterator[str], n_chars: int) -> Iterator[str]:
-    for text in texts:
-        yield text
-        if (n_chars := n_chars - len(text)) <= 0:
+def up_to(left: float, items: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """The first item, and others behind it until their sizes come to what was `left`."""
+    for item in items:
+        yield item
+        if (left := left - size(item)) <= 0:
             return
 
 

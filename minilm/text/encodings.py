@@ -38,13 +38,11 @@ WESTERN = {"Danish", "Dutch", "English", "Estonian", "Finnish", "French", "Germa
 def open_text(stream: BinaryIO, encoding: str = "", newline: str | None = None) -> io.TextIOWrapper | None:
     """The stream as text in the given encoding or the detected one; None where it is binary. `newline` as in open()."""
     head = stream.read(WINDOW_BYTES)
-    if not encoding:
-        found = detect(head)
-        if found is None:
-            return None
-        encoding = found
+    found = encoding or detect(head)
+    if found is None:
+        return None
     raw = io.BytesIO(head) if len(head) < WINDOW_BYTES else io.BufferedReader(_Joined(head, stream), SAMPLE_BYTES)
-    return io.TextIOWrapper(raw, encoding, errors="replace", newline=newline)
+    return io.TextIOWrapper(raw, found, errors="replace", newline=newline)
 
 
 class _Joined(io.RawIOBase):

@@ -146,7 +146,7 @@ class Lines(Segmented):
     def __init__(self, split: Split, block_size: int, options: PackingOptions) -> None:
         if not options.line_ends:
             raise UsageError("the tokenizer has no token that ends a line: choose another --packing")
-        pieces = [(s, n) for s, n in line_segments(split, np.array(sorted(options.line_ends)))]
+        pieces = line_segments(split, np.array(sorted(options.line_ends)))
         starts, lengths = (np.concatenate(column) for column in zip(*pieces, strict=True))
         super().__init__(split, block_size, starts, np.minimum(lengths, block_size), int(lengths.sum()))
 

@@ -116,25 +116,49 @@ def load_checkpoint(
     of ranks wrote them; returns state.json.
 
     Values are copied into the tensors that are there: memory layout, and with it rounding, stays that of a fresh run.
-    Raises UsageError on a checkpoint of another model, a damaged one, or one that holds code.
+    Raises UsageError on a checkpoint of another model, a damaged one, or one that holds code, with what to do.
     """
     parallel = parallel or Replicated(model)
-    state = read_state(step_folder)
     plain = parallel.plain()
-    _load_weights(step_folder, plain)
-    parallel.take(plain)
-    held = train_state.read(step_folder, model)
+    try:
+        state = read_state(step_folder)
+        _load_weights(step_folder, plain)
+        parallel.take(plain)
+        held = train_state.read(step_folder, model)
+    except UsageError as error:
+        if str(step_folder) not in (what := str(error).removesuffix(": fetch or save it again")):
+            raise  # of the run, not of this checkpoint
+        raise UsageError(f"{what}{_way_on(step_folder)}") from None
     try:
         load_optimizer_state(model, optimizers, held)
     except (RuntimeError, ValueError) as error:
-        raise train_state.unreadable(step_folder, error) from None
+        raise UsageError(f"{train_state.unreadable(step_folder, error)}: start anew with --init") from None
     return state
+
+
+def _way_on(damaged: Path) -> str:
+    """What to do without this checkpoint; names the newest older one that can be read."""
+    run, gone = damaged.parent, [damaged]
+    for older in [folder for folder in reversed(step_folders(run)) if folder != damaged]:
+        try:
+            read_state(older)
+            model, _ = load_pretrained(older)
+            train_state.read(older, model)
+            if (damaged / ADAPTER).is_dir():
+                lora.load(model, older / ADAPTER)
+        except UsageError:
+            gone.append(older)
+        else:
+            remove, resume = " ".join(map(quoted, gone)), f"python train.py --resume {quoted(run)}"
+            return f": remove {remove}, then `{resume}` goes on from {older.name}"
+    return f", and {run} has no older whole checkpoint: start anew with --overwrite, or from its weights with --init"
 
 
 def _load_weights(step_folder: Path, model: GPT) -> None:
     saved, _ = load_pretrained(step_folder)
     if saved.config != model.config:
-        raise UsageError(f"{step_folder} holds another model than the run's config asks for: use --overwrite or --init")
+        run = step_folder.parent
+        raise UsageError(f"{run} holds another model than the run's config asks for: use --overwrite or --init")
     tensors = saved.state_dict()
     with torch.no_grad():
         for name, mine in model.state_dict().items():

@@ -31,7 +31,7 @@ from minilm.text.mixture import open_data
 from minilm.text.prompts import PromptWeights
 from minilm.text.shards import ShardFolder
 from minilm.text.tokenizer import Tokenizer
-from minilm.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from minilm.training.checkpoint import load_checkpoint, save_checkpoint
 from minilm.training.distributed import Ranks, joined
 from minilm.training.estimate import advice
 from minilm.training.expected import expected
@@ -104,7 +104,7 @@ class _Run:
     def load(self) -> None:
         """Puts everything back to the newest checkpoint."""
         newest = step_folders(self.folder)[-1]
-        Surgery(self.model, self.config).restore(read_state(newest)["step"])
+        Surgery(self.model, self.config).restore(int(newest.name.removeprefix("step_")))
         saved = load_checkpoint(newest, self.model, self.optimizers, self.parallel)
         for name, part in (("guard", self.guard), ("watch", self.watch), ("precision", self.precision)):
             part.load_state(saved.pop(name))

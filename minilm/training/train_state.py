@@ -103,11 +103,9 @@ def _readable(path: Path) -> Iterator[Path]:
 
 
 def unreadable(path: Path, error: Exception) -> UsageError:
-    """The error of a state that cannot be resumed from."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UsageError(
-        f"{path} cannot be resumed from ({reason}): resume from an older step folder, or start anew with --init"
-    )
+    """The error of a state that cannot be resumed from; of torch's long ones the first sentence."""
+    reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+    return UsageError(f"{path} cannot be resumed from ({reason})")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ are still tied (Larsson and Sadakane 2007). 50 MB of tales, ten million words, b
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import count
 
@@ -20,15 +21,10 @@ class CopyCheck:
     """Holds the training texts; words are what white space separates, punctuation and case included."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        numbers = count(END + 1)
-        self._number: dict[str, int] = {}
+        self._number: defaultdict[str, int] = defaultdict(count(END + 1).__next__)
         ids = array("i")
         for text in texts:
-            words = text.split()
-            try:
-                ids.extend([self._number[word] for word in words])
-            except KeyError:
-                ids.extend([self._number.get(w) or self._number.setdefault(w, next(numbers)) for w in words])
+            ids.extend([self._number[word] for word in text.split()])
             ids.append(END)
         text_ids = np.frombuffer(ids, dtype=np.int32) if ids else np.zeros(0, np.int32)
         self._order = suffix_array(text_ids)

@@ -53,10 +53,8 @@ def shelter(s: State, x: str) -> str | None:
 
 
 def tired(s: State, x: str) -> str | None:
-    if not s.steps.get(x):
-        return "cause"
     s.facts.add(("tired", x))
-    return None
+    return None if s.steps.get(x) else "cause"
 
 
 def rest(s: State, x: str) -> str | None:
@@ -91,10 +89,8 @@ def share(s: State, y: str, x: str) -> str | None:
 
 
 def sleep(s: State, x: str) -> str | None:
-    if s.hour != 3:
-        return "cause"
     s.asleep.add(x)
-    return None
+    return None if s.hour == 3 else "cause"
 
 
 def wake(s: State, x: str) -> str | None:
@@ -114,10 +110,8 @@ def lonely(s: State, x: str) -> str | None:
 
 def afraid(s: State, x: str) -> str | None:
     """Of the dark or of the storm."""
-    if s.hour != 3 and s.sky != "storm":
-        return "cause"
     s.facts |= {("afraid", x), ("scared", x)}
-    return None
+    return None if s.hour == 3 or s.sky == "storm" else "cause"
 
 
 def calm(s: State, x: str) -> str | None:

@@ -65,9 +65,6 @@ def grade(text: str, level: int = 1, style: str | None = None) -> Verdict:
     return Verdict(True, None, count, count, "")
 
 
-SLOT_SEX = {"he": "he", "He": "he", "his": "his", "His": "his", "him": "him"}
-
-
 class _Reader:
     """What has been read of one story, and who and what was spoken of last."""
 
@@ -123,8 +120,8 @@ class _Reader:
                 its.add(letter)
             elif slot in VERB_FORMS:
                 verb = (letter, VERB_FORMS.index(slot), word)
-            elif slot in SLOT_SEX and letter != "D":
-                sex = SEX_OF[SLOT_SEX[slot]].get(word.lower())
+            elif slot.lower() in SEX_OF and letter != "D":
+                sex = SEX_OF[slot.lower()].get(word.lower())
                 if sex is None:
                     return "parse"
                 if rule := self._pronoun(letter, sex, first, found, self._apart(reading, letter, slot)):
@@ -155,9 +152,7 @@ class _Reader:
         """Whether the pronoun cannot mean someone else in the sentence: Ann asked her, Ann, her cousin."""
         return slot == "him" or (slot == "his" and letter not in reading.new and not reading.new.isdisjoint(PEOPLE))
 
-    def _pronoun(
-        self, letter: str, sex: str, first: dict[str, str], found: dict[str, str], apart: bool = False
-    ) -> str | None:
+    def _pronoun(self, letter: str, sex: str, first: dict[str, str], found: dict[str, str], apart: bool) -> str | None:
         """A pronoun means the first of its sex in the sentence, else the one spoken of last, else the only one."""
         sexes = self.g.lexicon.sex
         meant = first.get(sex)

@@ -60,10 +60,7 @@ class Form:
         """Bit of the person whom the events name and the sentence does not; it must be clear who is meant."""
         if silent:
             raise ValueError(f"'{text}' leaves two people of {events} unsaid")
-        self.spoken = 0
-        for x, _ in fields:
-            if x in PEOPLE:
-                self.spoken |= BIT[x]
+        self.spoken = sum({BIT[x] for x, _ in fields if x in PEOPLE})
         self.people = self.spoken | self.implied
         things = [(BIT[t], slot in ("it", "It")) for t, slot in fields if t in THINGS and slot in ("noun", "it", "It")]
         if any(is_it and bit != things[0][0] for bit, is_it in things):
@@ -73,9 +70,7 @@ class Form:
         """Bit of the thing that the sentence begins to speak of as 'it', or that it means without saying so."""
         if unsaid:
             raise ValueError(f"'{text}' leaves two things of {events} unsaid")
-        self.things = 0
-        for bit, _ in things:
-            self.things |= bit
+        self.things = sum({bit for bit, _ in things})
         self.free = not (self.it or self.implied or any(pronoun for _, pronoun in self._order))
         """Needs nothing of the sentence before."""
         self._needs: dict[int, tuple[int, int] | None] = {}

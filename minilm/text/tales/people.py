@@ -5,7 +5,7 @@ Handlers as in `things`.
 
 from __future__ import annotations
 
-from minilm.text.tales.things import go, told_at
+from minilm.text.tales.things import find, go, told_at
 from minilm.text.tales.world import Handler, State
 
 
@@ -155,16 +155,7 @@ def saw(s: State, y: str, t: str, p: str) -> str | None:
 
 def see(s: State, x: str, t: str) -> str | None:
     """X notices T, which lies where X is and was not laid there by X."""
-    if ("laid", x, t) in s.facts:
-        return "knows"
-    if t in s.holder:
-        return "holds"
-    if s.at.get(t) != s.at[x]:
-        return "where"
-    if s.hour == 3 or ("hidden", t) in s.facts or ("locked", t) in s.facts:
-        return "cause"
-    s.knows[x, t] = s.at[x]
-    return None
+    return find(s, x, t) if s.place_of(t) else "where"
 
 
 def ask_where(s: State, x: str, y: str, t: str) -> str | None:
@@ -225,9 +216,7 @@ def angry(s: State, x: str, y: str) -> str | None:
 
 def sorry(s: State, y: str, x: str) -> str | None:
     """Y is sorry for a wrong done to X."""
-    if ("wronged", x, y) not in s.facts:
-        return "cause"
-    return meet(s, x, y)
+    return meet(s, x, y) if ("wronged", x, y) in s.facts else "cause"
 
 
 def forgive(s: State, x: str, y: str) -> str | None:

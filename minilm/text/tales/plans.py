@@ -28,8 +28,7 @@ class Planner(Scenes):
 
     def plan(self) -> list[Event]:
         """The events of one story."""
-        depths = DEPTH[self.level]
-        self.depth = depths[int(self.random() * len(depths))]
+        self.depth = self.pick(*DEPTH[self.level])
         self.do("person", HERO, HOME)
         if self.level >= 3 and self.chance(0.3):
             self.companion = self.free_people.pop(0)
@@ -48,7 +47,7 @@ class Planner(Scenes):
         to = self.person() if kind == "give" and self.free_people else None
         if kind == "give" and to is None:
             kind = "have"
-        goal = {"bring": self.place, "use": self.place}.get(kind, lambda: "")()
+        goal = self.place() if kind in ("bring", "use") else ""
         ways = ["kept", "kept", "lost"] if self.level == 2 else ["moved", "stolen", "locked", "lost"]
         obtain = self.prepare(GOAL, self.depth, ways, HOME if kind == "have" else goal)
         self.bystanders()
@@ -61,7 +60,7 @@ class Planner(Scenes):
         while self.free_things and len(self.state.things) < FEWEST[self.level][1]:
             u, others = self.free_things.pop(0), self.others()
             if others and self.chance(0.5):
-                self.do("hold", others[int(self.random() * len(others))], u)
+                self.do("hold", self.pick(*others), u)
             else:
                 self.do("keep", HERO, u, self.place())
 
@@ -91,8 +90,7 @@ class Planner(Scenes):
             self.repair()
             self.visit(goal, GOAL)
             self.do("give", HERO, goal, GOAL)
-            if self.chance(0.6):
-                self.do("thank", goal, HERO)
+            self.thank(goal, HERO)
         elif self.chance(0.4):
             self.do("smile", HERO, GOAL)
         if self.chance(0.35):
@@ -110,8 +108,7 @@ class Planner(Scenes):
             ways = [way for way in ways if way not in ("moved", "stolen")] or ["kept"]
         if not (self.key_free and depth):
             ways = [way for way in ways if way != "locked"] or ["kept"]
-        way = ways[int(self.random() * len(ways))]
-        made: Obtain = getattr(self, way)(t, depth, goal)
+        made: Obtain = getattr(self, self.pick(*ways))(t, depth, goal)
         return made
 
     def kept(self, t: str, depth: int, goal: str) -> Obtain:
@@ -169,7 +166,7 @@ class Planner(Scenes):
             ways = ["deal", "wish"]
         elif self.level >= 3:
             ways += ["quarrel"]
-        way = ways[int(self.random() * len(ways))]
+        way = self.pick(*ways)
         u = self.free_things.pop(0) if way in ("deal", "wish") else ""
         get_u = self.prepare_other(u, depth - 1) if u and self.chance(0.6) else None
 

@@ -6,11 +6,13 @@ Everything works on letters and goes through `events.apply`, so no plan breaks a
 from __future__ import annotations
 
 from random import Random
+from typing import TypeVar
 
 from minilm.text.tales.events import apply
 from minilm.text.tales.words import PEOPLE, PLACES, THINGS
 from minilm.text.tales.world import Event, Limits, State
 
+Way = TypeVar("Way")
 HERO, HOME, GOAL = "X", "P", "T"
 WORDS_PER_EVENT = 6.8, 7.6
 """A plan that could fit the level's words only with more, or fewer, is not worded: few of its tellings would fit."""
@@ -50,7 +52,7 @@ class Scenes:
     def chance(self, p: float) -> bool:
         return self.random() < p
 
-    def pick(self, *ways: str) -> str:
+    def pick(self, *ways: Way) -> Way:
         return ways[int(self.random() * len(ways))]
 
     def ask_and_hear(self, y: str, t: str) -> None:
@@ -157,7 +159,7 @@ class Scenes:
             ways.append((("night",), ("sleep", HERO), ("wake", HERO)))
         if not ways:
             return
-        for event in ways[int(self.random() * len(ways))]:
+        for event in self.pick(*ways):
             self.do(*event)
             self.told.add(event[0])
 
@@ -168,8 +170,7 @@ class Scenes:
         """Someone new, told of now; or, where the level has no room, one known already."""
         if self.free_people:
             return self.newcomer(self.place(HOME, self.state.at[HERO]))
-        known = self.others()
-        return known[int(self.random() * len(known))]
+        return self.pick(*self.others())
 
     def newcomer(self, place: str) -> str:
         y = self.free_people.pop(0)
@@ -183,6 +184,6 @@ class Scenes:
         """A place, a new one where the level has room, that is none of `other_than`."""
         known = [p for p in self.used_places if p not in other_than]
         if known and not (self.free_places and self.chance(0.75)):
-            return known[int(self.random() * len(known))]
+            return self.pick(*known)
         self.used_places.append(self.free_places.pop(0))
         return self.used_places[-1]

@@ -9,7 +9,7 @@ from itertools import count
 from minilm.errors import UsageError
 from minilm.text.parallel import in_order, n_cores
 from minilm.text.tales.grammar import grammar
-from minilm.text.tales.tell import first_seed, mixed_stories, one_of
+from minilm.text.tales.tell import first_seed, mixed_stories, one_of, until
 
 BLOCK = 64  # seeds told in a row: handing a block over costs little beside telling it
 WORTH_MEGABYTES = 5.0  # below, starting processes takes longer than they save
@@ -29,19 +29,9 @@ def parallel_stories(
         return mixed_stories(styles, megabytes, seed, level, split)
     # What is wrong with the arguments shows here, before any process starts.
     next(mixed_stories(styles, 1e-6, seed, level, split))
-    return _collect(styles, megabytes, seed, level, split, workers)
-
-
-def _collect(styles: str, megabytes: float, seed: int, level: int, split: str, workers: int) -> Iterator[str]:
-    left = megabytes * 1e6
-    argument = (styles, seed, level, split)
-    called = "a process that tells tales"
-    for _, told in in_order("minilm.text.tales.stream:teller", argument, count(), workers, called):
-        for text in told:
-            if left <= 0:
-                return
-            left -= len(text) + 1
-            yield text
+    argument, called = (styles, seed, level, split), "a process that tells tales"
+    told = in_order("minilm.text.tales.stream:teller", argument, count(), workers, called)
+    return until(megabytes, (text for _, texts in told for text in texts))
 
 
 def teller(argument: tuple[str, int, int, str]) -> Callable[[int], list[str]]:

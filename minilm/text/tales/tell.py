@@ -14,6 +14,7 @@ from random import Random
 from typing import NamedTuple
 
 from minilm.errors import UsageError
+from minilm.text.encode import up_to
 from minilm.text.tales.grammar import Form, Grammar, grammar
 from minilm.text.tales.plans import Plans
 from minilm.text.tales.words import Cast
@@ -53,7 +54,7 @@ def _say(plan: tuple[Event, ...], cast: Cast, g: Grammar, r: Random) -> list[tup
                 continue
             if form.it and form.it != it:
                 continue
-            if not form.implied or form.implied == _implied(last, known, form.spoken):
+            if not form.implied or form.implied == _meant(last, known, ~form.spoken):
                 break
         else:
             raise AssertionError(f"after 1,000 attempts no wording of {plan[at]} in {plan} can be understood")
@@ -68,15 +69,10 @@ def _say(plan: tuple[Event, ...], cast: Cast, g: Grammar, r: Random) -> list[tup
     return said
 
 
-def _meant(last: int, known: int, sex: int) -> int:
-    """Bit of the one person of a sex whom a pronoun means: of those spoken of last, else of all."""
-    able = last & sex or known & sex
-    return 0 if able & (able - 1) else able
-
-
-def _implied(last: int, known: int, spoken: int) -> int:
-    """Bit of the one person meant but not said: of the others spoken of last, else of all others."""
-    able = last & ~spoken or known & ~spoken
+def _meant(last: int, known: int, among: int) -> int:
+    """Bit of the one person among some (a pronoun's sex; whom a sentence leaves unsaid) who is meant: of those spoken
+    of last, else of all."""
+    able = last & among or known & among
     return 0 if able & (able - 1) else able
 
 
@@ -142,13 +138,13 @@ def stories(
 
 
 def _stream(grammars: list[Grammar], n: int | None, megabytes: float | None, first: int, split: str) -> Iterator[str]:
-    left = float("inf") if megabytes is None else megabytes * 1e6
-    for i in count() if n is None else range(n):
-        if left <= 0:
-            return
-        text = one_of(grammars, i, first, split)
-        left -= len(text) + 1
-        yield text
+    texts = (one_of(grammars, i, first, split) for i in (count() if n is None else range(n)))
+    return texts if megabytes is None else until(megabytes, texts)
+
+
+def until(megabytes: float, texts: Iterator[str]) -> Iterator[str]:
+    """The first of the texts that come to so much, each with a line end."""
+    return up_to(megabytes * 1e6, texts if megabytes else (), lambda text: len(text) + 1)
 
 
 def mixed_stories(styles: str, megabytes: float, seed: int = 0, level: int = 1, split: str = "train") -> Iterator[str]:

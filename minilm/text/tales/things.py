@@ -46,10 +46,8 @@ def left(s: State, x: str, t: str, p: str) -> str | None:
 
 def locked(s: State, x: str, t: str, p: str) -> str | None:
     """X has T in a locked box at P."""
-    if rule := keep(s, x, t, p):
-        return rule
     s.facts.add(("locked", t))
-    return None
+    return keep(s, x, t, p)
 
 
 def key(s: State, u: str, t: str) -> str | None:
@@ -93,10 +91,8 @@ def told_at(s: State, t: str, p: str) -> str | None:
 
 def sad(s: State, x: str, t: str) -> str | None:
     """Missing a thing has a cause only while the thing is away."""
-    if s.place_of(t) == s.at[x]:
-        return "cause"
     s.facts.add(("sad", x))
-    return None
+    return "cause" if s.place_of(t) == s.at[x] else None
 
 
 def smile(s: State, x: str, t: str) -> str | None:
