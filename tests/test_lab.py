@@ -641,8 +641,8 @@ def test_paired_runs_of_two_machines_are_told_by_name_and_by_vectors() -> None:
 
     assert not told("")
     assert not told("AVX2")
-    assert "come from x AVX2 and x AVX512:" in told("AVX2", "AVX512")[0]
-    assert "come from x and x AVX512:" in told("", "AVX512")[0]
+    assert "come from x (AVX2) and x (AVX512):" in told("AVX2", "AVX512")[0]
+    assert "come from x (AVX512) and x (vector units not recorded):" in told("", "AVX512")[0]
 
 
 def test_more_that_numbers_say() -> None:

@@ -183,7 +183,7 @@ def threats(analysis: Analysis) -> list[str]:
             "speed is the median of what one short run logged every ten steps: a fifth more or less tells nothing."
         )
     made = [line["versions"] for line in analysis.lines if line["kind"] == "paired"]
-    where = sorted({f"{of['processor']} {of.get('vectors', '')}".strip() for of in made})
+    where = sorted({f"{of['processor']} ({of.get('vectors', 'vector units not recorded')})" for of in made})
     if len(where) > 1:
         found.append(
             f"Paired runs come from {' and '.join(where)}: runs of one seed on two machines differ by more than "
