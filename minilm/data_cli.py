@@ -141,11 +141,10 @@ def _split_of(shards: ShardFolder, name: str) -> tuple[str, Split]:
 def _prepared_folders(words: str) -> list[Path]:
     """The prepared folder itself; those of a data set, options behind its name or none, with its defaults first; or
     those whose names begin so."""
-    from minilm.text.folders import data_folder, made_of
+    from minilm.text.folders import data_folder, is_prepared, made_of
 
-    if (Path(words).expanduser() / "meta.json").is_file():
+    if is_prepared(words):
         return [Path(words).expanduser()]
-
     name, options = split_name(words)
     folders = sorted(path.parent for path in data_folder().glob("*/meta.json"))
     if name not in known_datasets():

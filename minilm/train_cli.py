@@ -99,21 +99,21 @@ def _command(argv: Sequence[str]) -> CommandLine:
 def _began_with(data: str, was: str, run: Path) -> str:
     """What a resumed run reads: the folders that it began with, which `--data` may name by what they were made of; or
     those that it names, where the first are gone. Raises UsageError where `--data` names other data."""
-    from minilm.text.folders import made_of, read_recipe, still_holds
+    from minilm.text.folders import is_prepared, made_of, read_recipe, still_holds
     from minilm.text.mixture import open_data, parse_mixture
     from minilm.text.scripts import Files, known_datasets, load_dataset, split_name
 
     def is_same(named: str, folder: str) -> bool:
         (name, options), path, there = split_name(named), Path(named).expanduser(), Path(folder)
-        if _is_prepared(named):
+        if is_prepared(named):
             return open_data(str(path)).meta.splits == open_data(folder).meta.splits
         if name in known_datasets():
             return made_of(there) == (name, load_dataset(name).check_options(options))
         return path.exists() and still_holds(there, read_recipe(there).get("recipe", {}), Files.at(path))
 
     given, began = parse_mixture(data), parse_mixture(was)
-    if not all(_is_prepared(part.name) for part in began):
-        return data if all(_is_prepared(part.name) for part in given) else was
+    if not all(is_prepared(part.name) for part in began):
+        return data if all(is_prepared(part.name) for part in given) else was
     alike = [part.weight for part in given] == [part.weight for part in began]
     if not alike or not all(is_same(a.name, b.name) for a, b in zip(given, began, strict=True)):
         raise UsageError(
@@ -122,20 +122,17 @@ def _began_with(data: str, was: str, run: Path) -> str:
     return was
 
 
-def _is_prepared(data: str) -> bool:
-    return (Path(data).expanduser() / "meta.json").is_file()
-
-
 def _prepared(command: CommandLine) -> TrainConfig:
     """The config with a prepared data folder and a run folder."""
     from minilm.evaluation.benchmark_files import ORIGINS, benchmark_file
+    from minilm.text.folders import is_prepared
     from minilm.text.mixture import parse_mixture, prepare_mixture
 
     config = command.config
     if config.existing == "resume":
         return config
     # Of a prepared folder train() compares the tokenizer with init's.
-    tokenizer = config.tokenizer or ("" if _is_prepared(config.data) else _tokenizer_of(config.init))
+    tokenizer = config.tokenizer or ("" if is_prepared(config.data) else _tokenizer_of(config.init))
     source = Path(config.source) if config.source else None
     codes = {"control_codes": config.control_codes} if config.control_codes != "off" else {}
     data = prepare_mixture(config.data, tokenizer=tokenizer or None, source=source, **codes)

@@ -96,9 +96,8 @@ class Perplexity:
 
     def check_alike(self, other: Perplexity) -> None:
         """Raises UsageError, naming what differs, where the two numbers are not comparable."""
-        unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in self.protocol.differences(other.protocol).items()}
-        for name in ("data", "split"):  # the text itself decides
-            unlike.pop(name, None)
+        differ = self.protocol.differences(other.protocol)  # of data and split the text itself decides
+        unlike = {name: f"{a!r} and {b!r}" for name, (a, b) in differ.items() if name not in ("data", "split")}
         if self.text_sha256 != other.text_sha256:
             unlike["the text"] = f"{self.data} and {other.data}"
         if self.tokenizer != other.tokenizer and self.protocol.unit == "token":

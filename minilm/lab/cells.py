@@ -127,6 +127,13 @@ def paired(question: Question, scale: Scale, arm: Arm, rate: Chosen) -> list[Cel
     return [_cell(question, scale, arm, "paired", seed, run) for seed in range(scale.n_seeds)]
 
 
+def same_run(question: Question, cell: Cell) -> set[str]:
+    """Addresses of cells of other arms, without rates to sweep, that measure what this one trains."""
+    scale = question.scale(cell.scale)
+    arms = [arm for arm in question.arms(scale) if arm.label != cell.arm and not sweep(question, scale, arm)]
+    return {c.address for arm in arms for c in paired(question, scale, arm, None) if c.training == cell.training}
+
+
 def timed(question: Question, scale: Scale, arm: Arm, rate: Chosen) -> Cell:
     short = {"max_steps": scale.timed_steps, "eval_every_steps": 0, "save_every_steps": 0, "eval_tokens": 100}
     return _cell(question, scale, arm, "timed", 0, {**_fields(rate), **short})
@@ -177,19 +184,17 @@ def done_cells(question: Question, scale: Scale, results: Results) -> int:
 def total_flops(question: Question, scale: Scale, results: Results | None = None) -> float:
     """Of all training of a question, the bases' too; as if everything was trained. With results also of the sweeps that
     went on beyond their first rates."""
-    total, runs, bases = 0.0, dict[str, float](), dict[str, Line]()
+    runs = dict[str, float]()
     for arm in question.arms(scale):
         swept = sweep(question, scale, arm, results or {})
         cells = swept[:1] * scale.extra["trials"] if arm.search else list(swept)
         cells += [*paired(question, scale, arm, None), *([timed(question, scale, arm, None)] * question.timed)]
-        if question.trains and not arm.rates and not arm.search:
-            runs |= {cell.training: _flops(cell.config) for cell in cells}
-        elif question.trains:
-            total += sum(_flops(cell.config) for cell in cells)
-        trained = [cell.base for cell in cells if cell.base and "pretrained" not in cell.base]
-        bases |= {base_address(base): base["config"] for base in trained}
-    total += sum(_flops(config_of(scale, tuples(base), base["seed"])) for base in bases.values())
-    return total + sum(runs.values())
+        for i, cell in enumerate(cells):
+            if question.trains:  # at its own rate, which is not known here, no arm's run is another's
+                runs[f"{arm.label} {i}" if swept else cell.training] = _flops(cell.config)
+            if (base := cell.base) and "pretrained" not in base:
+                runs[base_address(base)] = _flops(config_of(scale, tuples(base["config"]), base["config"]["seed"]))
+    return sum(runs.values())
 
 
 def _flops(config: TrainConfig) -> float:

@@ -16,6 +16,7 @@ from minilm.lab.question import GPU, LAPTOP, SMOKE, Arm, Base, Measure, Picture,
 from minilm.lab.trial import Trained, copies_of
 from minilm.model.weights import load_pretrained
 
+MODELS = ((48, 60), (48, 250), (96, 60), (96, 250), (96, 600))  # width, steps
 SAMPLERS: dict[str, dict[str, float]] = {"plain": {}, "cool": {"temperature": 0.7}, "hot": {"temperature": 1.3}}
 
 
@@ -78,9 +79,7 @@ QUESTION = Question(
     arms=arms,
     scales={
         "smoke": SMOKE.but(n_stories=2, extra={"models": ((16, 2), (8, 4)), "judge_steps": 4}),
-        "laptop": LAPTOP.but(
-            extra={"models": ((48, 60), (48, 250), (96, 60), (96, 250), (96, 600)), "judge_steps": 1500}
-        ),
+        "laptop": LAPTOP.but(extra={"models": MODELS, "judge_steps": 1500}),
         "gpu": GPU.but(extra={"models": ((96, 500), (192, 1000), (384, 2000), (768, 4000)), "judge_steps": 8000}),
     },
     pictures=(Picture("points", "val_loss", "before"), Picture("points", "judged", "before")),

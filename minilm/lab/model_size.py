@@ -66,6 +66,7 @@ def told(analysis: Any) -> list[str]:
 
 
 _FEW = ("width 24", "width 192")
+_LAPTOP = {"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")}
 QUESTION = Question(
     **prose("model_size"),
     measures=(COHERENT, BEFORE, LOSS, PARAMETERS, TERAFLOPS, SECONDS_ALONE, SPEED),
@@ -77,11 +78,7 @@ QUESTION = Question(
         "smoke": SMOKE.but(
             {"max_steps": 2}, n_rates=1, n_stories=1, extra={"levels": (1,), "shapes": _FEW, "context": 32}
         ),
-        "laptop": LAPTOP.but(
-            {"max_steps": 1100},
-            n_seeds=3,
-            extra={"levels": (1, 2), "shapes": ("width 24", "width 48", "width 96", "width 192")},
-        ),
+        "laptop": LAPTOP.but({"max_steps": 1100}, n_seeds=3, extra=_LAPTOP),
         "gpu": GPU.but(
             {"batch_size": 64, "block_size": 384, "max_steps": 4000},
             {"megabytes": 100.0},

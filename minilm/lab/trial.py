@@ -21,7 +21,7 @@ from minilm import runtime
 from minilm.config import GPTConfig, TrainConfig
 from minilm.errors import MinilmError
 from minilm.evaluation.text_metrics import coherence, copy_check
-from minilm.lab.cells import base_address, ready, tuples
+from minilm.lab.cells import base_address, same_run, tuples
 from minilm.lab.places import Places
 from minilm.lab.question import Cell, Line, Question
 from minilm.lab.texts import prepared
@@ -110,8 +110,8 @@ def run_cell(question: Question, cell: Cell, places: Places) -> Line:
         **mark,
     }
     places.append(question.name, line)
-    others = ready(question, question.scale(cell.scale), places.results(question.name, cell.scale))
-    if all(other.training != cell.training for other in others):  # else another arm measures the same run
+    others = same_run(question, cell)
+    if not others or others <= places.results(question.name, cell.scale).keys():
         shutil.rmtree(folder, ignore_errors=True)
     return line
 

@@ -35,6 +35,11 @@ def data_folder() -> Path:
     return home / "data" / "shards"
 
 
+def is_prepared(name: str) -> bool:
+    """Whether this is the path of a prepared folder."""
+    return (Path(name).expanduser() / "meta.json").is_file()
+
+
 def check_space(folder: Path, need_bytes: int, doing: str) -> None:
     """Raises MinilmError where the disk that `folder` is or will be on has no room for `need_bytes`."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())

@@ -65,6 +65,7 @@ def parse_mixture(data: str) -> list[Part]:
 def prepare_mixture(data: str, tokenizer: str | None = None, **settings: Any) -> str:
     """Prepares every part with one tokenizer (where none is given, that of the first) and returns what `open_data`
     takes: the folders, with their weights. Raises as `prepare` does, and UsageError for a source of several parts."""
+    from minilm.text.folders import is_prepared
     from minilm.text.prepare import prepare
 
     parts = parse_mixture(data)
@@ -73,8 +74,8 @@ def prepare_mixture(data: str, tokenizer: str | None = None, **settings: Any) ->
     prepared: list[Part] = []
     settings["tokens"] = code_tokens(parts, settings.get("control_codes", "off")) if len(parts) > 1 else ()
     for part in parts:
-        is_prepared = len(parts) > 1 and (Path(part.name).expanduser() / "meta.json").is_file()
-        folder = prepare(part.name, tokenizer=None if is_prepared else tokenizer, **settings)
+        its_own = len(parts) > 1 and is_prepared(part.name)
+        folder = prepare(part.name, tokenizer=None if its_own else tokenizer, **settings)
         tokenizer = tokenizer if tokenizer or len(parts) == 1 else str(folder)
         prepared.append(Part(os.path.relpath(folder), part.weight))
     return ",".join(map(str, prepared))
