@@ -112,9 +112,10 @@ struct Arithmetic<int8_t> {
 #endif
 constexpr long SAFE = 256 * Arithmetic<int8_t>::N;
 
-// R rows of w against M of x over n elements, U vectors of a row at a time: R * M * U sums, as many as registers hold.
+// R rows of w, `apart` from each other, against M of x over n elements, U vectors of a row at a time: R * M * U sums, as
+// many as registers hold.
 template <class T, int M, int R, int U, class A = Arithmetic<T>>
-static inline void tile(const T* w, const typename A::X* x, float* y, long n, long N, long K, bool add) {
+static inline void tile(const T* w, const typename A::X* x, float* y, long n, long N, long K, bool add, long apart) {
   typename A::V sums[R * M * U] = {};
   const long whole = n - n % A::N;
   long k = 0;
@@ -123,14 +124,14 @@ static inline void tile(const T* w, const typename A::X* x, float* y, long n, lo
     for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        const typename A::V v = A::weights(w + r * K + k + u * A::N);
+        const typename A::V v = A::weights(w + r * apart * K + k + u * A::N);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++)
           sums[(r * M + m) * U + u] = A::plus(sums[(r * M + m) * U + u], v, x + m * K + k + u * A::N);
       }
   for (; k < whole; k += A::N)
     for (int r = 0; r < R; r++) {
-      const typename A::V v = A::weights(w + r * K + k);
+      const typename A::V v = A::weights(w + r * apart * K + k);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) sums[(r * M + m) * U] = A::plus(sums[(r * M + m) * U], v, x + m * K + k);
     }
@@ -141,35 +142,36 @@ static inline void tile(const T* w, const typename A::X* x, float* y, long n, lo
       typename A::V all = sums[(r * M + m) * U];
 #pragma GCC unroll 8
       for (int u = 1; u < U; u++) all = A::plus(all, sums[(r * M + m) * U + u]);
-      float sum = A::all(all) + (add ? y[m * N + r] : 0);
-      for (long k = whole; k < n; k++) sum += A::one(w[r * K + k], x[m * K + k]);
-      y[m * N + r] = sum;
+      float sum = A::all(all) + (add ? y[m * N + r * apart] : 0);
+      for (long k = whole; k < n; k++) sum += A::one(w[r * apart * K + k], x[m * K + k]);
+      y[m * N + r * apart] = sum;
     }
 }
 
 template <class T, int R, class X>
-static inline void outputs(const T* w, const X* x, float* y, long M, long n, long N, long K, bool add) {
+static inline void outputs(const T* w, const X* x, float* y, long M, long n, long N, long K, bool add, long apart) {
+  constexpr int half = W == 16 ? 1 : R;  // vectors of 32 bytes have half as many registers
   long m = 0;
-  if (R == 1)
-    for (; m + 8 <= M; m += 8) tile<T, 8, R, 1>(w, x + m * K, y + m * N, n, N, K, add);
-  for (; m + 4 <= M; m += 4) tile<T, 4, R, 2 / R>(w, x + m * K, y + m * N, n, N, K, add);
-  for (; m + 2 <= M; m += 2) tile<T, 2, R, 4 / R>(w, x + m * K, y + m * N, n, N, K, add);
-  for (; m < M; m++) tile<T, 1, R, 4>(w, x + m * K, y + m * N, n, N, K, add);
+  if (half == 1)
+    for (; m + 8 <= M; m += 8) tile<T, 8, R, 1>(w, x + m * K, y + m * N, n, N, K, add, apart);
+  for (; m + 4 <= M; m += 4) tile<T, 4, R, 2 / half>(w, x + m * K, y + m * N, n, N, K, add, apart);
+  for (; m + 2 <= M; m += 2) tile<T, 2, R, 4 / half>(w, x + m * K, y + m * N, n, N, K, add, apart);
+  for (; m < M; m++) tile<T, 1, R, 4>(w, x + m * K, y + m * N, n, N, K, add, apart);
 }
 
-// y (M, end - begin) from rows begin to end of w.
+// y (M, N) from rows begin to end of w and those that are `apart` from them: two streams far from each other are what the
+// processor fetches ahead best.
 template <class T, class X>
-static inline void rows(const T* w, const X* x, float* y, long begin, long end, long M, long N, long K) {
-  const long chunk = M > 2 ? CHUNK : SAFE;  // one stream of weights is what the processor fetches ahead best
+static inline void rows(const T* w, const X* x, float* y, long begin, long end, long M, long N, long K, long apart) {
+  const long chunk = M > 2 ? CHUNK : SAFE;
   for (long k = 0; k < K; k += chunk) {
     const long n = std::min(chunk, K - k);
-    long i = begin;
-    if (M > 8)  // arithmetic takes longer than reading: two rows share what is loaded of x
-      for (; i + 2 <= end; i += 2) outputs<T, 2>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
-    for (; i < end; i++) {
-      if (M > 2 && i + 2 < N)
-        for (long b = 0; b < n; b += 64 / static_cast<long>(sizeof(T))) __builtin_prefetch(w + (i + 2) * K + k + b);
-      outputs<T, 1>(w + i * K + k, x + k, y + i, M, n, N, K, k > 0);
+    for (long i = begin; i < end; i++) {
+      const T* at = w + i * K + k;
+      if (i + apart < N)
+        outputs<T, 2>(at, x + k, y + i, M, n, N, K, k > 0, apart);
+      else
+        outputs<T, 1>(at, x + k, y + i, M, n, N, K, k > 0, apart);
     }
   }
 }
@@ -222,13 +224,15 @@ static void product(const Linear& l, const float* x, float* y, long M, long N, l
   static thread_local std::vector<X> rounded;  // each thread its own: waiting for one takes longer
   static thread_local std::vector<float> steps;
   const X* read = inputs(x, rounded, steps, M, K);
+  const long apart = (N + 1) / 2;
 #pragma omp for schedule(static)
-  for (long n = 0; n < N; n += GROUP) {
-    const long end = std::min(n + GROUP, N);
-    rows(w, read, y, n, end, M, N, K);
-    for (long i = n; i < end; i++)
-      for (long m = 0; m < M; m++)
-        y[m * N + i] = finish(y[m * N + i] * steps[m] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
+  for (long n = 0; n < apart; n += GROUP) {
+    const long end = std::min(n + GROUP, apart);
+    rows(w, read, y, n, end, M, N, K, apart);
+    for (long begin : {n, n + apart})
+      for (long i = begin; i < std::min(begin + end - n, N); i++)
+        for (long m = 0; m < M; m++)
+          y[m * N + i] = finish(y[m * N + i] * steps[m] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
   }
 }
 
