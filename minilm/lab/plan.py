@@ -167,11 +167,10 @@ def tensor_bytes(model: GPT, config: TrainConfig, precision: str, n_sequences: i
     c, n_targets, V = model.config, n_sequences * model.config.block_size, len(model.head_rows())
     whole = fits_at_once(n_targets, V, card)
     step = memory(model, config, precision, n_sequences, head=whole, card=card)
-    # The loss's backward holds two gradients as large as the logits; of chunks, three such (on a CPU four; a card's
-    # kernel puts it in the logits' place), the head's gradient and, on a CPU, gradients that wait for it, on a card its
-    # table in 16 bits and a chunk's product.
+    # The loss's backward holds two gradients as large as the logits; of chunks, three such (a card's kernel puts it in
+    # the logits' place), the head's gradient, on a card its table in 16 bits and a product, on a CPU logits that wait.
     size, kernel = 4 if precision == "fp32" else 2, card and config.compile != "off"
-    chunk = V * chunk_rows(n_targets, V, card, compiled=kernel) * (size if kernel else 12 if card else 16)
+    chunk = V * chunk_rows(n_targets, V, card, compiled=kernel) * (size if kernel else 12)
     waiting = 2 * size * V * c.n_embd if card else min(WAITING_BYTES, size * n_targets * V)
     beside = 8 * n_targets * V if whole else waiting + chunk + 4 * V * c.n_embd
     if config.recompute:  # one block's activations at a time

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # a target that is not scored (torch's own default)
-# Logits of up to so many fp32 bytes are held whole, larger ones in chunks that a CPU's caches hold; gradients of chunks
-# wait for one product, which adds them to the head's.
-PLAIN_BYTES, CHUNK_BYTES, WAITING_BYTES = 32 << 20, 32 << 20, 128 << 20
+# Logits of up to so many fp32 bytes are held whole. Of more, as many as wait are made by one product, a loss's gradient
+# takes their place in chunks that a CPU's caches hold, and one product each makes the gradients of what was multiplied.
+PLAIN_BYTES, CHUNK_BYTES, WAITING_BYTES = 32 << 20, 16 << 20, 128 << 20
 # On a card every chunk adds to the head's whole gradient (154 MB of GPT-2's), so that few are faster. A compiled loss
 # holds such a chunk twice, in the products' 16 bits; what is eager holds several copies in fp32.
 CARD_PLAIN_BYTES, CARD_CHUNK_BYTES, COMPILED_CHUNK_BYTES = 256 << 20, 256 << 20, 2 << 30
@@ -106,8 +106,8 @@ class _Chunked(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         sums = factors.new_zeros(len(factors))
 
-        def gradient(part: slice) -> Tensor | None:  # of the part's logits; adds its terms to the sums
-            logits = (rows[part] @ table.t()).requires_grad_(any(wanted))
+        def gradient(logits: Tensor, part: slice) -> Tensor | None:  # of the part's logits; adds its terms to the sums
+            logits = logits.detach().requires_grad_(any(wanted))
             with torch.set_grad_enabled(any(wanted)):
                 terms = loss(logits, part)
                 if isinstance(terms, tuple):
@@ -117,26 +117,27 @@ class _Chunked(torch.autograd.Function):
             sums.add_(terms.detach())
             return torch.autograd.grad(total, logits)[0] if any(wanted) else None
 
-        def gathered(some: slice) -> Tensor:  # the same of several parts, in padded columns
-            for part in _spans(some.start, some.stop, n):
-                waiting[part.start - some.start : part.stop - some.start, :V] = cast(Tensor, gradient(part))
-            return waiting[: some.stop - some.start]
-
         with torch.autocast(kind, enabled=False):
             rows, table = x.to(dtype), weight.to(dtype)
             table = F.pad(table, (0, 0, 0, padding)) if padding and x.is_cuda else table
             grad_x = torch.empty_like(rows) if wants_x else None
             grad_weight: Tensor | None = None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over products does so in fp32
-            fit = max(WAITING_BYTES // ((V + padding) * rows.itemsize * n), 1) * n
-            n_waiting = min(N, fit) if wants_weight and not x.is_cuda else 0
-            waiting = rows.new_zeros(n_waiting, V + padding)
-            for some in _spans(0, N, n_waiting or n):
-                grad = gathered(some) if n_waiting else gradient(some)
-                if grad is not None and grad_x is not None:
-                    torch.mm(grad[:, : len(table)], table, out=grad_x[some])
-                if grad is not None and wants_weight:
-                    grad_weight = _plus(grad_weight, grad, rows[some], wide)
+            fit = n if x.is_cuda else max(WAITING_BYTES // ((V + padding) * rows.itemsize * n), 1) * n
+            for some in _spans(0, N, fit):
+                logits = rows.new_empty(some.stop - some.start, V + padding)
+                logits[:, len(table) :] = 0
+                torch.mm(rows[some], table.t(), out=logits[:, : len(table)])
+                for part in _spans(some.start, some.stop, n):
+                    own = logits[part.start - some.start : part.stop - some.start, : len(table)]
+                    if (grad := gradient(own, part)) is not None and not x.is_cuda:
+                        own.copy_(grad)
+                    elif grad is not None:
+                        logits = grad  # all of them
+                if grad_x is not None:
+                    torch.mm(logits[:, : len(table)], table, out=grad_x[some])
+                if wants_weight:
+                    grad_weight = _plus(grad_weight, logits, rows[some], wide)
         ctx.grads = (grad_x, x.dtype), (None if grad_weight is None else grad_weight[:V], weight.dtype)
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
