@@ -60,8 +60,8 @@ def _torchs(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "plain": _whole,
-    **{f"chunks of {n} rows": _in_chunks(n, losses.cross_entropy) for n in (20, 80, 256)},
-    "chunks of 80 rows, loss compiled": _in_chunks(80, _compiled),
+    **{f"chunks of {n} rows": _in_chunks(n, losses.cross_entropy) for n in (20, 41, 80, 256)},
+    "chunks of 41 rows, loss compiled": _in_chunks(41, _compiled),
     "`F.linear_cross_entropy`": _torchs,
 }
 

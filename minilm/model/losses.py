@@ -20,7 +20,7 @@ from torch import Tensor
 IGNORE = -100  # a target that is not scored (torch's own default)
 # Logits of up to so many fp32 bytes are held whole. Of more, as many as wait are made by one product, a loss's gradient
 # takes their place in chunks that a CPU's caches hold, and one product each makes the gradients of what was multiplied.
-PLAIN_BYTES, CHUNK_BYTES, WAITING_BYTES = 32 << 20, 16 << 20, 128 << 20
+PLAIN_BYTES, CHUNK_BYTES, WAITING_BYTES = 32 << 20, 8 << 20, 128 << 20
 # On a card every chunk adds to the head's whole gradient (154 MB of GPT-2's), so that few are faster. A compiled loss
 # holds such a chunk twice, in the products' 16 bits; what is eager holds several copies in fp32.
 CARD_PLAIN_BYTES, CARD_CHUNK_BYTES, COMPILED_CHUNK_BYTES = 256 << 20, 256 << 20, 2 << 30
@@ -79,7 +79,6 @@ def over_tokens(
     finish: what follows the head's product, logits (n, V or more) -> (n, used V): columns cut off, a soft cap.
     compiled: whether loss is, so that larger chunks fit a card.
     """
-
     by = torch.tensor(factors, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     if fits(len(x), len(weight), x.is_cuda):
         sums = loss(finish(F.linear(x, weight)), slice(0, len(x)))
@@ -124,9 +123,10 @@ class _Chunked(torch.autograd.Function):
             grad_weight: Tensor | None = None
             wide = torch.promote_types(weight.dtype, torch.float32)  # what adds up over products does so in fp32
             fit = n if x.is_cuda else max(WAITING_BYTES // ((V + padding) * rows.itemsize * n), 1) * n
+            waiting = rows.new_empty(min(fit, N), V + padding)
+            waiting[:, len(table) :] = 0
             for some in _spans(0, N, fit):
-                logits = rows.new_empty(some.stop - some.start, V + padding)
-                logits[:, len(table) :] = 0
+                logits = waiting[: some.stop - some.start]
                 torch.mm(rows[some], table.t(), out=logits[:, : len(table)])
                 for part in _spans(some.start, some.stop, n):
                     own = logits[part.start - some.start : part.stop - some.start, : len(table)]
