@@ -194,12 +194,12 @@ class GPT(nn.Module):
         """The head's rows that are multiplied: those in use, up to a multiple of vocab_multiple."""
         c = self.config
         used = -(-c.rows_used // c.vocab_multiple) * c.vocab_multiple
-        return self.head_weight[: min(c.vocab_rows, used)]
+        return self.head_weight if used >= c.vocab_rows else self.head_weight[:used]  # a cut's gradient is a copy
 
     def finish_logits(self, logits: Tensor) -> Tensor:
         """What follows the head's product: rows not in use cut off, the soft cap."""
         used, c = self.config.rows_used, self.config.logit_softcap
-        logits = logits[..., :used] if used < logits.shape[-1] else logits  # a cut's gradient is a copy
+        logits = logits[..., :used] if used < logits.shape[-1] else logits
         return c * torch.tanh(logits / c) if c else logits
 
     def loss(
