@@ -1,5 +1,5 @@
-// y (M, N) = x (M, K) times w (N, K) transposed, for a handful of rows M: every weight is read once, in order, so that
-// memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32. With AVX2 inputs of
+// y (M, N) = x (M, K) times w (N, K) transposed, for a handful of rows M: every weight is read once, in two streams, so
+// that memory decides how long it takes. Weights are fp32, bf16 or int8 with a scale a row; sums are fp32. With AVX2 inputs of
 // int8 are rounded to 16 bits, and a vector's sums are whole numbers.
 // Built and called by rows.py, blocks by fused.py. OpenMP is torch's own: the library is linked without one (two would wait for each other).
 
@@ -53,7 +53,7 @@ static inline Vector load(const T* p) {
 }
 #endif
 
-constexpr long GROUP = 16;   // rows of w that meet a chunk of x before the next one does
+constexpr long GROUP = 16;   // rows of w, of each stream, that meet a chunk of x before the next one does
 constexpr long CHUNK = 768;  // of 8 rows of x: 24 KiB, which stay in the nearest cache
 
 static inline float total(Vector v) {
@@ -229,8 +229,8 @@ static void product(const Linear& l, const float* x, float* y, long M, long N, l
   for (long n = 0; n < apart; n += GROUP) {
     const long end = std::min(n + GROUP, apart);
     rows(w, read, y, n, end, M, N, K, apart);
-    for (long begin : {n, n + apart})
-      for (long i = begin; i < std::min(begin + end - n, N); i++)
+    for (long first = n; first < end; first++)
+      for (long i = first; i < N; i += apart)  // one of each stream
         for (long m = 0; m < M; m++)
           y[m * N + i] = finish(y[m * N + i] * steps[m] * (l.scale ? l.scale[i] : 1) + (l.bias ? l.bias[i] : 0), m, i);
   }

@@ -128,8 +128,8 @@ class _Chunked(torch.autograd.Function):
             for some in _spans(0, N, fit):
                 logits = waiting[: some.stop - some.start]
                 torch.mm(rows[some], table.t(), out=logits[:, : len(table)])
-                for part in _spans(some.start, some.stop, n):
-                    own = logits[part.start - some.start : part.stop - some.start, : len(table)]
+                parts = _spans(some.start, some.stop, n)
+                for own, part in zip(logits[:, : len(table)].split(n), parts, strict=True):
                     if (grad := gradient(own, part)) is not None and not x.is_cuda:
                         own.copy_(grad)
                     elif grad is not None:
