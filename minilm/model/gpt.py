@@ -62,7 +62,8 @@ class Attention(nn.Module):
         with torch.autocast(parts[0].device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(self.c_proj.weight.dtype)
+            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training)
+        y = y.to(self.c_proj.weight.dtype if c.attn_upcast else parts[0].dtype)  # autocast's own is not copied
         return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 

@@ -224,6 +224,9 @@ def turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """GPT-2's GELU: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
+    if x.is_cuda and torch.compiler.is_compiling():  # 1 + tanh(u) = 2 sigmoid(2u); the compiled tanh is half as fast
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * torch.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide**3))).to(x.dtype)
     return F.gelu(x, approximate="tanh")
 
 
