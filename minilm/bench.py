@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from minilm.config import GPTConfig, TrainConfig
 
-READ_BYTES = 1 << 28  # several times any cache
+# Several times any processor's cache; a card reads four times as much, and is waited for after so many times.
+READ_BYTES, READS = 1 << 28, 4
 CARD_STEPS = 5  # that a card is given before it is waited for, as between two logs of the loop
 
 
@@ -74,14 +75,15 @@ def limits(device: torch.device) -> Limits:
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     flops = {name: runtime.matmul_flops(device, dtype, rows=1024, width=1024) for name, dtype in dtypes.items()}
-    x = torch.ones(READ_BYTES // 4, device=device)
+    x = torch.ones(READ_BYTES if device.type == "cuda" else READ_BYTES // 4, device=device)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        x.sum().item()
-        best = min(best, time.perf_counter() - start)
+        total = sum(x.sum() for _ in range(READS))
+        float(total)
+        best = min(best, (time.perf_counter() - start) / READS)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return Limits(flops, READ_BYTES / best, threads, runtime.versions()["processor"])
+    return Limits(flops, x.nbytes / best, threads, runtime.versions()["processor"])
 
 
 class Steps:

@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from minilm.decoding.fused import is_gpt2
 from minilm.model.gpt import GPT
 
-TILE_BYTES, STAGES, WARPS = 1 << 14, 6, 16  # of weights at once, and as many are on their way
-SLOTS = 256  # that a head reads at once
+TILE_BYTES, WARPS, PER, REGISTERS = 1 << 13, 8, 2, 128
+SLOTS = 64  # that a head reads at once
 HEAD_ROWS, HEAD_WARPS = 4, 4  # of a program of the head, which waits for no other
 MAX_WIDTH = 8192  # a norm reads the whole width at once
 TENSORS = tl.constexpr(12)  # of a block
-PIECE = tl.constexpr(2048)  # bytes that a thread asks for ahead
-AHEAD_FROM = (9, 0)  # cards that bring a part's weights into their cache while those before it are read
 
 
 class OneRow:
@@ -39,10 +37,10 @@ class OneRow:
         self.arrived = torch.zeros(1, dtype=torch.int32, device=weight.device)
         self.scales = torch.tensor([c.score_scale(layer) for layer in range(c.n_layer)], device=weight.device)
         self.found: list[list[int]] = []
-        self.ahead = weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= AHEAD_FROM
         self.n_programs = 1  # Triton's interpreter runs one after the other, so that none can wait
         if weight.is_cuda:
-            self.n_programs = torch.cuda.get_device_properties(weight.device).multi_processor_count
+            self.n_programs = torch.cuda.get_device_properties(weight.device).multi_processor_count * PER
+        self.own = torch.empty(self.n_programs, c.n_embd, device=weight.device)  # each program's norm of x
 
     def __call__(self, model: GPT, ids: Tensor, at: Tensor, _: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """ids (1, 1), at (1,) the slot that it takes, keys and values (layers, 1, H, S, W) -> (1, 1, D)."""
@@ -53,11 +51,10 @@ class OneRow:
         self.arrived.zero_()
         kernel: Any = _blocks[(self.n_programs,)]
         kernel(
-            **self.room, addresses=self.addresses, scales=self.scales, keys=keys, values=values, at=at,
+            **self.room, own=self.own, addresses=self.addresses, scales=self.scales, keys=keys, values=values, at=at,
             arrived=self.arrived, eps=c.norm_eps, n_layer=c.n_layer, n_slots=keys.shape[3], PROGRAMS=self.n_programs,
-            AHEAD=self.ahead,
-            D=c.n_embd, F=c.inner_width, H=c.n_head, W=c.head_width, TILE=TILE_BYTES // x.itemsize, STAGES=STAGES, SLOTS=SLOTS,
-            num_warps=WARPS, launch_cooperative_grid=True,
+            D=c.n_embd, F=c.inner_width, H=c.n_head, W=c.head_width, TILE=TILE_BYTES // x.itemsize, SLOTS=SLOTS,
+            num_warps=WARPS, maxnreg=REGISTERS, launch_cooperative_grid=True,
         )  # fmt: skip
         hidden: Tensor = model.ln_f(x)
         return hidden.view(1, 1, -1)
@@ -96,28 +93,20 @@ def _addresses(model: GPT) -> list[list[int]]:
 
 @triton.jit
 def _blocks(  # type: ignore[no-untyped-def]
-    x, y, mixed, qkv, inner, addresses, scales, keys, values, at, arrived, eps, n_layer, n_slots,
-    PROGRAMS: tl.constexpr, AHEAD: tl.constexpr, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, SLOTS: tl.constexpr,
+    x, y, mixed, qkv, inner, own, addresses, scales, keys, values, at, arrived, eps, n_layer, n_slots,
+    PROGRAMS: tl.constexpr, D: tl.constexpr, F: tl.constexpr, H: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     length, met = tl.load(at), 0
     for layer in range(n_layer):
         of = addresses + layer * TENSORS
-        if AHEAD:
-            _fetch(of + 4, x, True, D, D, PROGRAMS)
-        met = _product(x, of, of + 2, None, qkv, eps, arrived, met, 3 * D, D, PROGRAMS, TILE, STAGES, False)
-        if AHEAD:
-            _fetch(of + 8, x, True, F, D, PROGRAMS)
+        met = _product(x, of, own, of + 2, None, qkv, eps, arrived, met, 3 * D, D, PROGRAMS, TILE, False)
         begins, scale = tl.cast(layer, tl.int64) * H * n_slots * W, tl.load(scales + layer)
         met = _attend(qkv, keys + begins, values + begins, mixed, length, scale, n_slots, arrived, met, PROGRAMS, H, W,
                       SLOTS)  # fmt: skip
-        if AHEAD:
-            _fetch(of + 10, x, True, D, F, PROGRAMS)
-        met = _product(mixed, None, of + 4, x, y, eps, arrived, met, D, D, PROGRAMS, TILE, STAGES, False)
-        if AHEAD:
-            _fetch(of + TENSORS + 2, x, layer + 1 < n_layer, 3 * D, D, PROGRAMS)
-        met = _product(y, of + 6, of + 8, None, inner, eps, arrived, met, F, D, PROGRAMS, TILE, STAGES, True)
-        met = _product(inner, None, of + 10, y, x, eps, arrived, met, D, F, PROGRAMS, TILE, STAGES, False)
+        met = _product(mixed, None, None, of + 4, x, y, eps, arrived, met, D, D, PROGRAMS, TILE, False)
+        met = _product(y, of + 6, own, of + 8, None, inner, eps, arrived, met, F, D, PROGRAMS, TILE, True)
+        met = _product(inner, None, None, of + 10, y, x, eps, arrived, met, D, F, PROGRAMS, TILE, False)
 
 
 @triton.jit
@@ -130,22 +119,6 @@ def _meet(arrived, met):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _fetch(layer, like, wanted, N_OUT: tl.constexpr, N_IN: tl.constexpr, PROGRAMS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Has this program's share of a layer's weight brought from memory into the card's cache."""
-    SHARE: tl.constexpr = triton.cdiv(N_OUT, PROGRAMS)
-    BYTES: tl.constexpr = N_IN * (like.dtype.element_ty.primitive_bitwidth // 8)
-    PIECES: tl.constexpr = triton.next_power_of_2(triton.cdiv(SHARE * BYTES, PIECE))
-    first = tl.program_id(0) * SHARE
-    at = tl.arange(0, PIECES) * PIECE
-    there = wanted & (at + PIECE <= tl.minimum(SHARE, N_OUT - first) * BYTES)
-    begins = tl.load(layer, mask=wanted, other=0) + first.to(tl.int64) * BYTES
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], 2048; mov.u32 $0, 0; }",
-        "=r,l,r", [(begins + at) & -16, there.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _tensor(address, like, inside):  # type: ignore[no-untyped-def]
     """Where a tensor begins, and `inside` where there is one."""
     begins = tl.load(address)
@@ -153,21 +126,14 @@ def _tensor(address, like, inside):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _input(x, norm, columns, mean, deviation, N_IN: tl.constexpr):  # type: ignore[no-untyped-def]
-    inside = columns < N_IN
-    v = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
-    if norm is not None:
-        scale, scaled = _tensor(norm, x, inside)
-        shift, shifted = _tensor(norm + 1, x, inside)
-        v = (v - mean) / deviation * tl.load(scale + columns, mask=scaled, other=1.0).to(tl.float32)
-        v += tl.load(shift + columns, mask=shifted, other=0.0).to(tl.float32)
-    return v
+def _weights(starts, columns, there, N_IN: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.load(starts + columns[None, :], mask=there[:, None] & (columns < N_IN)[None, :], other=0.0)
 
 
 @triton.jit
 def _product(  # type: ignore[no-untyped-def]
-    x, norm, layer, residual, y, eps, arrived, met, N_OUT: tl.constexpr, N_IN: tl.constexpr, PROGRAMS: tl.constexpr,
-    TILE: tl.constexpr, STAGES: tl.constexpr, GELU: tl.constexpr,
+    x, norm, own, layer, residual, y, eps, arrived, met, N_OUT: tl.constexpr, N_IN: tl.constexpr, PROGRAMS: tl.constexpr,
+    TILE: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
     """y = residual + gelu(layer(norm(x))), each where it is there; addresses of norm's and layer's tensors."""
     SHARE: tl.constexpr = triton.cdiv(N_OUT, PROGRAMS)
@@ -180,32 +146,41 @@ def _product(  # type: ignore[no-untyped-def]
     weight, _ = _tensor(layer, x, there)
     bias, with_bias = _tensor(layer + 1, x, there)
     starts = weight + rows.to(tl.int64)[:, None] * N_IN
-    w_0 = tl.load(starts + columns[None, :], mask=there[:, None] & (columns < N_IN)[None, :], other=0.0)
-    after = columns + COLUMNS
-    w_1 = tl.load(starts + after[None, :], mask=there[:, None] & (after < N_IN)[None, :], other=0.0)
-    added = tl.load(bias + rows, mask=with_bias, other=0.0).to(tl.float32)
+    w_0 = _weights(starts, columns, there, N_IN)
+    w_1 = _weights(starts, columns + COLUMNS, there, N_IN)
+    w_2 = _weights(starts, columns + 2 * COLUMNS, there, N_IN)
+    sums = tl.load(bias + rows, mask=with_bias, other=0.0).to(tl.float32)
+    WIDE: tl.constexpr = triton.next_power_of_2(N_IN)
+    wide = tl.arange(0, WIDE)
+    inside = wide < N_IN
+    if norm is not None:
+        scale, scaled = _tensor(norm, x, inside)
+        shift, shifted = _tensor(norm + 1, x, inside)
+        scales = tl.load(scale + wide, mask=scaled, other=1.0).to(tl.float32)
+        shifts = tl.load(shift + wide, mask=shifted, other=0.0).to(tl.float32)
     met += PROGRAMS
     _meet(arrived, met)
-    mean, deviation = 0.0, 1.0
     if norm is not None:
-        WIDE: tl.constexpr = triton.next_power_of_2(N_IN)
-        wide = tl.arange(0, WIDE)
-        whole = tl.load(x + wide, mask=wide < N_IN, other=0.0).to(tl.float32)
-        mean = tl.sum(whole) / N_IN
-        centred = tl.where(wide < N_IN, whole - mean, 0.0)
-        deviation = tl.sqrt(tl.sum(centred * centred) / N_IN + eps)
+        whole = tl.load(x + wide, mask=inside, other=0.0).to(tl.float32)
+        centred = tl.where(inside, whole - tl.sum(whole) / N_IN, 0.0)
+        normed = centred / tl.sqrt(tl.sum(centred * centred) / N_IN + eps) * scales + shifts
+        x = own + tl.program_id(0) * N_IN
+        tl.store(x + wide, normed, mask=inside)
+        tl.debug_barrier()
+    if residual is not None:
+        left = tl.load(residual + rows, mask=there, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in tl.range(2 * COLUMNS, N_IN, COLUMNS, num_stages=STAGES):
-        here = first + columns
-        w = tl.load(starts + here[None, :], mask=there[:, None] & (here < N_IN)[None, :], other=0.0)
-        total += w.to(tl.float32) * _input(x, norm, here, mean, deviation, N_IN)[None, :]
-    total += w_0.to(tl.float32) * _input(x, norm, columns, mean, deviation, N_IN)[None, :]
-    total += w_1.to(tl.float32) * _input(x, norm, after, mean, deviation, N_IN)[None, :]
-    sums = tl.sum(total, axis=1) + added
+    for _ in range(0, N_IN, COLUMNS):
+        v = tl.load(x + columns, mask=columns < N_IN, other=0.0).to(tl.float32)
+        w_3 = _weights(starts, columns + 3 * COLUMNS, there, N_IN)
+        total += w_0.to(tl.float32) * v[None, :]
+        columns += COLUMNS
+        w_0, w_1, w_2 = w_1, w_2, w_3
+    sums += tl.sum(total, axis=1)
     if GELU:  # 1 + tanh(u) = 2 sigmoid(2 u)
         sums *= tl.sigmoid(1.5957691216057308 * (sums + 0.044715 * sums * sums * sums))
     if residual is not None:
-        sums += tl.load(residual + rows, mask=there, other=0.0).to(tl.float32)
+        sums += left
     tl.store(y + rows, sums.to(y.dtype.element_ty), mask=there)
     return met
 
