@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from minilm.config import GPTConfig
 
 Values = dict[str, Any]
+UNCACHED = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""As `runtime.begin_tuned` begins train.py."""
 TUNED = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""glibc's thresholds as `runtime.tune_allocator` sets them, for peers that do not."""
+TUNED |= UNCACHED
+"""glibc's thresholds as `runtime.tune_allocator` sets them, and its cache, for peers that do not; large pages too."""
 SMALL = bool(os.environ.get("MINILM_BENCH_SMALL"))
 """Whether works are only being tried: little models, little text."""
 HIGHER_IS_BETTER = {"tokens/s", "MB/s", "read GB/s"}
@@ -79,7 +82,8 @@ class Work:
         return ""
 
     def environment(self, contender: str) -> dict[str, str]:
-        return TUNED if "tuned" in contender.split() else {}
+        ours = UNCACHED if self.name.startswith(("train", "finetune")) and not self.package(contender) else {}
+        return TUNED if "tuned" in contender.split() else ours
 
 
 @cache

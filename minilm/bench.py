@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from minilm.config import GPTConfig, TrainConfig
 
-# Several times any processor's cache; a card reads four times as much, and is waited for after so many times.
-READ_BYTES, READS = 1 << 28, 4
+READ_BYTES, READS = 1 << 28, 4  # several times any cache, on a card four times that; so often before a wait
 CARD_STEPS = 5  # that a card is given before it is waited for, as between two logs of the loop
 
 
@@ -79,8 +78,7 @@ def limits(device: torch.device) -> Limits:
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        total = sum(x.sum() for _ in range(READS))
-        float(total)
+        float(sum(x.sum() for _ in range(READS)))
         best = min(best, (time.perf_counter() - start) / READS)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     return Limits(flops, x.nbytes / best, threads, runtime.versions()["processor"])
@@ -217,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_words(sys.argv[1:] if argv is None else argv)
     if options.steps < 1:
         raise UsageError(f"--steps must be 1 or more, not {options.steps}")
-    runtime.tune_allocator()
+    runtime.begin_tuned()
     device = runtime.pick_device(options.device)
     configs = {preset: _shortened(preset, options.device) for preset in options.presets}
     found: dict[str, Any] = {"limits": asdict(limit := limits(device)), "versions": runtime.versions()}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PEAK_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 PEAK_FLOPS |= {"A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12, "T4": 65e12}
 PACKAGED = Path(__file__).resolve().parents[1] / "models"
+NO_CACHE = "glibc.malloc.tcache_count=0"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "pure_bf16", "pure_fp16")
 
 
@@ -57,10 +58,10 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, rows: int = 512, widt
             break
         best, began = float("inf"), time.perf_counter()
         for _ in range(repeats):
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             a @ b
-            _synchronize(device)
+            synchronize(device)
             best = min(best, time.perf_counter() - start)
             if time.perf_counter() - began > 1.0:
                 break
@@ -151,6 +152,18 @@ def tune_allocator() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(-3, 1 << 30) and mallopt(-1, (1 << 31) - 1))
+
+
+def begin_tuned() -> None:
+    """`tune_allocator`, and `python train.py` or `minilm` begins anew without glibc's cache of small pieces: they lie
+    beside each of torch's aligned blocks and, cached, keep a block from the place of one of its own size. Only a new
+    process can be without it (docs/performance-log.md)."""
+    started, own = os.environ.get("GLIBC_TUNABLES"), Path(sys.argv[0]).name in ("train.py", "minilm")
+    if started == NO_CACHE:
+        del os.environ["GLIBC_TUNABLES"]  # what this process starts, compilers too, is as ever
+    elif started is None and sys.platform == "linux" and own and sys.orig_argv[-len(sys.argv) :] == sys.argv:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": NO_CACHE})
+    tune_allocator()
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -246,7 +259,8 @@ def git_commit() -> str:
     return commit + ("+" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits for what a card has been given."""
     import torch
 
     if device.type == "cuda":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,8 +30,6 @@ WARN_FROM_STEPS = 100  # the planner times a step or two first: nothing for a sh
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains as the command line says; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Large pages halve the page faults of a step on Linux; torch reads this before its first allocation.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if any(word.partition("=")[0] == "--discriminator" for word in argv):
         from minilm.discriminator_cli import main as train_head
 
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parse(argv)  # prints the options and exits
     from minilm import runtime
 
-    runtime.tune_allocator()
+    runtime.begin_tuned()
     command = _command(argv)
     from minilm.training.distributed import joined
     from minilm.training.loop import train

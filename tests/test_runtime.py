@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,31 @@ def test_the_peak_is_of_this_process_alone() -> None:
     assert before < len(held)
     assert 90_000_000 < after - before < 150_000_000
     assert runtime.peak_resident_bytes() >= len(held)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(
+    ("script", "given", "expected"),
+    [("train.py", None, 2), ("other.py", None, 1), ("train.py", "glibc.malloc.check=0", 1)],
+)
+def test_training_begins_anew_with_the_allocator_set(
+    tmp_path: Path, script: str, given: str | None, expected: int
+) -> None:
+    """Once, with its own words, in the same process; what it starts itself is as ever."""
+    log = tmp_path / "log"
+    (tmp_path / script).write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        f"with open({str(log)!r}, 'a') as file: print(os.getpid(), sys.argv[1:], file=file)\n"
+        "from minilm import runtime\nruntime.begin_tuned()\n"
+        "began = Path('/proc/self/environ').read_text().split('\\0')\n"
+        "print([word for word in began if word.startswith('GLIBC')], os.environ.get('GLIBC_TUNABLES'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": given} if given else {}
+    words = [sys.executable, str(tmp_path / script), "--data", "two words"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    runs = log.read_text().splitlines()
+    assert len(runs) == expected
+    assert set(runs) == {f"{runs[0].split()[0]} ['--data', 'two words']"}
+    began = f"GLIBC_TUNABLES={runtime.NO_CACHE if expected == 2 else given}"
+    assert done.stdout == f"{[began] if expected == 2 or given else []} {given}\n"

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,9 +68,10 @@ class Machine:
 def this_machine(device: str = "auto") -> Machine:
     """The device that would train. On a CPU memory is what is free now."""
     found = runtime.pick_device(device)
-    if found.type == "cuda":
-        return Machine(torch.cuda.get_device_name(found), "cuda", float(torch.cuda.mem_get_info(found)[0]))
-    return Machine(f"{runtime.versions()['processor']}, {torch.get_num_threads()} threads", found.type, free_memory())
+    free = runtime.free_bytes(found) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    threads = "" if found.type == "cuda" else f", {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else runtime.processor_name()
+    return Machine(name + threads, found.type, float(free))
 
 
 def card(name: str) -> Machine:
@@ -81,15 +81,6 @@ def card(name: str) -> Machine:
         raise UsageError(f"there is no card {name!r} in the table: it has {', '.join(CARD_MEMORY)}")
     key = known[name.lower()]
     return Machine(key, "cuda", 1e9 * CARD_MEMORY[key], runtime.PEAK_FLOPS[key])
-
-
-def free_memory() -> float:
-    """Bytes that can be had without swapping."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        lines = dict(line.split(":") for line in info.read_text().splitlines())
-        return 1024.0 * int(lines["MemAvailable"].split()[0])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @dataclass(frozen=True)
@@ -217,21 +208,16 @@ def _step(
         with autocast(device.type, precision):
             loss = model.loss(ids, ids, reduction="sum", blocks=through)
         loss.backward()
-        _finish(device)
+        runtime.synchronize(device)
         middle = clock()
         torch.nn.utils.clip_grad_norm_(params, config.grad_clip or math.inf)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-        _finish(device)
+        runtime.synchronize(device)
         return middle - started, clock() - middle
 
     return step
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def per_rank(model_bytes: dict[str, float], world: int, sharded: bool) -> dict[str, float]:

@@ -58,12 +58,11 @@ class Attention(nn.Module):
             q, k = turn(q, geometry.rotation), turn(k, geometry.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        scale = c.score_scale(layer)
+        scale, dtype = c.score_scale(layer), self.c_proj.weight.dtype if c.attn_upcast else parts[0].dtype
         with torch.autocast(parts[0].device.type, enabled=False) if c.attn_upcast else contextlib.nullcontext():
             if c.attn_upcast:
                 q, k, v = q.float(), k.float(), v.float()
-            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training)
-        y = y.to(self.c_proj.weight.dtype if c.attn_upcast else parts[0].dtype)  # autocast's own is not copied
+            y = attend(q, k, v, geometry, scale, c.attn_dropout * self.training).to(dtype)
         return y.transpose(1, 2).reshape(B, T, c.n_embd)
 
 
