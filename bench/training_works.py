@@ -79,7 +79,7 @@ def _starting(imported: float, built: float, stepped: float) -> Values:
 def _ours(config: Any, n_steps: int) -> Values:
     from minilm import bench, runtime
 
-    runtime.tune_allocator()
+    runtime.begin_tuned()
     found = bench.training(config, n_steps)
     return {
         "tokens/s": found.tokens_per_second,
