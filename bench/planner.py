@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from works import UNCACHED
+
 ROUNDS = 2  # of a forecast and a measurement by turns: the fastest of each
 STEPS, MOST_STEPS, SECONDS = 6, 40, 2.0  # at least so many, and short ones for so long
 CASES: dict[str, dict[str, Any]] = {
@@ -97,7 +99,7 @@ def measured(name: str, clock: str) -> dict[str, float]:
     from minilm.training.optim import build_optimizers
     from minilm.training.setup import Setup, loss_function
 
-    runtime.tune_allocator()
+    runtime.begin_tuned()
     now, config, device = clock_of(clock), config_of(name), "cuda" if name in CARD_CASES else "cpu"
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -164,7 +166,8 @@ def asked(what: str, name: str, options: argparse.Namespace) -> dict[str, float]
     if name in CARD_CASES:
         return {"predict": predicted, "measure": measured}[what](name, options.clock)
     words = [sys.executable, __file__, f"--{what}", name, "--clock", options.clock, "--threads", str(options.threads)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    environment = {**os.environ, **UNCACHED}  # as train.py begins
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
