@@ -43,11 +43,9 @@ CARD_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "A100": 80, "L40S": 48, "L4
 CARD_MEMORY |= {"4090": 24, "3090": 24, "V100": 16, "T4": 16}
 WITHOUT_BF16 = ("V100", "T4")
 CARD_SHARE = 0.35  # of a card's peak that steps are assumed to reach
-PYTHON_BYTES = 310e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
-HEAP_SHARE = 1.0  # of what comes and goes again: what a CPU's heap loses between tensors (263 MB for 151, preset tiny)
-# With recompute that much of what all blocks would have kept: glibc's memalign wants spare bytes, so that what a block
-# frees is a hole which the next one's tensors of the same size do not fit (0.45 to 1.1 in 14 cases, 0.6 in tiny's).
-RECOMPUTED_SHARE = 0.7
+PYTHON_BYTES = 320e6  # resident, of a process that has imported torch and minilm and taken a step of nothing
+HEAP_SHARE = 0.55  # of what comes and goes again: what a CPU's heap loses between tensors (0.46 to 0.88 of preset tiny)
+RECOMPUTED_SHARE = 0.8  # with recompute, what comes and goes is that much of what all blocks would have kept
 TIMED_SECONDS, MOST_TURNS = 1.0, 30  # that short steps are timed for, one of which says little
 TIMED_CONTEXT = 256  # where seconds matter more than a tenth of them
 EPOCHS = 4.0  # passes over little text after which more gain little (Muennighoff 2023)
