@@ -63,7 +63,7 @@ CARD_CASES: dict[str, dict[str, Any]] = {
     "medium": {"preset": "medium", "batch_size": 16},
     "large": {"preset": "large", "batch_size": 8},
     "small, lora": {"preset": "lora", "batch_size": 32, "block_size": 1024, "init": "gpt2"},
-    "tiny": {"preset": "tiny", "batch_size": 256},
+    "tiny, 256 rows": {"preset": "tiny", "batch_size": 256},
 }
 CASES |= CARD_CASES
 
