@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from works import UNCACHED
+from minilm.runtime import NO_CACHE
 
 ROUNDS = 2  # of a forecast and a measurement by turns: the fastest of each
 STEPS, MOST_STEPS, SECONDS = 6, 40, 2.0  # at least so many, and short ones for so long
@@ -166,7 +166,7 @@ def asked(what: str, name: str, options: argparse.Namespace) -> dict[str, float]
     if name in CARD_CASES:
         return {"predict": predicted, "measure": measured}[what](name, options.clock)
     words = [sys.executable, __file__, f"--{what}", name, "--clock", options.clock, "--threads", str(options.threads)]
-    environment = {**os.environ, **UNCACHED}  # as train.py begins
+    environment = {**os.environ, "GLIBC_TUNABLES": NO_CACHE}  # as train.py begins
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -16,7 +16,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -211,7 +210,6 @@ def claimed(cell: Cell) -> Iterator[bool]:
 
 
 def run_all(pattern: str, threads: int) -> None:
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
     from minilm import runtime

@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from minilm.config import GPTConfig
 
 Values = dict[str, Any]
-UNCACHED = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-"""As `runtime.begin_tuned` begins train.py."""
 TUNED = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-TUNED |= UNCACHED
-"""glibc's thresholds as `runtime.tune_allocator` sets them, and its cache, for peers that do not; large pages too."""
+"""glibc's thresholds as `runtime.tune_allocator` sets them, for peers that do not; large pages too."""
 SMALL = bool(os.environ.get("MINILM_BENCH_SMALL"))
 """Whether works are only being tried: little models, little text."""
 HIGHER_IS_BETTER = {"tokens/s", "MB/s", "read GB/s"}
@@ -82,8 +79,12 @@ class Work:
         return ""
 
     def environment(self, contender: str) -> dict[str, str]:
-        ours = UNCACHED if self.name.startswith(("train", "finetune")) and not self.package(contender) else {}
-        return TUNED if "tuned" in contender.split() else ours
+        from minilm.runtime import NO_CACHE
+
+        uncached = {"GLIBC_TUNABLES": NO_CACHE}  # as `runtime.begin_tuned` begins train.py
+        if "tuned" in contender.split():
+            return TUNED | uncached
+        return uncached if self.name.startswith(("train", "finetune")) and not self.package(contender) else {}
 
 
 @cache

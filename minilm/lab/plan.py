@@ -67,9 +67,10 @@ def this_machine(device: str = "auto") -> Machine:
     """The device that would train. On a CPU memory is what is free now."""
     found = runtime.pick_device(device)
     free = runtime.free_bytes(found) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    threads = "" if found.type == "cuda" else f", {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else runtime.processor_name()
-    return Machine(name + threads, found.type, float(free))
+    name = f"{runtime.processor_name()}, {torch.get_num_threads()} threads"
+    if found.type == "cuda":
+        name = torch.cuda.get_device_name(found)
+    return Machine(name, found.type, float(free))
 
 
 def card(name: str) -> Machine:
